@@ -1,0 +1,502 @@
+"""Activations, with what the wide limit asks of them: Gaussian moments and the law of the squared derivative."""
+
+import abc
+import math
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import erf, ndtr
+from jaxtyping import Array, ArrayLike, Float, Inexact
+
+from ._laws import Atoms, Law
+from ._misc import check, inexact_asarray
+from ._quadrature import gaussian_density, graded_nodes, panel_nodes
+from ._special import complex_ndtr
+
+
+class AbstractActivation(eqx.Module):
+    """A scalar function `phi`, applied entrywise to preactivations `h ~ N(0, q)`."""
+
+    @abc.abstractmethod
+    def __call__(self, x: Inexact[Array, "..."]) -> Inexact[Array, "..."]:
+        """`phi(x)`."""
+
+    @abc.abstractmethod
+    def derivative(self, x: Inexact[Array, "..."]) -> Inexact[Array, "..."]:
+        """`phi'(x)`, one-sided at kinks."""
+
+    @abc.abstractmethod
+    def second_moment(self, q: Float[Array, ""]) -> Float[Array, ""]:
+        """`E phi(sqrt(q) Z)^2`."""
+
+    @abc.abstractmethod
+    def mean(self, q: Float[Array, ""]) -> Float[Array, ""]:
+        """`E phi(sqrt(q) Z)`."""
+
+    @abc.abstractmethod
+    def slope_moment(self, q: Float[Array, ""]) -> Float[Array, ""]:
+        """`E phi'(sqrt(q) Z)^2`."""
+
+
+class AbstractTwoSlopes(AbstractActivation):
+    """`phi'^2` is `gamma` with probability `alpha` and 0 otherwise: `S(m) = (1+m) / (gamma (alpha+m))`."""
+
+    @abc.abstractmethod
+    def slopes(self, q: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """`(alpha, gamma)`."""
+
+    def slope_moment(self, q):
+        alpha, gamma = self.slopes(q)
+        return alpha * gamma
+
+
+class AbstractManySlopes(AbstractActivation):
+    """`phi'^2` has a law without an elementary S-transform: it is held by points and weights."""
+
+    @abc.abstractmethod
+    def slope_law(self, q: Float[Array, ""]) -> Law:
+        """The law of `phi'(sqrt(q) Z)^2`, `q > 0`."""
+
+    def slope_moment(self, q):
+        return jnp.exp(self.slope_law(q).log_mean)
+
+
+class Linear(AbstractTwoSlopes):
+    """`x`."""
+
+    def __call__(self, x):
+        return x
+
+    def derivative(self, x):
+        return jnp.ones_like(x)
+
+    def second_moment(self, q):
+        return q
+
+    def mean(self, q):
+        return jnp.zeros_like(q)
+
+    def slopes(self, q):
+        return jnp.ones_like(q), jnp.ones_like(q)
+
+
+class ReLU(AbstractTwoSlopes):
+    """`max(x, 0)`."""
+
+    def __call__(self, x):
+        return jnp.maximum(x, 0)
+
+    def derivative(self, x):
+        return jnp.where(x > 0, 1, 0).astype(x.dtype)
+
+    def second_moment(self, q):
+        return q / 2
+
+    def mean(self, q):
+        return jnp.sqrt(q / (2 * jnp.pi))
+
+    def slopes(self, q):
+        return jnp.full_like(q, 0.5), jnp.ones_like(q)
+
+
+class LeakyReLU(AbstractManySlopes):
+    """`x` where positive, `negative_slope * x` where not."""
+
+    negative_slope: Float[Array, ""]
+
+    def __init__(self, negative_slope: ArrayLike = 0.01):
+        self.negative_slope = _finite("negative_slope", negative_slope)
+
+    def __call__(self, x):
+        return jnp.where(x > 0, x, self.negative_slope * x)
+
+    def derivative(self, x):
+        return jnp.where(x > 0, jnp.ones_like(x), self.negative_slope)
+
+    def second_moment(self, q):
+        return q * (1 + jnp.square(self.negative_slope)) / 2
+
+    def mean(self, q):
+        return (1 - self.negative_slope) * jnp.sqrt(q / (2 * jnp.pi))
+
+    def slope_law(self, q):
+        square = jnp.square(self.negative_slope).astype(q.dtype)
+        half = jnp.asarray(0.5, q.dtype)
+        zero = jnp.where(square == 0, half, 0)
+        atoms = Atoms(
+            zero, jnp.stack([jnp.zeros_like(q), jnp.log(square + (square == 0))]), jnp.stack([half, half - zero])
+        )
+        weights = jnp.stack([half, half])
+        return Law.from_points(jnp.stack([jnp.ones_like(q), square]), weights, weights, atoms)
+
+
+class ShiftedReLU(AbstractTwoSlopes):
+    """`x` above `shift`, `shift` below."""
+
+    shift: Float[Array, ""]
+
+    def __init__(self, shift: ArrayLike):
+        self.shift = _finite("shift", shift)
+
+    def __call__(self, x):
+        return jnp.maximum(x, self.shift)
+
+    def derivative(self, x):
+        return jnp.where(x > self.shift, 1, 0).astype(x.dtype)
+
+    def second_moment(self, q):
+        t = self.shift / jnp.sqrt(q)
+        return q * (ndtr(-t) + t * _normal(t)) + jnp.square(self.shift) * ndtr(t)
+
+    def mean(self, q):
+        t = self.shift / jnp.sqrt(q)
+        return jnp.sqrt(q) * _normal(t) + self.shift * ndtr(t)
+
+    def slopes(self, q):
+        return ndtr(-self.shift / jnp.sqrt(q)), jnp.ones_like(q)
+
+
+class HardTanh(AbstractTwoSlopes):
+    """`clip(gain * x, -limit, limit)`."""
+
+    gain: Float[Array, ""]
+    limit: Float[Array, ""]
+
+    def __init__(self, gain: ArrayLike = 1.0, limit: ArrayLike = 1.0):
+        self.gain = _positive("gain", gain)
+        self.limit = _positive("limit", limit)
+
+    def __call__(self, x):
+        return jnp.clip(self.gain * x, -self.limit, self.limit)
+
+    def derivative(self, x):
+        return jnp.where(jnp.abs(self.gain * x) < self.limit, self.gain, jnp.zeros_like(x))
+
+    def second_moment(self, q):
+        r = q * jnp.square(self.gain / self.limit)
+        p = erf(1 / jnp.sqrt(2 * r))
+        # For small r the two terms in brackets agree to all digits with their limits p -> 1, exp -> 0.
+        return jnp.square(self.limit) * (r * (p - jnp.sqrt(2 / (jnp.pi * r)) * jnp.exp(-1 / (2 * r))) + 1 - p)
+
+    def mean(self, q):
+        return jnp.zeros_like(q)
+
+    def slopes(self, q):
+        return erf(self.limit / (self.gain * jnp.sqrt(2 * q))), jnp.broadcast_to(jnp.square(self.gain), q.shape)
+
+
+class HardSine(AbstractTwoSlopes):
+    """The triangle wave of slope 1 and period 4, `2/pi arcsin(sin(pi x / 2))`."""
+
+    def __call__(self, x):
+        return jnp.abs(jnp.mod(x - 1, 4) - 2) - 1
+
+    def derivative(self, x):
+        return jnp.where(jnp.mod(x - 1, 4) < 2, -jnp.ones_like(x), 1)
+
+    def second_moment(self, q):
+        n = jnp.arange(1, 80, dtype=q.dtype)
+        signs = jnp.where(n % 2 == 0, 1, -1)
+        series = 1 / 3 + 4 / jnp.pi**2 * jnp.sum(signs * jnp.exp(-q * jnp.square(jnp.pi * n) / 2) / jnp.square(n))
+        return jnp.where(q < 0.01, q, series)  # below, P(|h| > 1) < 1e-22 and the series is long
+
+    def mean(self, q):
+        return jnp.zeros_like(q)
+
+    def slopes(self, q):
+        return jnp.ones_like(q), jnp.ones_like(q)
+
+
+class AbstractSmooth(AbstractManySlopes):
+    """An analytic activation: `phi'^2` has a density, and its law is a quadrature on a contour.
+
+    In `M(w) = E g/(w-g)`, `g = phi'(h)^2`, the path of `h` is bent off the real line to where `Im g < 0`, that is to
+    one side on every stretch between critical points of `g`: then `M(x + i0)` meets no pole on the support either.
+    """
+
+    num_nodes: eqx.AbstractClassVar[int]
+    even: eqx.AbstractClassVar[bool]  # phi'^2 is even
+    clusters: eqx.AbstractClassVar[tuple[tuple[float, float], ...]]  # critical points of phi'^2, smallest scale near each
+
+    @abc.abstractmethod
+    def bend(self, x: Float[Array, " nodes"], q: Float[Array, ""]) -> Float[Array, " nodes"]:
+        """Imaginary part of the contour above `x`."""
+
+    def slope_law(self, q):
+        x, weights, coarse = graded_nodes(q, self.num_nodes, even=self.even, clusters=self.clusters)
+        bend = lambda x: self.bend(x, jax.lax.stop_gradient(q))  # noqa: E731
+        height, rise = jax.jvp(bend, (x,), (jnp.ones_like(x),))
+        h = jax.lax.complex(x, height)
+        measure = gaussian_density(h, q) * jax.lax.complex(jnp.ones_like(x), rise)
+        points = jnp.square(self.derivative(h))
+        return Law.from_points(points, measure * weights, measure * coarse, Atoms.none(q.dtype))
+
+    def second_moment(self, q):
+        return self._expect(lambda x: jnp.square(self(x)), q)
+
+    def mean(self, q):
+        return self._expect(self, q)
+
+    def _expect(self, fn, q):
+        x, weights, _ = graded_nodes(q, 4 * self.num_nodes, even=False)
+        # Normalised by the rule's own mass, which removes what is cut off beyond its reach.
+        measure = weights * gaussian_density(x, q)
+        return jnp.sum(measure * fn(x)) / jnp.sum(measure)
+
+
+def _limited(height: float, q: Array) -> Array:
+    """`height`, but at most of the order of `sqrt(q)`, beyond which the Gaussian would grow along the contour."""
+    return height * jnp.sqrt(q / (q + height**2))
+
+
+class Tanh(AbstractSmooth):
+    """`tanh(x)`."""
+
+    num_nodes = 128
+    even = True
+    clusters = ((0.0, 0.01),)
+
+    def __call__(self, x):
+        return jnp.tanh(x)
+
+    def derivative(self, x):
+        return _sech_square(x)
+
+    def mean(self, q):
+        return jnp.zeros_like(q)
+
+    def bend(self, x, q):
+        return 0.39 * jnp.tanh(1.25 * x)
+
+
+class Sigmoid(AbstractSmooth):
+    """`1 / (1 + exp(-x))`."""
+
+    num_nodes = 128
+    even = True
+    clusters = ((0.0, 0.01),)
+
+    def __call__(self, x):
+        return jax.nn.sigmoid(x)
+
+    def derivative(self, x):
+        return _sech_square(x / 2) / 4
+
+    def mean(self, q):
+        return jnp.full_like(q, 0.5)
+
+    def bend(self, x, q):
+        return 0.78 * jnp.tanh(0.63 * x)
+
+
+class Erf(AbstractSmooth):
+    """`erf(x) = 2/sqrt(pi) int_0^x exp(-t^2) dt`."""
+
+    num_nodes = 128
+    even = True
+    clusters = ((0.0, 0.01),)
+
+    def __call__(self, x):
+        return erf(x)
+
+    def derivative(self, x):
+        return 2 / math.sqrt(math.pi) * jnp.exp(-jnp.square(x))
+
+    def second_moment(self, q):
+        return 2 / jnp.pi * jnp.arcsin(2 * q / (1 + 2 * q))
+
+    def mean(self, q):
+        return jnp.zeros_like(q)
+
+    def bend(self, x, q):
+        return 0.5 * x / (1 + 1.27 * jnp.square(x))
+
+
+class Softplus(AbstractSmooth):
+    """`log(1 + exp(x))`."""
+
+    num_nodes = 200
+    even = False
+    clusters = ()
+
+    def __call__(self, x):
+        return jax.nn.softplus(x)
+
+    def derivative(self, x):
+        return _logistic(x)
+
+    def bend(self, x, q):
+        return jnp.broadcast_to(-_limited(0.78, q), x.shape)
+
+
+class SiLU(AbstractSmooth):
+    """`x / (1 + exp(-x))`, also called swish."""
+
+    num_nodes = 320
+    even = False
+    clusters = ((-2.3993572805154674, 0.01), (-1.2784645427610738, 1e-7), (2.3993572805154674, 0.01))
+
+    def __call__(self, x):
+        return jax.nn.silu(x)
+
+    def derivative(self, x):
+        s = _logistic(x)
+        return s * (1 + x * _logistic(-x))
+
+    def bend(self, x, q):
+        return _limited(0.6, q) * _signs(x, -2.3993572805154674, -1.2784645427610738, 2.3993572805154674)
+
+
+class GELU(AbstractSmooth):
+    """`x ndtr(x)`, the exact form."""
+
+    num_nodes = 320
+    even = False
+    clusters = ((-1.4142135623730951, 0.01), (-0.7517915240843226, 1e-7), (1.4142135623730951, 0.01))
+
+    def __call__(self, x):
+        return x * ndtr(x)
+
+    def derivative(self, x):
+        cdf = complex_ndtr(x) if jnp.iscomplexobj(x) else ndtr(x)
+        return cdf + x * _normal(x)
+
+    def bend(self, x, q):
+        decay = 1 / jnp.sqrt(1 + jnp.square(x) / 2)
+        return _limited(0.5, q) * decay * _signs(x, -1.4142135623730951, -0.7517915240843226, 1.4142135623730951)
+
+
+def _signs(x: Array, *critical: float) -> Array:
+    """Changes sign at every critical point, +1 beyond the last."""
+    value = jnp.ones_like(x)
+    for c in critical:
+        value = value * jnp.tanh(1.5 * (x - c))
+    return value
+
+
+def _sech_square(x: Array) -> Array:
+    """`1 - tanh(x)^2` to full relative accuracy, for complex `x` too."""
+    x = jnp.where(x.real < 0, -x, x)
+    e = jnp.exp(-2 * x)
+    return 4 * e / jnp.square(1 + e)
+
+
+def _logistic(x: Array) -> Array:
+    if not jnp.iscomplexobj(x):
+        return jax.nn.sigmoid(x)
+    e = jnp.exp(jnp.where(x.real < 0, x, -x))
+    return jnp.where(x.real < 0, e, 1) / (1 + e)
+
+
+def _normal(x: Array) -> Array:
+    return jnp.exp(-jnp.square(x) / 2) / math.sqrt(2 * math.pi)
+
+
+class FromFunction(AbstractManySlopes):
+    """Any scalar JAX function, smooth between `knots` (the kinks and jumps of its derivative).
+
+    Between knots where the derivative is constant, the law of its square is an atom; elsewhere it is a quadrature on
+    the real line, and points of a spectrum nearer to its support than that resolves are reported, not guessed.
+
+    **Raises:** `ValueError` if `fn` does not map scalars to real scalars, or a knot is not finite.
+    """
+
+    fn: Callable[[Array], Array] = eqx.field(static=True)
+    knots: tuple[float, ...] = eqx.field(static=True)
+    num_nodes: int = eqx.field(static=True)
+
+    def __init__(self, fn: Callable[[Array], Array], knots: tuple[float, ...] = (), num_nodes: int = 320):
+        if not callable(fn):
+            raise ValueError("`fn` must be a function of one scalar.")
+        try:
+            out = jax.eval_shape(fn, jax.ShapeDtypeStruct((), jnp.result_type(float)))
+            real = jnp.issubdtype(out.dtype, jnp.floating) and out.shape == ()
+        except Exception as error:
+            raise ValueError(f"`fn` must map a JAX scalar to a JAX scalar; it raised: {error}") from error
+        if not real:
+            raise ValueError("`fn` must map a real scalar to a real scalar.")
+        self.fn = fn
+        self.knots = tuple(sorted(float(k) for k in knots))
+        if not all(math.isfinite(k) for k in self.knots):
+            raise ValueError("`knots` must be finite.")
+        self.num_nodes = num_nodes
+
+    def __call__(self, x):
+        return jnp.vectorize(self.fn)(x)
+
+    def derivative(self, x):
+        return jnp.vectorize(jax.grad(self.fn))(x)
+
+    def _panels(self, q):
+        # A knot at 0 in any case: half of all activations have their structure there.
+        knots = tuple(sorted({*self.knots, 0.0}))
+        nodes, weights, coarse = panel_nodes(q, knots, self.num_nodes // 2)
+        density = gaussian_density(nodes, q)
+        return nodes, weights * density, coarse * density
+
+    def second_moment(self, q):
+        nodes, weights, _ = self._panels(q)
+        return jnp.sum(weights * jnp.square(self(nodes))) / jnp.sum(weights)
+
+    def mean(self, q):
+        nodes, weights, _ = self._panels(q)
+        return jnp.sum(weights * self(nodes)) / jnp.sum(weights)
+
+    def slope_law(self, q):
+        nodes, weights, coarse = self._panels(q)
+        points = jnp.square(self.derivative(nodes))
+        mass = jnp.sum(weights, 1) / jnp.sum(weights)
+        low, high = jnp.min(points, 1), jnp.max(points, 1)
+        flat = high - low <= 16 * jnp.finfo(q.dtype).eps * high
+        atoms = Atoms(
+            jnp.sum(jnp.where(flat & (high == 0), mass, 0)),
+            jnp.log(jnp.where(flat & (high > 0), high, 1)),
+            jnp.where(flat & (high > 0), mass, 0),
+        )
+        coarse = jnp.where(flat[:, None], weights, coarse)
+        return Law.from_points(points.ravel(), weights.ravel(), coarse.ravel(), _merged(atoms))
+
+
+def _merged(atoms: Atoms) -> Atoms:
+    """Adds up the masses of atoms at one place."""
+    same = jnp.abs(atoms.log_locations[:, None] - atoms.log_locations) < 1e-6
+    first = jnp.argmax(same & (atoms.masses > 0), axis=1) == jnp.arange(atoms.size)
+    masses = jnp.sum(jnp.where(same, atoms.masses, 0), 1)
+    return Atoms(atoms.zero, atoms.log_locations, jnp.where(first & (atoms.masses > 0), masses, 0))
+
+
+def _finite(name: str, value: ArrayLike) -> Array:
+    return check(inexact_asarray(value), np.isfinite, f"`{name}` must be finite.")
+
+
+def _positive(name: str, value: ArrayLike) -> Array:
+    return check(inexact_asarray(value), lambda x: (x > 0) & (x < np.inf), f"`{name}` must be positive and finite.")
+
+
+_BY_NAME: dict[str, Callable[[], AbstractActivation]] = {
+    "linear": Linear,
+    "relu": ReLU,
+    "leaky_relu": LeakyReLU,
+    "hard_tanh": HardTanh,
+    "hard_sine": HardSine,
+    "tanh": Tanh,
+    "erf": Erf,
+    "sigmoid": Sigmoid,
+    "silu": SiLU,
+    "gelu": GELU,
+    "softplus": Softplus,
+}
+
+
+def as_activation(activation: str | AbstractActivation, argument: str = "activation") -> AbstractActivation:
+    if isinstance(activation, AbstractActivation):
+        return activation
+    if isinstance(activation, str) and activation in _BY_NAME:
+        return _BY_NAME[activation]()
+    raise ValueError(
+        f"`{argument}` must be one of {', '.join(map(repr, _BY_NAME))} or an activation from `jfree.activations`, "
+        f"got {activation!r}."
+    )

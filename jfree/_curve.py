@@ -1,0 +1,339 @@
+"""The spectral-curve calculus: every spectrum is one curve, every matrix operation one map of its points.
+
+A measure `mu` is held as the set of points `(z, m)` with `m = M(z) = int t/(z-t) mu(dt)`, together with an
+antiderivative `Phi` of `G = (m+1)/z`. Free multiplication, a change of side, a shift act on the points; nothing is
+inverted on the way. A network is a sequence of such operations, scanned over its layers.
+
+Points are kept in units of the mean of their measure, so that a thousand layers neither overflow nor underflow, and
+next to `m` stands `n = m + rank`, so that `1 + b m` keeps its relative accuracy where it vanishes, at `z = 0`.
+"""
+
+import abc
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Complex, Float
+
+from ._implicit import implicit_root
+from ._laws import Atoms, Law, Transform
+from ._misc import complex_dtype, log_lower, log_upper, reciprocal
+
+
+_UNROLL = 4  # layers per iteration of a compiled loop
+
+
+class Point(eqx.Module):
+    """Points of a curve, one per lane, with their tangents along the curve parameter `u`.
+
+    `z` is in units of the mean, `exp(log_mean)`; `dz` is `d log z / du`, `dm` is `dm / du`.
+    """
+
+    z: Complex[Array, " lanes"]
+    m: Complex[Array, " lanes"]
+    n: Complex[Array, " lanes"]
+    dz: Complex[Array, " lanes"]
+    dm: Complex[Array, " lanes"]
+    rank: Float[Array, ""]
+    log_mean: Float[Array, ""]
+
+    def one_plus(self, b: Float[Array, ""]) -> Complex[Array, " lanes"]:
+        """`1 + b m`."""
+        return _snap(1 - b * self.rank) + b * self.n
+
+
+def _snap(x: Array) -> Array:
+    """Rounding left over from `1 - b rank`, where the exact difference is zero."""
+    return jnp.where(jnp.abs(x) < 8 * jnp.finfo(x.dtype).eps, 0, x)
+
+
+class Step(eqx.Module):
+    """What one operation makes of a point.
+
+    `unknown` is the operation's own subordination point, corrected by one Newton step where it is an unknown of its
+    own, and `dunknown` its logarithmic tangent; both are what the half-plane certificate looks at. `closeness` bounds
+    one over the distance, in `m`, to the next singularity of the operation, and `roughness` the relative quadrature
+    error behind it.
+    """
+
+    point: Point
+    unknown: Complex[Array, " lanes"]
+    dunknown: Complex[Array, " lanes"]
+    correction: Float[Array, " lanes"]
+    closeness: Float[Array, " lanes"]
+    roughness: Float[Array, " lanes"]
+
+
+class AbstractOperation(eqx.Module):
+    """A matrix operation, as it acts on a curve. Leaves carry a leading axis over layers; methods see one layer."""
+
+    has_unknown: eqx.AbstractClassVar[bool]
+
+    @abc.abstractmethod
+    def advance(self, point: Point, unknown: Complex[Array, " lanes"]) -> Step:
+        """Maps points, given the current guess of the operation's unknown (ignored by explicit operations)."""
+
+    @abc.abstractmethod
+    def potential(
+        self, phi: Complex[Array, " lanes"], log_z: Complex[Array, " lanes"], point: Point, unknown: Array
+    ) -> tuple[Complex[Array, " lanes"], Complex[Array, " lanes"]]:
+        """Maps `Phi - log_mean` and `log z`, from `point` (before the operation)."""
+
+    @abc.abstractmethod
+    def cumulants(self, log_mean: Float[Array, ""], spread: Float[Array, ""]) -> tuple[Array, Array]:
+        """Maps `(log mean, variance / mean^2)`."""
+
+    @abc.abstractmethod
+    def atoms(self, atoms: Atoms) -> Atoms:
+        """Maps the atoms of the measure."""
+
+
+class Factor(AbstractOperation):
+    """Free multiplication by a law with `S(m) = (1 + a m) / (mean (1 + b m))`.
+
+    Gaussian weights have `a = 0`, orthogonal ones `a = b = 0` or `a = 1`, two atoms `{0, gamma}` have `a = 1`,
+    `b = 1/alpha`: every explicit factor of the theory is of this form.
+    """
+
+    mean: Float[Array, " layers"]
+    a: Float[Array, " layers"]
+    b: Float[Array, " layers"]
+    law_atoms: Atoms
+
+    has_unknown = False
+
+    def advance(self, point, unknown):
+        num, den = point.one_plus(self.b), point.one_plus(self.a)
+        inverse = reciprocal(num * den)
+        ratio = num * num * inverse
+        slope = (self.b - self.a) * inverse * point.dm
+        one = point.one_plus(jnp.ones_like(self.a))
+        own = one * ratio * reciprocal(point.m)
+        down = _relative(point.dm, one) - _relative(point.dm, point.m) + slope
+        distance = jnp.abs(inverse) * (jnp.abs(self.b * den) + jnp.abs(self.a * num))
+        new = Point(
+            point.z * ratio,
+            point.m,
+            point.n,
+            point.dz + slope,
+            point.dm,
+            point.rank,
+            point.log_mean + jnp.log(self.mean),
+        )
+        zero = jnp.zeros_like(distance)
+        return Step(new, own, down, zero, distance, zero)
+
+    def potential(self, phi, log_z, point, unknown):
+        a_term = _log_moebius(self.a, point)
+        b_term = _log_moebius(self.b, point)
+        log_ratio = log_lower(point.one_plus(self.b)) - log_lower(point.one_plus(self.a))
+        return phi - a_term + b_term, log_z + log_ratio
+
+    def cumulants(self, log_mean, spread):
+        return log_mean + jnp.log(self.mean), spread + self.b - self.a
+
+    def atoms(self, atoms):
+        return atoms.times(self.law_atoms)
+
+
+def _log_moebius(a: Array, point: Point) -> Array:
+    """`(m+1) log(1 + a m) - int_0^m log(1 + a m') dm'`."""
+    safe = jnp.where(a == 0, 1, a)
+    value = (1 - 1 / safe) * log_lower(point.one_plus(safe)) + point.m
+    return jnp.where((a == 0), 0, value)
+
+
+class LawFactor(AbstractOperation):
+    """Free multiplication by a law known by its points and weights: one unknown `w` with `M_law(w) = m`."""
+
+    law: Law
+
+    has_unknown = True
+
+    def advance(self, point, unknown):
+        m, one = point.m, point.one_plus(jnp.ones_like(point.rank))
+        w = implicit_root(_law_gap, unknown, (self.law, m, one))
+        moments = self.law.transform(w)
+        slope = -w * moments.slope  # w M'(w)
+        # Newton's step for log w, in whichever of log M and log (1 + M) is the steeper.
+        have, want = _either(moments, w, m, one)
+        stiffness = have * reciprocal(slope)
+        step = jnp.log(want * reciprocal(have)) * stiffness
+        correction = jnp.abs(step)
+        w = w * jnp.exp(step * jnp.minimum(1, 2 / jnp.maximum(correction, 1)))
+        dw = _relative(point.dm, want) * stiffness
+        relative_m = _relative(point.dm, m)
+        new = Point(
+            point.z * m * w * reciprocal(one),
+            point.m,
+            point.n,
+            point.dz + relative_m - _relative(point.dm, one) + dw,
+            point.dm,
+            point.rank,
+            point.log_mean + self.law.log_mean,
+        )
+        # The inverse of M is analytic in a disk of this radius: Smale's bound for M, whose k-th Taylor coefficient
+        # at w is at most total / distance^(k-1).
+        derivative = jnp.abs(moments.slope)
+        closeness = moments.total / (0.17 * jnp.square(derivative) * moments.distance)
+        return Step(new, w, dw, correction, closeness, moments.roughness)
+
+    def potential(self, phi, log_z, point, unknown):
+        one = point.one_plus(jnp.ones_like(point.rank))
+        log_m = log_lower(point.m)
+        phi = phi + log_m + self.law.log_transform(unknown)
+        return phi, log_z + log_m + log_upper(unknown) - log_lower(one)
+
+    def cumulants(self, log_mean, spread):
+        return log_mean + self.law.log_mean, spread + self.law.spread
+
+    def atoms(self, atoms):
+        return atoms.times(self.law.atoms)
+
+
+def _either(moments: Transform, w: Array, m: Array, one: Array) -> tuple[Array, Array]:
+    """`M(w)` and `m`, or `1 + M(w)` and `1 + m`: the pair that is small, and so accurate."""
+    near_zero = jnp.abs(one) < jnp.abs(m)
+    return jnp.where(near_zero, w * moments.g, moments.m), jnp.where(near_zero, one, m)
+
+
+def _law_gap(w, law, m, one):
+    have, want = _either(law.transform(w), w, m, one)
+    return have - want
+
+
+def _relative(tangent: Array, value: Array) -> Array:
+    return tangent * reciprocal(value)
+
+
+class ChangeSide(AbstractOperation):
+    """`A` of size N seen as the matrix of size `N / ratio` with the same nonzero eigenvalues: `m -> ratio m`."""
+
+    ratio: Float[Array, " layers"]
+
+    has_unknown = False
+
+    def advance(self, point, unknown):
+        new = Point(
+            point.z / self.ratio,
+            self.ratio * point.m,
+            self.ratio * point.n,
+            point.dz,
+            self.ratio * point.dm,
+            self.ratio * point.rank,
+            point.log_mean + jnp.log(self.ratio),
+        )
+        zero = jnp.zeros_like(point.m.real)
+        return Step(new, point.z, point.dz, zero, zero, zero)
+
+    def potential(self, phi, log_z, point, unknown):
+        log_ratio = jnp.log(self.ratio)
+        return self.ratio * phi + (1 - self.ratio) * log_z - log_ratio, log_z - log_ratio
+
+    def cumulants(self, log_mean, spread):
+        return log_mean + jnp.log(self.ratio), (spread + 1) / self.ratio - 1
+
+    def atoms(self, atoms):
+        return atoms.other_side(self.ratio)
+
+
+class Curve(eqx.Module):
+    """A sequence of operations, applied to the identity layer after layer, and what stands after the last layer.
+
+    The parameter of the curve is `omega = 1 + rank/m` at the start, `log omega = u`: it keeps to the upper half plane
+    with `z`, is negative exactly when `z` is, and is proportional to `z` at infinity.
+    """
+
+    operations: tuple[AbstractOperation, ...]
+    last: tuple[AbstractOperation, ...]
+    rank: Float[Array, ""]
+
+    @property
+    def num_layers(self) -> int:
+        return jax.tree.leaves(self.operations)[0].shape[0]
+
+    @property
+    def num_unknowns(self) -> int:
+        return sum(operation.has_unknown for operation in self.operations)
+
+    def start(self, omega: Complex[Array, " lanes"]) -> Point:
+        rank = self.rank
+        m = rank * reciprocal(omega - 1)
+        n = omega * m
+        dm = -m * n / rank
+        one = _snap(1 - rank) + n
+        inverse = reciprocal(m)
+        return Point(one * inverse, m, n, dm * (reciprocal(one) - inverse), dm, rank, jnp.zeros_like(rank))
+
+    def initial_unknowns(self, omega: Complex[Array, " lanes"]) -> Complex[Array, "layers unknowns lanes"]:
+        """Subordination points of point masses: exact at infinity, and where every guess starts."""
+        point = self.start(omega)
+
+        def layer(point, operations):
+            guesses = []
+            for operation in operations:
+                guess = point.one_plus(jnp.ones_like(point.rank)) * reciprocal(point.m)
+                if operation.has_unknown:
+                    guesses.append(guess)
+                point = operation.advance(point, guess).point
+            return point, _stack(guesses, omega)
+
+        return jax.lax.scan(layer, point, self.operations)[1]
+
+    def fold(self, visit, carry, omega, unknowns):
+        """Runs all points through all operations; `visit(carry, before, operation, step) -> carry` sees each."""
+
+        def layer(state, xs):
+            point, carry = state
+            operations, guesses = xs
+            found, tangents, k = [], [], 0
+            for operation in operations:
+                guess = guesses[k] if operation.has_unknown else point.z
+                step = operation.advance(point, guess)
+                carry = visit(carry, point, operation, step)
+                point = step.point
+                if operation.has_unknown:
+                    found.append(step.unknown)
+                    tangents.append(step.dunknown)
+                    k += 1
+            return (point, carry), (_stack(found, omega), _stack(tangents, omega))
+
+        state = (self.start(omega), carry)
+        (point, carry), found = jax.lax.scan(layer, state, (self.operations, unknowns), unroll=_UNROLL)
+        for operation in self.last:
+            step = operation.advance(point, point.z)
+            carry = visit(carry, point, operation, step)
+            point = step.point
+        return point, carry, found
+
+    def cumulants(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """Logarithm of the mean and variance / mean^2, by propagation."""
+
+        def layer(state, operations):
+            for operation in operations:
+                state = operation.cumulants(*state)
+            return state, None
+
+        zero = jnp.zeros_like(self.rank)
+        state, _ = jax.lax.scan(layer, (zero, zero), self.operations)
+        for operation in self.last:
+            state = operation.cumulants(*state)
+        return state
+
+    def atoms(self, size: int) -> Atoms:
+        """Atoms by propagation: zero first, then at most `size` others."""
+
+        def layer(atoms, operations):
+            for operation in operations:
+                atoms = operation.atoms(atoms)
+            return atoms, None
+
+        atoms, _ = jax.lax.scan(layer, Atoms.identity(size, self.rank.dtype), self.operations)
+        for operation in self.last:
+            atoms = operation.atoms(atoms)
+        return atoms
+
+
+def _stack(arrays: list, like: Array) -> Array:
+    return jnp.stack(arrays) if arrays else jnp.zeros((0, *like.shape), complex_dtype(like.dtype))
+

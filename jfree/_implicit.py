@@ -1,0 +1,41 @@
+"""One derivative rule for everything that is found by a solver: the implicit function theorem."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+
+def implicit_root(residual: Callable[..., Array], root: Array, args: tuple[PyTree, ...]) -> Array:
+    """Gives `root` the derivatives of the solution of `residual(root, *args) = 0`, elementwise in `root`.
+
+    How the root was found does not matter, and is never differentiated. Derivatives of every order follow:
+
+        d root = -(d residual / d root)^-1 sum_i (d residual / d args_i) d args_i.
+    """
+    dynamic, static = eqx.partition(args, eqx.is_inexact_array)
+    return _attach(residual, static, jax.lax.stop_gradient(root), dynamic)
+
+
+@eqx.filter_custom_jvp
+def _attach(residual, static, root, dynamic):
+    return root
+
+
+@_attach.def_jvp
+def _(primals, tangents):
+    residual, static, root, dynamic = primals
+    *_, dynamic_tangent = tangents
+    root = _attach(residual, static, root, dynamic)
+
+    def fn(root, dynamic):
+        return residual(root, *eqx.combine(dynamic, static))
+
+    _, slope = jax.jvp(lambda r: fn(r, dynamic), (root,), (jnp.ones_like(root),))
+    dynamic_tangent = jax.tree.map(
+        lambda x, t: jnp.zeros_like(x) if t is None else t, dynamic, dynamic_tangent, is_leaf=lambda x: x is None
+    )
+    _, change = jax.jvp(lambda d: fn(root, d), (dynamic,), (dynamic_tangent,))
+    return root, -change / slope

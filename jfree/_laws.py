@@ -1,0 +1,133 @@
+"""Probability laws on the half line as the calculus sees them: points, weights, atoms."""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Complex, Float, Inexact
+
+from ._misc import log_upper, reciprocal
+
+
+class Atoms(eqx.Module):
+    """Mass at zero, and logarithms of the other atoms with their masses; a free slot has mass 0."""
+
+    zero: Float[Array, "..."]
+    log_locations: Float[Array, "... atoms"]
+    masses: Float[Array, "... atoms"]
+
+    @staticmethod
+    def none(dtype, zero=0.0) -> "Atoms":
+        return Atoms(jnp.asarray(zero, dtype), jnp.zeros(1, dtype), jnp.zeros(1, dtype))
+
+    @staticmethod
+    def identity(size: int, dtype) -> "Atoms":
+        masses = jnp.zeros(size, dtype).at[0].set(1)
+        return Atoms(jnp.zeros((), dtype), jnp.zeros(size, dtype), masses)
+
+    @property
+    def size(self) -> int:
+        return self.masses.shape[-1]
+
+    def resized(self, size: int) -> "Atoms":
+        pad = [(0, 0)] * (self.masses.ndim - 1) + [(0, size - self.size)]
+        return Atoms(self.zero, jnp.pad(self.log_locations, pad), jnp.pad(self.masses, pad))
+
+    def times(self, other: "Atoms") -> "Atoms":
+        """Free multiplicative convolution: an atom at ab where the two masses exceed 1 (Belinschi 2003).
+
+        The surviving pairs all share one atom, so that the larger of the two lists has room for them.
+        """
+        mass = (self.masses[:, None] + other.masses[None, :] - 1).ravel()
+        mass = jnp.where(mass > 64 * jnp.finfo(mass.dtype).eps, mass, 0)
+        where = (self.log_locations[:, None] + other.log_locations[None, :]).ravel()
+        kept, index = lax.top_k(mass, self.size)
+        return Atoms(jnp.maximum(self.zero, other.zero), jnp.where(kept > 0, where[index], 0), kept)
+
+    def other_side(self, ratio: Float[Array, ""]) -> "Atoms":
+        zero = 1 - ratio * (1 - self.zero)
+        zero = jnp.where(zero > 64 * jnp.finfo(zero.dtype).eps, zero, 0)
+        return Atoms(zero, self.log_locations, ratio * self.masses)
+
+
+class Transform(eqx.Module):
+    """Sums over a law at `w`: `m = M(w)`, `g = G(w)`, `slope = -M'(w)`, and what the certificate asks for."""
+
+    m: Complex[Array, " lanes"]
+    g: Complex[Array, " lanes"]
+    slope: Complex[Array, " lanes"]
+    total: Float[Array, " lanes"]
+    distance: Float[Array, " lanes"]
+    roughness: Float[Array, " lanes"]
+
+
+class Law(eqx.Module):
+    """A law of mean 1 given by points and weights, times `exp(log_mean)`.
+
+    A continuous law is its quadrature. Its points may lie below the real axis, on a contour along which `M` continues
+    across the support: then `M(x + i0)` comes out exactly as far as the quadrature goes, on the support too.
+    `coarse` are the weights of an embedded rule with half the points, whose error is about the root of the error.
+    """
+
+    points: Inexact[Array, "... points"]
+    weights: Inexact[Array, "... points"]
+    coarse: Inexact[Array, "... points"]
+    log_mean: Float[Array, "..."]
+    spread: Float[Array, "..."]
+    atoms: Atoms
+
+    @staticmethod
+    def from_points(points: Array, weights: Array, coarse: Array, atoms: Atoms) -> "Law":
+        """Normalises the points to mean 1; the spread is variance / mean^2."""
+        weights, coarse = weights / jnp.sum(weights), coarse / jnp.sum(coarse)
+        mean = jnp.sum(weights * points).real
+        points = points / mean
+        spread = jnp.sum(weights * jnp.square(points - 1)).real
+        return Law(points, weights, coarse, jnp.log(mean), spread, atoms)
+
+    @staticmethod
+    def point_mass(dtype) -> "Law":
+        one, zero = jnp.ones(1, dtype), jnp.zeros((), dtype)
+        return Law(one, one, one, zero, zero, Atoms(zero, jnp.zeros(1, dtype), one))
+
+    def resized(self, num_points: int, num_atoms: int, dtype) -> "Law":
+        """Padded with points of weight zero, so that laws of several layers stack."""
+        extra = num_points - self.points.shape[-1]
+
+        def pad(x, value):
+            return jnp.pad(x.astype(dtype), [(0, 0)] * (x.ndim - 1) + [(0, extra)], constant_values=value)
+
+        return Law(
+            pad(self.points, 1),
+            pad(self.weights, 0),
+            pad(self.coarse, 0),
+            self.log_mean,
+            self.spread,
+            self.atoms.resized(num_atoms),
+        )
+
+    def transform(self, w: Complex[Array, " lanes"]) -> Transform:
+        points, weights, coarse = self.points[:, None], self.weights[:, None], self.coarse[:, None]
+        inverse = reciprocal(w - points)
+        first = points * inverse
+        m = jnp.sum(weights * first, 0)
+        g = jnp.sum(weights * inverse, 0)
+        slope = jnp.sum(weights * first * inverse, 0)
+        size = jnp.abs(inverse) * (jnp.abs(weights) > 0)
+        rough = jnp.sum((weights - coarse) * first, 0)
+        on_axis = w.imag == 0  # off the support M is real there, and the contour's error is not part of it
+        return Transform(
+            _real_where(on_axis, m),
+            _real_where(on_axis, g),
+            _real_where(on_axis, slope),
+            jnp.sum(jnp.abs(weights * points) * jnp.square(size), 0),
+            1 / jnp.max(size, 0),
+            jnp.square(jnp.abs(rough) / jnp.abs(m)),
+        )
+
+    def log_transform(self, w: Complex[Array, " lanes"]) -> Complex[Array, " lanes"]:
+        """`int log(w - t) law(dt)`, continuous from infinity on the upper half plane."""
+        return jnp.sum(self.weights[:, None] * log_upper(w - self.points[:, None]), 0)
+
+
+def _real_where(real: Array, z: Array) -> Array:
+    return lax.complex(z.real, jnp.where(real, 0, z.imag))

@@ -1,0 +1,150 @@
+"""The wide limit of the forward pass: variances of the preactivations, layer by layer."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float
+
+from ._activations import AbstractActivation, as_activation
+from ._implicit import implicit_root
+from ._misc import check, inexact_asarray
+
+
+class MeanField(eqx.Module):
+    """Per layer: `q` the variance of the preactivations, `phi2 = E phi(h)^2`, `chi = sigma_w^2 E phi'(h)^2`."""
+
+    q: Float[Array, " layers"]
+    phi2: Float[Array, " layers"]
+    chi: Float[Array, " layers"]
+
+
+def per_layer(activations: tuple[AbstractActivation, ...], method: Callable) -> Callable:
+    """`fn(l, q) = method(activations[l], q)` for a traced layer index: one branch per kind, not per layer."""
+    kinds, index, members = [], [], []
+    for activation in activations:
+        structure = jax.tree.structure(activation)
+        if structure not in kinds:
+            kinds.append(structure)
+            members.append([])
+        index.append(kinds.index(structure))
+        members[index[-1]].append(activation)
+    slot = np.zeros(len(activations), int)
+    for kind in range(len(kinds)):
+        slot[np.asarray(index) == kind] = np.arange(len(members[kind]))
+    stacked = [_stack_modules(group) for group in members]
+
+    def branch(kind):
+        def apply(layer, q):
+            leaves = jax.tree.map(lambda x: x[jnp.asarray(slot)[layer]], stacked[kind])
+            return method(leaves, q)
+
+        return apply
+
+    branches = [branch(kind) for kind in range(len(kinds))]
+    if len(branches) == 1:
+        return branches[0]
+    return lambda layer, q: jax.lax.switch(jnp.asarray(index)[layer], branches, layer, q)
+
+
+def _stack_modules(group):
+    if all(member is group[0] for member in group):
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (len(group), *jnp.shape(x))), group[0])
+    return jax.tree.map(lambda *xs: jnp.stack(xs), *group)
+
+
+def forward(
+    activations: tuple[AbstractActivation, ...],
+    sigma_w: Float[Array, " layers"],
+    sigma_b: Float[Array, " layers"],
+    q0: Float[Array, ""],
+) -> MeanField:
+    """`q_l = sigma_w^2 E phi_{l-1}(sqrt(q_{l-1}) Z)^2 + sigma_b^2` from `E x_0^2 = q0`."""
+    moments = per_layer(activations, lambda phi, q: (phi.second_moment(q), phi.slope_moment(q)))
+
+    def layer(phi2, xs):
+        index, variance_w, variance_b = xs
+        q = variance_w * phi2 + variance_b
+        phi2, slope = moments(index, q)
+        return phi2, (q, phi2, variance_w * slope)
+
+    xs = (jnp.arange(len(activations)), jnp.square(sigma_w), jnp.square(sigma_b))
+    return MeanField(*jax.lax.scan(layer, q0, xs)[1])
+
+
+def _variance_map(log_q, activation, sigma_w, sigma_b):
+    q = jnp.exp(log_q)
+    return jnp.log(jnp.square(sigma_w) * activation.second_moment(q) + jnp.square(sigma_b)) - log_q
+
+
+def fixed_point(activation: str | AbstractActivation, sigma_w: ArrayLike, sigma_b: ArrayLike) -> Float[Array, ""]:
+    """The variance `q*` that layers of one kind settle to: `q = sigma_w^2 E phi(sqrt(q) Z)^2 + sigma_b^2`.
+
+    The largest solution, differentiable in all arguments; NaN where `q` grows without bound, 0 where it decays to 0.
+
+    **Raises:** `ValueError` for an unknown activation or an argument that is negative or not finite.
+    """
+    activation = as_activation(activation)
+    sigma_w, sigma_b = _sigma("sigma_w", sigma_w), _sigma("sigma_b", sigma_b)
+    args = (activation, sigma_w, sigma_b)
+    grid = jnp.linspace(-30.0, 25.0, 56, dtype=jnp.result_type(sigma_w, sigma_b))
+    gain = jax.vmap(lambda v: _variance_map(v, *jax.lax.stop_gradient(args)))(grid)
+    last = jnp.max(jnp.where(gain > 0, jnp.arange(grid.size), -1))
+    low = grid[jnp.maximum(last, 0)]
+    root = _bisect(lambda v: -_variance_map(v, *jax.lax.stop_gradient(args)), low, low + (grid[1] - grid[0]))
+    q = jnp.exp(implicit_root(_variance_map, root, args))
+    return jnp.where(last < 0, 0, jnp.where(last == grid.size - 1, jnp.nan, q))
+
+
+def _bisect(fn, low, high):
+    """The sign change of a scalar function that goes from negative to positive."""
+
+    def halve(_, bracket):
+        low, high = bracket
+        middle = 0.5 * (low + high)
+        below = fn(middle) < 0
+        return jnp.where(below, middle, low), jnp.where(below, high, middle)
+
+    return jax.lax.fori_loop(0, 60, halve, (low, high))[0]
+
+
+def _criticality(log_q, activation, sigma_b):
+    """Positive where `chi > 1` at the `sigma_w` that makes `q` a fixed point."""
+    q = jnp.exp(log_q)
+    variance_w = (q - jnp.square(sigma_b)) / activation.second_moment(q)
+    return variance_w * activation.slope_moment(q) - 1
+
+
+def critical_sigma_w(
+    activation: str | AbstractActivation, sigma_b: ArrayLike
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The edge of chaos: `(sigma_w, q*)` with `q*` a fixed point and `chi = sigma_w^2 E phi'(sqrt(q*) Z)^2 = 1`.
+
+    For `sigma_b = 0` and an activation with `phi(0) = 0` whose critical point is the limit `q* -> 0`, that limit.
+    NaN where no `sigma_w` is critical.
+
+    **Raises:** `ValueError` for an unknown activation or a `sigma_b` that is negative or not finite.
+    """
+    activation = as_activation(activation)
+    sigma_b = _sigma("sigma_b", sigma_b)
+    args = (activation, sigma_b)
+    frozen = jax.lax.stop_gradient(args)
+    tiny = 2 * jnp.log(jnp.maximum(frozen[1], 1e-9)) + 1e-6
+    grid = tiny + jnp.linspace(0.0, 30.0, 121, dtype=sigma_b.dtype)
+    value = jax.vmap(lambda v: _criticality(v, *frozen))(grid)
+    flat = jnp.abs(value[0]) < 1e-6
+    crossing = jnp.argmax((value[1:] > 0) & (value[:-1] <= 0))
+    found = jnp.any((value[1:] > 0) & (value[:-1] <= 0))
+    root = _bisect(lambda v: _criticality(v, *frozen), grid[crossing], grid[crossing + 1])
+    q = jnp.exp(implicit_root(_criticality, root, args))
+    q = jnp.where(flat, jnp.exp(grid[0]), q)
+    sigma_w = jnp.sqrt((q - jnp.where(flat, 0, jnp.square(sigma_b))) / activation.second_moment(q))
+    valid = found | flat
+    return jnp.where(valid, sigma_w, jnp.nan), jnp.where(valid, jnp.where(flat, jnp.square(sigma_b), q), jnp.nan)
+
+
+def _sigma(name: str, value: ArrayLike) -> Array:
+    value = inexact_asarray(value)
+    return check(value, lambda x: (x >= 0) & (x < np.inf), f"`{name}` must be nonnegative and finite.")

@@ -1,0 +1,54 @@
+"""Small numerical helpers shared by every module."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike
+
+
+def inexact_asarray(x: ArrayLike) -> Array:
+    """`x` as a floating-point array; integers take JAX's default float dtype."""
+    dtype = jnp.result_type(x)
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        dtype = jnp.result_type(float)
+    return jnp.asarray(x, dtype=dtype)
+
+
+def is_concrete(x) -> bool:
+    return not isinstance(x, jax.core.Tracer)
+
+
+def check(x: Array, allowed, message: str) -> Array:
+    """Returns `x` if `allowed(x)` holds everywhere.
+
+    **Raises:** `ValueError` with `message` for concrete values; under `jit` the traced equivalent, `eqx.error_if`.
+    """
+    if is_concrete(x):
+        if not bool(np.all(allowed(np.asarray(x)))):
+            raise ValueError(message)
+        return x
+    return eqx.error_if(x, ~jnp.all(allowed(x)), message)
+
+
+def complex_dtype(dtype) -> jnp.dtype:
+    return jnp.result_type(dtype, jnp.complex64)
+
+
+def reciprocal(z: Array) -> Array:
+    """`1/z` for complex `z` without the overflow guards of a general division, which cost more than all the rest."""
+    return jnp.conj(z) / (jnp.square(z.real) + jnp.square(z.imag))
+
+
+def log_upper(z: Array) -> Array:
+    """`log z` on the closed upper half plane, argument in `[0, pi]`; rounding below the axis counts as on it."""
+    return _log_with_argument(z, jnp.arctan2(jnp.maximum(z.imag, 0), z.real))
+
+
+def log_lower(z: Array) -> Array:
+    """`log z` on the closed lower half plane, argument in `[-pi, 0]`."""
+    return _log_with_argument(z, -jnp.arctan2(jnp.maximum(-z.imag, 0), z.real))
+
+
+def _log_with_argument(z: Array, argument: Array) -> Array:
+    return jax.lax.complex(jnp.log(jnp.abs(z)), argument)

@@ -1,0 +1,211 @@
+"""Networks: what they are, and which operations on curves they amount to."""
+
+import abc
+from collections.abc import Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float
+
+from ._activations import AbstractActivation, AbstractManySlopes, AbstractTwoSlopes, as_activation
+from ._curve import ChangeSide, Curve, Factor, LawFactor
+from ._laws import Atoms, Law
+from ._meanfield import MeanField, forward, per_layer
+from ._misc import check, inexact_asarray
+from ._weights import AbstractWeights, as_weights, weight_factor
+
+
+class AbstractNetwork(eqx.Module):
+    """A random network in the limit of large widths."""
+
+    @abc.abstractmethod
+    def propagate(self) -> MeanField:
+        """The mean-field forward pass."""
+
+    @abc.abstractmethod
+    def jacobian_curve(self, side: str) -> Curve:
+        """The curve of `J^T J` (`"input"`) or `J J^T` (`"output"`)."""
+
+    @property
+    @abc.abstractmethod
+    def num_atoms(self) -> int:
+        """Room for the nonzero atoms of any spectrum of this network."""
+
+
+class MLP(AbstractNetwork):
+    """`x_l = phi_l(W_l x_{l-1} + b_l)`, `l = 1..L`, from an input with `|x_0|^2 / N_0 = q0`.
+
+    **Arguments:**
+
+    - `widths`: `N_0..N_L`, real-valued and positive; only their ratios matter.
+    - `activation`: a name or an activation for all layers but the last, or a sequence of `L`, one per layer.
+    - `weights`: `"gaussian"`, `"orthogonal"` or a weight law for all layers, or a sequence of `L`.
+    - `sigma_w`, `sigma_b`: scale of weights (at fan-in) and biases, scalar or of shape `(L,)`.
+    - `q0`: mean square of the input's entries.
+    - `final_activation`: the last layer's; not to be given along with a sequence of activations.
+
+    **Raises:** `ValueError` naming the argument, for wrong lengths, unknown names, and values that are negative, zero
+    where that is not allowed, or not finite.
+    """
+
+    widths: Float[Array, " layers+1"]
+    activation: AbstractActivation | tuple[AbstractActivation, ...]
+    final_activation: AbstractActivation | None
+    weights: tuple[AbstractWeights, ...]
+    sigma_w: Float[Array, "..."]
+    sigma_b: Float[Array, "..."]
+    q0: Float[Array, ""]
+
+    def __init__(
+        self,
+        widths: Sequence[float] | Float[Array, " layers+1"],
+        activation: str | AbstractActivation | Sequence[str | AbstractActivation] = "tanh",
+        weights: str | AbstractWeights | Sequence[str | AbstractWeights] = "orthogonal",
+        sigma_w: ArrayLike = 1.0,
+        sigma_b: ArrayLike = 0.0,
+        q0: ArrayLike = 1.0,
+        final_activation: str | AbstractActivation = "linear",
+    ):
+        widths = inexact_asarray(widths if hasattr(widths, "shape") else np.asarray(widths))
+        if widths.ndim != 1 or widths.shape[0] < 2:
+            raise ValueError("`widths` must be a sequence N_0..N_L of at least two widths.")
+        self.widths = check(widths, _positive, "`widths` must be positive and finite.")
+        depth = widths.shape[0] - 1
+        if isinstance(activation, str | AbstractActivation):
+            self.activation = as_activation(activation)
+            self.final_activation = as_activation(final_activation, "final_activation")
+        else:
+            self.activation = tuple(as_activation(a) for a in activation)
+            self.final_activation = None
+            if len(self.activation) != depth:
+                raise ValueError(f"`activation` must be one, or one per layer: {depth}, got {len(self.activation)}.")
+        self.weights = _weight_laws(weights, depth)
+        self.sigma_w = _per_layer("sigma_w", sigma_w, depth, _positive, "positive")
+        self.sigma_b = _per_layer("sigma_b", sigma_b, depth, _nonnegative, "nonnegative")
+        self.q0 = check(inexact_asarray(q0), _positive, "`q0` must be positive and finite.")
+        if self.q0.ndim:
+            raise ValueError("`q0` must be a scalar.")
+
+    @property
+    def depth(self) -> int:
+        """The number of layers, `L`."""
+        return self.widths.shape[-1] - 1
+
+    @property
+    def activations(self) -> tuple[AbstractActivation, ...]:
+        """One activation per layer."""
+        if isinstance(self.activation, tuple):
+            return self.activation
+        assert self.final_activation is not None
+        return (self.activation,) * (self.depth - 1) + (self.final_activation,)
+
+    @property
+    def num_atoms(self) -> int:
+        return max(2, slope_atoms(self.activations))
+
+    def _dtype(self):
+        return jnp.result_type(self.widths, self.sigma_w, self.sigma_b, self.q0)
+
+    def _layers(self) -> tuple[Array, Array, Array]:
+        """Width ratios `N_{l-1}/N_l`, `sigma_w`, `sigma_b`, of shape `(L,)`."""
+        widths = self.widths.astype(self._dtype())
+        shape = (self.depth,)
+        sigmas = (jnp.broadcast_to(s, shape).astype(widths.dtype) for s in (self.sigma_w, self.sigma_b))
+        return widths[:-1] / widths[1:], *sigmas
+
+    def propagate(self) -> MeanField:
+        _, sigma_w, sigma_b = self._layers()
+        return forward(self.activations, sigma_w, sigma_b, self.q0.astype(sigma_w.dtype))
+
+    def jacobian_curve(self, side: str) -> Curve:
+        ratio, sigma_w, _ = self._layers()
+        operations = (
+            weight_factor(self.weights, ratio, sigma_w),
+            ChangeSide(ratio),
+            *slope_factors(self.activations, self.propagate().q),
+        )
+        last = (ChangeSide(self.widths[-1:].astype(ratio.dtype) / self.widths[0]),) if side == "input" else ()
+        return curve_of(operations, last, jnp.prod(ratio) if side == "output" else jnp.ones_like(ratio[0]), self.num_atoms)
+
+
+def curve_of(operations, last, input_per_output: Array, num_atoms: int) -> Curve:
+    """A curve whose parameter starts at the rank that its last operation leaves, so that `omega = 0` at `z = 0`."""
+    last = tuple(jax.tree.map(lambda x: x[0], operation) for operation in last)
+    curve = Curve(operations, last, jnp.ones_like(input_per_output))
+    mass = curve.atoms(num_atoms).zero
+    rank = jax.lax.stop_gradient((1 - mass) / input_per_output)
+    return eqx.tree_at(lambda c: c.rank, curve, rank)
+
+
+def slope_atoms(activations: tuple[AbstractActivation, ...]) -> int:
+    laws = [a for a in activations if isinstance(a, AbstractManySlopes)]
+    shapes = [jax.eval_shape(a.slope_law, jax.ShapeDtypeStruct((), jnp.result_type(float))) for a in _distinct(laws)]
+    return max([1, *(law.atoms.masses.shape[-1] for law in shapes)])
+
+
+def _distinct(activations):
+    """One activation of every structure: shapes depend on that alone."""
+    return list({jax.tree.structure(a): a for a in activations}.values())
+
+
+def slope_factors(
+    activations: tuple[AbstractActivation, ...], q: Float[Array, " layers"]
+) -> tuple[Factor] | tuple[Factor, LawFactor]:
+    """The free factors `D_l^2`. Layers with two slopes are explicit; the others take their law's unknown.
+
+    In a network that has both, every layer has both factors, one of them a point mass at 1.
+    """
+    dtype = q.dtype
+    index = jnp.arange(len(activations))
+    size = slope_atoms(activations)
+    laws = [a for a in activations if isinstance(a, AbstractManySlopes)]
+
+    def two_slopes(activation, q):
+        if isinstance(activation, AbstractTwoSlopes):
+            alpha, gamma = activation.slopes(q)
+            alpha, gamma = jnp.asarray(alpha, dtype), jnp.asarray(gamma, dtype)
+            atoms = Atoms(1 - alpha, jnp.log(gamma)[None], alpha[None]).resized(size)
+            return Factor(alpha * gamma, jnp.ones_like(q), 1 / alpha, atoms)
+        one = jnp.ones_like(q)
+        return Factor(one, 0 * one, 0 * one, Atoms.identity(size, dtype))
+
+    explicit = jax.vmap(per_layer(activations, two_slopes))(index, q)
+    if not laws:
+        return (explicit,)
+    shapes = [jax.eval_shape(a.slope_law, jax.ShapeDtypeStruct((), dtype)) for a in _distinct(laws)]
+    num_points = max(law.points.shape[-1] for law in shapes)
+    kind = jnp.result_type(*(law.points.dtype for law in shapes))
+
+    def many_slopes(activation, q):
+        if isinstance(activation, AbstractManySlopes):
+            return activation.slope_law(q).resized(num_points, size, kind)
+        return Law.point_mass(dtype).resized(num_points, size, kind)
+
+    law = jax.lax.map(lambda xs: per_layer(activations, many_slopes)(*xs), (index, q))
+    return explicit, LawFactor(law)
+
+
+def _positive(x):
+    return (x > 0) & (x < np.inf)
+
+
+def _nonnegative(x):
+    return (x >= 0) & (x < np.inf)
+
+
+def _per_layer(name: str, value: ArrayLike, depth: int, allowed, adjective: str) -> Array:
+    value = inexact_asarray(value)
+    if value.shape not in ((), (depth,)):
+        raise ValueError(f"`{name}` must be a scalar or of shape ({depth},), one per layer, got {value.shape}.")
+    return check(value, allowed, f"`{name}` must be {adjective} and finite.")
+
+
+def _weight_laws(weights, depth: int) -> tuple[AbstractWeights, ...]:
+    if isinstance(weights, str | AbstractWeights):
+        return (as_weights(weights),) * depth
+    laws = tuple(as_weights(w) for w in weights)
+    if len(laws) != depth:
+        raise ValueError(f"`weights` must be one, or one per layer: {depth}, got {len(laws)}.")
+    return laws
