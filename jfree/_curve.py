@@ -306,6 +306,52 @@ class Curve(eqx.Module):
             point = step.point
         return point, carry, found
 
+    def settle(self, omega: Complex[Array, " lanes"], max_steps: int = 100) -> Complex[Array, "layers unknowns lanes"]:
+        """The unknowns at given `omega`: the equations of the layers' laws, without one for `z`."""
+        unknowns = self.initial_unknowns(omega)
+        tolerance = 64 * jnp.finfo(omega.dtype).eps
+
+        def largest(size, before, operation, step):
+            return jnp.maximum(size, step.correction)
+
+        def correct(state):
+            k, unknowns, _ = state
+            _, size, (unknowns, _) = self.fold(largest, jnp.zeros_like(omega.real), omega, unknowns)
+            return k + 1, unknowns, size
+
+        def unfinished(state):
+            k, _, size = state
+            return (k < max_steps) & jnp.any(size > tolerance)
+
+        start = (jnp.asarray(0), unknowns, jnp.full_like(omega.real, jnp.inf))
+        return jax.lax.while_loop(unfinished, correct, start)[1]
+
+    def reach(self) -> Float[Array, ""]:
+        """A radius of `omega` within which lie the singularities that laws without elementary transform add."""
+        reach = jnp.zeros_like(self.rank)
+        for operation in self.operations:
+            if isinstance(operation, LawFactor):
+                reach = jnp.maximum(reach, 3 * jnp.max(jnp.abs(operation.law.points)))
+        return reach
+
+    def point(self, omega: Complex[Array, " lanes"], unknowns: Complex[Array, "layers unknowns lanes"]) -> Point:
+        """The point at `omega`, differentiable in it and in the curve, for unknowns that solve their equations."""
+        return self.fold(lambda carry, *_: carry, None, omega, jax.lax.stop_gradient(unknowns))[0]
+
+    def potential(
+        self, omega: Complex[Array, " lanes"], unknowns: Complex[Array, "layers unknowns lanes"]
+    ) -> tuple[Point, Complex[Array, " lanes"], Complex[Array, " lanes"]]:
+        """The point, `Phi` and `log z`, with their branches continuous from infinity in the upper half plane."""
+
+        def visit(carry, before, operation, step):
+            return operation.potential(*carry, before, step.unknown)
+
+        start = self.start(omega)
+        log_m = log_lower(start.m)
+        carry = (-log_m, log_lower(start.one_plus(jnp.ones_like(start.rank))) - log_m)
+        point, (phi, log_z), _ = self.fold(visit, carry, omega, jax.lax.stop_gradient(unknowns))
+        return point, phi + point.log_mean, log_z + point.log_mean
+
     def cumulants(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """Logarithm of the mean and variance / mean^2, by propagation."""
 

@@ -61,6 +61,7 @@ class Roots(eqx.Module):
 
     omega: Complex[Array, " lanes"]
     unknowns: Complex[Array, "layers unknowns lanes"]
+    certified: Bool[Array, " lanes"]
     result: RESULTS  # pyright: ignore[reportInvalidTypeForm]
     num_steps: Int[Array, " lanes"]
 
@@ -227,7 +228,7 @@ def _certify(curve: Curve, z: Array, omega: Array, unknowns: Array, real: Array)
 
 
 def _residual(omega, curve, unknowns, z):
-    point, _, _ = curve.fold(lambda carry, *_: carry, None, omega, jax.lax.stop_gradient(unknowns))
+    point = curve.point(omega, unknowns)
     return jnp.log(point.z * reciprocal(z)) + point.log_mean
 
 
@@ -269,4 +270,4 @@ def solve(curve: Curve, z: Complex[Array, " lanes"], max_steps: int = 200) -> Ro
 
     _, omega, unknowns, code, num_steps = jax.lax.while_loop(unfinished, attempt, start)
     omega = implicit_root(_residual, omega, (curve, unknowns, z))
-    return Roots(omega, unknowns, _results(code), num_steps)
+    return Roots(omega, unknowns, code == _OK, _results(code), num_steps)

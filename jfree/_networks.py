@@ -209,3 +209,13 @@ def _weight_laws(weights, depth: int) -> tuple[AbstractWeights, ...]:
     if len(laws) != depth:
         raise ValueError(f"`weights` must be one, or one per layer: {depth}, got {len(laws)}.")
     return laws
+
+
+@eqx.filter_jit
+def propagate(net: AbstractNetwork) -> MeanField:
+    """The mean-field forward pass of a network, in the limit of large widths (Poole et al. 2016).
+
+    **Returns:** per layer the variance `q` of the preactivations, `phi2 = E phi(h)^2`, and
+    `chi = sigma_w^2 E phi'(h)^2`, which is 1 at the edge of chaos.
+    """
+    return net.propagate()

@@ -1,0 +1,410 @@
+"""The spectrum of a random matrix, read off its curve."""
+
+from typing import TYPE_CHECKING, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Complex, Float, Int
+
+from ._curve import Curve
+from ._edges import edges, outside
+from ._follow import RESULTS, Roots, solve
+from ._implicit import implicit_root
+from ._laws import Atoms
+from ._misc import check, complex_dtype, reciprocal
+from ._networks import AbstractNetwork
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+class Solution(eqx.Module):
+    """What the solver found, per point: `m = M(z)`, `G(z) = (m+1)/z`, the verdict, and Newton steps spent.
+
+    `m` and `G` are NaN where `result` is not `RESULTS.successful`.
+    """
+
+    m: Complex[Array, "..."]
+    G: Complex[Array, "..."]
+    result: RESULTS  # pyright: ignore[reportInvalidTypeForm]
+    num_steps: Int[Array, "..."]
+
+
+class Spectrum(eqx.Module):
+    """A limiting eigenvalue distribution `mu` on `[0, inf)`: for Jacobians, of squared singular values (dimensionless).
+
+    Every method works under `jit`, `vmap` and `grad`, unless it says that it runs on the host, and follows the dtype
+    of the network the spectrum was made from.
+    """
+
+    curve: Curve
+    num_atoms: int = eqx.field(static=True)
+
+    def solve(self, z: ArrayLike) -> Solution:
+        """The certified solve behind all other methods.
+
+        **Arguments:** `z`, of any shape, `Im z >= 0`; a real `z` means the limit from above.
+
+        **Raises:** `ValueError` if some `Im z < 0` or `z` is not finite.
+        """
+        z = self._complex(z, lambda z: np.isfinite(z) & (z.imag >= 0), "`z` must be finite, with Im z >= 0.")
+        return _solve(self, z)
+
+    def stieltjes(self, z: ArrayLike) -> Complex[Array, "..."]:
+        """`G(z) = int mu(dt) / (z - t)`.
+
+        **Raises:** `ValueError` if some `Im z <= 0` or `z` is not finite.
+        """
+        z = self._complex(z, lambda z: np.isfinite(z) & (z.imag > 0), "`z` must be finite, with Im z > 0.")
+        return _solve(self, z).G
+
+    def density(self, x: ArrayLike, smoothing: ArrayLike | None = None) -> Float[Array, "..."]:
+        """The absolutely continuous part of `mu` at real `x`: `-Im G(x + i0) / pi`.
+
+        With `smoothing = y > 0` instead `-Im G(x + iy) / pi`, the convolution of `mu`, atoms included, with a Cauchy
+        law of scale `y`. NaN where the solver did not certify the point; `solve(x).result` says why.
+
+        **Raises:** `ValueError` if some `x` is not finite or `smoothing` is not positive.
+        """
+        x = self._real(x)
+        if smoothing is None:
+            return _density(self, x)
+        y = check(jnp.asarray(smoothing, x.dtype), lambda y: (y > 0) & (y < np.inf), "`smoothing` must be positive.")
+        return -_solve(self, jax.lax.complex(*jnp.broadcast_arrays(x, y))).G.imag / jnp.pi
+
+    def cdf(self, x: ArrayLike) -> Float[Array, "..."]:
+        """`mu([0, x])`, atoms included: `1 - Im Phi(x + i0) / pi` with `Phi' = G`; nothing is integrated.
+
+        **Raises:** `ValueError` if some `x` is not finite.
+        """
+        return _cdf(self, self._real(x))
+
+    def log_potential(self, x: ArrayLike) -> Float[Array, "..."]:
+        """`int log|x - t| mu(dt) = Re Phi(x + i0)`; at `x = 0` it is `-inf` if there is mass at 0.
+
+        **Raises:** `ValueError` if some `x` is not finite.
+        """
+        return _log_potential(self, self._real(x))
+
+    def quantile(self, p: ArrayLike) -> Float[Array, "..."]:
+        """The smallest `x` with `cdf(x) >= p`, the inverse of `cdf`; atoms take all `p` of their mass.
+
+        **Raises:** `ValueError` if some `p` is outside `[0, 1]`.
+        """
+        p = check(jnp.asarray(p, self._dtype), lambda p: (p >= 0) & (p <= 1), "`p` must lie in [0, 1].")
+        return _quantile(self, p)
+
+    def edges(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """`(lower, upper)`: smallest and largest point of the support away from 0, atoms included.
+
+        `lower` is 0 when the bulk reaches down to 0.
+        """
+        return _edges(self)
+
+    def support(self) -> list[tuple[float, float]]:
+        """The intervals `(a, b)` of the absolutely continuous part, in increasing order (host).
+
+        **Raises:** `ValueError` under `jit` or `vmap`.
+        """
+        return _support(self)
+
+    def atoms(self) -> tuple[Float[Array, " atoms"], Float[Array, " atoms"]]:
+        """`(locations, masses)`, zero first; free slots have mass 0."""
+        atoms = self.curve.atoms(self.num_atoms)
+        locations = jnp.where(atoms.masses > 0, jnp.exp(atoms.log_locations), 0)
+        return jnp.append(0, locations).astype(self._dtype), jnp.append(atoms.zero, atoms.masses)
+
+    def mass_at_zero(self) -> Float[Array, ""]:
+        """`mu({0})`."""
+        return self.curve.atoms(self.num_atoms).zero
+
+    def mean(self) -> Float[Array, ""]:
+        """`int t mu(dt)`, by propagation."""
+        return jnp.exp(self.curve.cumulants()[0])
+
+    def variance(self) -> Float[Array, ""]:
+        """`int (t - mean)^2 mu(dt)`, by propagation."""
+        log_mean, spread = self.curve.cumulants()
+        return jnp.exp(2 * log_mean) * spread
+
+    def moment(self, k: int) -> Float[Array, ""]:
+        """`int t^k mu(dt)`, the trapezoid rule on a circle of curve parameters.
+
+        **Raises:** `ValueError` if `k` is not a nonnegative integer.
+        """
+        if not isinstance(k, int | np.integer) or isinstance(k, bool) or k < 0:
+            raise ValueError(f"`k` must be a nonnegative integer, got {k!r}.")
+        return jnp.ones((), self._dtype) if k == 0 else _moment(self, int(k))
+
+    def mean_log(self) -> Float[Array, ""]:
+        """`int_{t>0} log t mu(dt) / mu((0, inf))`: twice the mean logarithm of the nonzero singular values."""
+        return _mean_log(self)
+
+    def condition_number(self) -> Float[Array, ""]:
+        """`sqrt(upper / lower)` of `edges()`: of the matrix whose squared singular values these are."""
+        lower, upper = self.edges()
+        return jnp.sqrt(upper / lower)
+
+    def learning_rate_bound(self) -> Float[Array, ""]:
+        """`2 / upper edge`: for a Fisher spectrum, where gradient descent on the quadratic model turns unstable."""
+        return 2 / self.edges()[1]
+
+    def plot(
+        self,
+        ax: "Axes | None" = None,
+        scale: Literal["linear", "log"] = "linear",
+        singular_values: bool = False,
+    ) -> "Axes":
+        """Draws the density, atoms as stems (host; needs matplotlib).
+
+        With `scale="log"` the density is that of `log10 t`, the scale on which deep spectra are read; with
+        `singular_values` it is that of `sqrt(t)`. Returns the axes.
+
+        **Raises:** `ValueError` for an unknown scale, `ImportError` without matplotlib.
+        """
+        from .plot import plot_spectrum
+
+        return plot_spectrum(self, ax, scale, singular_values)
+
+    @property
+    def _dtype(self):
+        return self.curve.rank.dtype
+
+    def _real(self, x: ArrayLike) -> Array:
+        return check(jnp.asarray(x, self._dtype), np.isfinite, "`x` must be finite.")
+
+    def _complex(self, z: ArrayLike, allowed, message: str) -> Array:
+        return check(jnp.asarray(z, complex_dtype(self._dtype)), allowed, message)
+
+
+@eqx.filter_jit
+def jacobian_spectrum(net: AbstractNetwork, side: Literal["input", "output"] = "input") -> Spectrum:
+    """The limiting spectrum of `J^T J` (`side="input"`) or `J J^T` (`"output"`), `J = D_L W_L ... D_1 W_1`.
+
+    The layers' Jacobians are asymptotically free (Collins and Hayase 2021, Corollary 5.1; Chhaibi, Daouda and Kahn,
+    Theorem 3.1 for Gaussian rectangular layers), which makes the spectrum a curve: see `ARCHITECTURE.md`.
+
+    **Raises:** `ValueError` if `side` is neither.
+    """
+    if side not in ("input", "output"):
+        raise ValueError(f"`side` must be 'input' or 'output', got {side!r}.")
+    return Spectrum(net.jacobian_curve(side), net.num_atoms)
+
+
+def _lanes(fn):
+    """Lets `fn(spectrum, lanes)` take arrays of any shape."""
+
+    @eqx.filter_jit
+    def wrapped(spectrum, x):
+        out = fn(spectrum, x.ravel())
+        return jax.tree.map(lambda y: y.reshape(x.shape), out)
+
+    return wrapped
+
+
+def _values(curve: Curve, z: Array) -> tuple[Roots, Array, Array]:
+    """Roots, `m` and `G`."""
+    roots = solve(curve, z)
+    point = curve.point(roots.omega, roots.unknowns)
+    G = point.one_plus(jnp.ones_like(point.rank)) * reciprocal(z)
+    return roots, point.m, G
+
+
+@_lanes
+def _solve(spectrum, z):
+    roots, m, G = _values(spectrum.curve, z)
+    nan = jnp.asarray(complex(np.nan, np.nan), z.dtype)
+    return Solution(
+        jnp.where(roots.certified, m, nan), jnp.where(roots.certified, G, nan), roots.result, roots.num_steps
+    )
+
+
+def _on_axis(x: Array) -> Array:
+    """Positive points as they are, others replaced by 1: their values are known without the solver."""
+    return jax.lax.complex(jnp.where(x > 0, x, 1), jnp.zeros_like(x))
+
+
+@_lanes
+def _density(spectrum, x):
+    roots, _, G = _values(spectrum.curve, _on_axis(x))
+    density = jnp.where(roots.certified, jnp.maximum(-G.imag, 0) / jnp.pi, jnp.nan)
+    density = jnp.where(x < 0, 0, density)
+
+    def at_zero():
+        lower, _ = edges(spectrum.curve, spectrum.curve.atoms(spectrum.num_atoms))
+        return jnp.where(lower > 0, 0, jnp.inf).astype(x.dtype)
+
+    return jnp.where(x == 0, jax.lax.cond(jnp.any(x == 0), at_zero, lambda: jnp.zeros((), x.dtype)), density)
+
+
+def _beside_atoms(spectrum, x):
+    """Moves what lies on an atom just above it, what lies just below it just below: the curve is singular there."""
+    width = jnp.finfo(x.dtype).eps ** 0.5
+    atoms = jax.lax.stop_gradient(spectrum.curve.atoms(spectrum.num_atoms))
+    for log_location, mass in zip(atoms.log_locations, atoms.masses, strict=True):
+        atom = jnp.exp(log_location)
+        near = (mass > 0) & (jnp.abs(x - atom) < width * atom)
+        x = jnp.where(near, atom * jnp.where(x >= atom * (1 - 8 * jnp.finfo(x.dtype).eps), 1 + width, 1 - width), x)
+    return x
+
+
+def _phi(spectrum, x):
+    roots = solve(spectrum.curve, x)
+    return roots, spectrum.curve.potential(roots.omega, roots.unknowns)[1]
+
+
+@_lanes
+def _cdf(spectrum, x):
+    roots, phi = _phi(spectrum, _on_axis(_beside_atoms(spectrum, x)))
+    zero = spectrum.mass_at_zero()
+    cdf = jnp.where(roots.certified, jnp.clip(1 - phi.imag / jnp.pi, 0, 1), jnp.nan)
+    return jnp.where(x < 0, 0, jnp.where(x == 0, zero, cdf))
+
+
+@_lanes
+def _log_potential(spectrum, x):
+    safe = jnp.where(x == 0, 1, x)
+    roots, phi = _phi(spectrum, jax.lax.complex(safe, jnp.zeros_like(x)))
+    potential = jnp.where(roots.certified, phi.real, jnp.nan)
+    at_zero = jnp.where(spectrum.mass_at_zero() > 0, -jnp.inf, _mean_log(spectrum))
+    return jnp.where(x == 0, at_zero, potential)
+
+
+@eqx.filter_jit
+def _mean_log(spectrum):
+    """`Phi(z) - mu({0}) log z` as `z -> 0-`, which is `omega -> 0-`: logarithms of `omega` cancel."""
+    curve, zero = spectrum.curve, spectrum.mass_at_zero()
+    tiny = jnp.finfo(curve.rank.dtype).eps
+    omega = jnp.full(1, -(tiny**1.25), complex_dtype(curve.rank.dtype))
+    unknowns = jax.lax.stop_gradient(curve).settle(omega)
+    _, phi, log_z = curve.potential(omega, unknowns)
+    return ((phi.real - zero * log_z.real) / (1 - zero))[0]
+
+
+@eqx.filter_jit
+def _moment(spectrum, k):
+    """`m_k = (1/2 pi i) int z^k M dlog z`, on a circle of `omega` around every singularity of the curve."""
+    curve = spectrum.curve
+    frozen = jax.lax.stop_gradient(curve)
+    _, spread = frozen.cumulants()
+    reach = 1.5 + spread + frozen.reach()
+    num_nodes = 96 + 2 * k
+    angle = jnp.pi * (jnp.arange(num_nodes, dtype=spread.dtype) + 0.5) / num_nodes
+    omega = reach * jax.lax.complex(jnp.cos(angle), jnp.sin(angle))
+    point = curve.point(omega, frozen.settle(omega))
+    return jnp.exp(k * point.log_mean) * jnp.mean((point.z**k * point.m * point.dz).real)
+
+
+@eqx.filter_jit
+def _edges(spectrum):
+    return edges(spectrum.curve, spectrum.curve.atoms(spectrum.num_atoms))
+
+
+def _distribution(log_x, spectrum, p):
+    roots, phi = _phi(spectrum, _on_axis(jnp.exp(log_x)))
+    return 1 - phi.imag / jnp.pi - p
+
+
+@_lanes
+def _quantile(spectrum, p):
+    frozen = jax.lax.stop_gradient(spectrum)
+    lower, upper = _edges(frozen)
+    dtype = p.dtype
+    floor = 0.95 * float(np.log(jnp.finfo(dtype).tiny))
+    log_upper = jnp.log(upper)
+    log_lower = jnp.where(lower > 0, jnp.log(jnp.where(lower > 0, lower, 1)), jnp.maximum(floor, log_upper + floor))
+    atoms = frozen.curve.atoms(spectrum.num_atoms)
+    zero = atoms.zero
+
+    # A table between the edges brackets every p, then Newton's method within the bracket.
+    s = jnp.linspace(0, 1, 65, dtype=dtype)[1:-1]
+    middle = jnp.log(frozen.mean()) + 0 * log_upper
+    span = log_upper - log_lower
+    grading = jnp.where(span > 50, 4, 1)
+    table = log_upper - span * s[::-1] ** grading
+    values = _table(frozen, table)
+    values = jax.lax.cummax(jnp.where(jnp.isfinite(values), values, 0))
+    target = jax.lax.stop_gradient(p)
+    index = jnp.searchsorted(values, target)
+    ends = jnp.concatenate([log_lower[None], table, log_upper[None]])
+    heights = jnp.concatenate([zero[None], values, jnp.ones(1, dtype)])
+    low, high = ends[index], ends[index + 1]
+    rise = jnp.maximum(heights[index + 1] - heights[index], jnp.finfo(dtype).tiny)
+    guess = low + (high - low) * jnp.clip((target - heights[index]) / rise, 0.02, 0.98)
+    del middle
+    tolerance = 4 * float(jnp.finfo(dtype).eps)
+
+    def correct(state):
+        k, x, low, high, _ = state
+        z = _on_axis(jnp.exp(x))
+        roots, phi = _phi(frozen, z)
+        G = frozen.curve.point(roots.omega, roots.unknowns).one_plus(jnp.ones((), dtype)) * reciprocal(z)
+        error = 1 - phi.imag / jnp.pi - target
+        low = jnp.where(error < 0, x, low)
+        high = jnp.where(error < 0, high, x)
+        newton = x - error / jnp.maximum(-G.imag / jnp.pi * jnp.exp(x), jnp.finfo(dtype).tiny)
+        good = roots.certified & (newton > low) & (newton < high)
+        new = jnp.where(good, newton, 0.5 * (low + high))
+        done = (jnp.abs(new - x) <= tolerance * jnp.maximum(1, jnp.abs(x))) | (jnp.abs(error) <= tolerance)
+        return k + 1, jnp.where(jnp.abs(error) <= tolerance / 8, x, new), low, high, done
+
+    def unfinished(state):
+        return (state[0] < 100) & ~jnp.all(state[-1])
+
+    start = (jnp.asarray(0), guess, low, high, jnp.zeros(p.shape, bool))
+    x = jax.lax.while_loop(unfinished, correct, start)[1]
+    x = implicit_root(_distribution, x, (spectrum, p))
+    quantile = jnp.exp(x)
+
+    live = spectrum.curve.atoms(spectrum.num_atoms)
+    for k in range(spectrum.num_atoms):
+        atom = jnp.exp(live.log_locations[k])
+        top = _table(frozen, jnp.log(_beside_atoms(frozen, jax.lax.stop_gradient(atom)[None])))[0]
+        slack = 64 * jnp.finfo(dtype).eps
+        inside = (live.masses[k] > 0) & (target <= top + slack) & (target > top - live.masses[k] + slack)
+        quantile = jnp.where(inside, atom, quantile)
+    live_lower, live_upper = _edges(spectrum)
+    quantile = jnp.where(target >= 1, live_upper, quantile)
+    quantile = jnp.where((target <= zero) & (zero > 0), 0, quantile)
+    return jnp.where(target <= 0, jnp.where(zero > 0, 0, live_lower), quantile)
+
+
+def _table(spectrum, log_x):
+    roots, phi = _phi(spectrum, _on_axis(jnp.exp(log_x)))
+    return jnp.where(roots.certified, 1 - phi.imag / jnp.pi, jnp.nan)
+
+
+def _support(spectrum: Spectrum) -> list[tuple[float, float]]:
+    """Scans between the edges, and closes in on every change between bulk and gap."""
+    if isinstance(spectrum.curve.rank, jax.core.Tracer):
+        raise ValueError("`support` runs on the host and cannot be traced; `edges` can.")
+    lower, upper = (float(e) for e in spectrum.edges())
+    log_mean = float(np.log(spectrum.mean()))
+    low = np.log(lower) if lower > 0 else log_mean - 60.0
+    pad = 1e-6
+    grid = np.unique(np.concatenate([np.linspace(low + pad, np.log(upper) - pad, 1001)]))
+    bulk = _in_bulk(spectrum, grid)
+    changes = np.flatnonzero(bulk[1:] != bulk[:-1])
+    low_ends, high_ends = grid[changes].copy(), grid[changes + 1].copy()
+    left = bulk[changes]
+    for _ in range(46):
+        if not len(changes):
+            break
+        middle = 0.5 * (low_ends + high_ends)
+        same = _in_bulk(spectrum, middle) == left
+        low_ends, high_ends = np.where(same, middle, low_ends), np.where(same, high_ends, middle)
+    cuts = np.exp(0.5 * (low_ends + high_ends))
+    ends = ([lower] if bulk[0] else []) + [float(c) for c in cuts] + ([upper] if bulk[-1] else [])
+    return list(zip(ends[::2], ends[1::2], strict=True))
+
+
+def _in_bulk(spectrum, log_x: np.ndarray) -> np.ndarray:
+    off, *_ = _outside(spectrum.curve, jnp.asarray(log_x, spectrum._dtype))
+    return ~np.asarray(off)
+
+
+@eqx.filter_jit
+def _outside(curve, log_x):
+    return outside(curve, log_x)[:2]
