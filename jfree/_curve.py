@@ -4,7 +4,7 @@ A measure `mu` is held as the set of points `(z, m)` with `m = M(z) = int t/(z-t
 antiderivative `Phi` of `G = (m+1)/z`. Free multiplication, a change of side, a shift act on the points; nothing is
 inverted on the way. A network is a sequence of such operations, scanned over its layers.
 
-Points are kept in units of the mean of their measure, so that a thousand layers neither overflow nor underflow, and
+Scales are kept apart from points, as real logarithms, so that a thousand layers neither overflow nor underflow; and
 next to `m` stands `n = m + rank`, so that `1 + b m` keeps its relative accuracy where it vanishes, at `z = 0`.
 """
 
@@ -13,20 +13,21 @@ import abc
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Complex, Float
+from jaxtyping import Array, ArrayLike, Complex, Float
 
 from ._implicit import implicit_root
 from ._laws import Atoms, Law, Transform
-from ._misc import complex_dtype, log_lower, log_upper, reciprocal
+from ._misc import complex_dtype, exponential, log_lower, log_upper, logarithm, magnitude, reciprocal
 
 
-_UNROLL = 4  # layers per iteration of a compiled loop
+_UNROLL = 1
 
 
 class Point(eqx.Module):
     """Points of a curve, one per lane, with their tangents along the curve parameter `u`.
 
-    `z` is in units of the mean, `exp(log_mean)`; `dz` is `d log z / du`, `dm` is `dm / du`.
+    In units of its own: the point is `exp(log_scale) z` and `side m`, `n = m + rank`; `dz` is `d log z / du`, `dm` is
+    `dm / du`. A change of side, or of scale, touches no lane.
     """
 
     z: Complex[Array, " lanes"]
@@ -35,11 +36,26 @@ class Point(eqx.Module):
     dz: Complex[Array, " lanes"]
     dm: Complex[Array, " lanes"]
     rank: Float[Array, ""]
-    log_mean: Float[Array, ""]
+    side: Float[Array, ""]
+    log_scale: Float[Array, ""]
 
-    def one_plus(self, b: Float[Array, ""]) -> Complex[Array, " lanes"]:
-        """`1 + b m`."""
+    def one_plus(self, b: ArrayLike) -> Complex[Array, " lanes"]:
+        """`1 + b M(z)`."""
+        b = b * self.side
         return _snap(1 - b * self.rank) + b * self.n
+
+    def multiplied(self, ratio: Array, slope: Array, log_scale: Array) -> "Point":
+        """The point with `z` times `exp(log_scale) ratio`, `slope = d log ratio / du`, at the same `m`."""
+        return Point(
+            self.z * ratio,
+            self.m,
+            self.n,
+            self.dz + slope,
+            self.dm,
+            self.rank,
+            self.side,
+            self.log_scale + log_scale,
+        )
 
 
 def _snap(x: Array) -> Array:
@@ -77,11 +93,11 @@ class AbstractOperation(eqx.Module):
     def potential(
         self, phi: Complex[Array, " lanes"], log_z: Complex[Array, " lanes"], point: Point, unknown: Array
     ) -> tuple[Complex[Array, " lanes"], Complex[Array, " lanes"]]:
-        """Maps `Phi - log_mean` and `log z`, from `point` (before the operation)."""
+        """Maps `Phi` and `log z`, both less `log_scale`, from `point` (before the operation)."""
 
     @abc.abstractmethod
-    def cumulants(self, log_mean: Float[Array, ""], spread: Float[Array, ""]) -> tuple[Array, Array]:
-        """Maps `(log mean, variance / mean^2)`."""
+    def cumulants(self, log_mean: Array, spread: Array, log_scale: Array) -> tuple[Array, Array, Array]:
+        """Maps `(log mean, variance / mean^2, log_scale)`."""
 
     @abc.abstractmethod
     def atoms(self, atoms: Atoms) -> Atoms:
@@ -106,22 +122,14 @@ class Factor(AbstractOperation):
         num, den = point.one_plus(self.b), point.one_plus(self.a)
         inverse = reciprocal(num * den)
         ratio = num * num * inverse
-        slope = (self.b - self.a) * inverse * point.dm
-        one = point.one_plus(jnp.ones_like(self.a))
-        own = one * ratio * reciprocal(point.m)
-        down = _relative(point.dm, one) - _relative(point.dm, point.m) + slope
-        distance = jnp.abs(inverse) * (jnp.abs(self.b * den) + jnp.abs(self.a * num))
-        new = Point(
-            point.z * ratio,
-            point.m,
-            point.n,
-            point.dz + slope,
-            point.dm,
-            point.rank,
-            point.log_mean + jnp.log(self.mean),
-        )
-        zero = jnp.zeros_like(distance)
-        return Step(new, own, down, zero, distance, zero)
+        m, dm = point.side * point.m, point.side * point.dm
+        slope = (self.b - self.a) * inverse * dm
+        one = point.one_plus(1)
+        own = one * ratio * reciprocal(m)
+        down = _relative(dm, one) - _relative(dm, m) + slope
+        closeness = magnitude(inverse) * (self.b * magnitude(den) + self.a * magnitude(num))
+        zero = jnp.zeros_like(closeness)
+        return Step(point.multiplied(ratio, slope, jnp.log(self.mean)), own, down, zero, closeness, zero)
 
     def potential(self, phi, log_z, point, unknown):
         a_term = _log_moebius(self.a, point)
@@ -129,8 +137,9 @@ class Factor(AbstractOperation):
         log_ratio = log_lower(point.one_plus(self.b)) - log_lower(point.one_plus(self.a))
         return phi - a_term + b_term, log_z + log_ratio
 
-    def cumulants(self, log_mean, spread):
-        return log_mean + jnp.log(self.mean), spread + self.b - self.a
+    def cumulants(self, log_mean, spread, log_scale):
+        log = jnp.log(self.mean)
+        return log_mean + log, spread + self.b - self.a, log_scale + log
 
     def atoms(self, atoms):
         return atoms.times(self.law_atoms)
@@ -139,7 +148,7 @@ class Factor(AbstractOperation):
 def _log_moebius(a: Array, point: Point) -> Array:
     """`(m+1) log(1 + a m) - int_0^m log(1 + a m') dm'`."""
     safe = jnp.where(a == 0, 1, a)
-    value = (1 - 1 / safe) * log_lower(point.one_plus(safe)) + point.m
+    value = (1 - 1 / safe) * log_lower(point.one_plus(safe)) + point.side * point.m
     return jnp.where((a == 0), 0, value)
 
 
@@ -151,41 +160,31 @@ class LawFactor(AbstractOperation):
     has_unknown = True
 
     def advance(self, point, unknown):
-        m, one = point.m, point.one_plus(jnp.ones_like(point.rank))
+        m, dm, one = point.side * point.m, point.side * point.dm, point.one_plus(1)
         w = implicit_root(_law_gap, unknown, (self.law, m, one))
         moments = self.law.transform(w)
-        slope = -w * moments.slope  # w M'(w)
         # Newton's step for log w, in whichever of log M and log (1 + M) is the steeper.
         have, want = _either(moments, w, m, one)
-        stiffness = have * reciprocal(slope)
-        step = jnp.log(want * reciprocal(have)) * stiffness
-        correction = jnp.abs(step)
-        w = w * jnp.exp(step * jnp.minimum(1, 2 / jnp.maximum(correction, 1)))
-        dw = _relative(point.dm, want) * stiffness
-        relative_m = _relative(point.dm, m)
-        new = Point(
-            point.z * m * w * reciprocal(one),
-            point.m,
-            point.n,
-            point.dz + relative_m - _relative(point.dm, one) + dw,
-            point.dm,
-            point.rank,
-            point.log_mean + self.law.log_mean,
-        )
+        stiffness = -have * reciprocal(w * moments.slope)
+        step = logarithm(want * reciprocal(have)) * stiffness
+        correction = magnitude(step)
+        w = w * exponential(step * jnp.minimum(1, 2 / jnp.maximum(correction, 1)))
+        dw = _relative(dm, want) * stiffness
+        slope = _relative(dm, m) - _relative(dm, one) + dw
+        new = point.multiplied(m * w * reciprocal(one), slope, self.law.log_mean)
         # The inverse of M is analytic in a disk of this radius: Smale's bound for M, whose k-th Taylor coefficient
         # at w is at most total / distance^(k-1).
-        derivative = jnp.abs(moments.slope)
+        derivative = magnitude(moments.slope)
         closeness = moments.total / (0.17 * jnp.square(derivative) * moments.distance)
         return Step(new, w, dw, correction, closeness, moments.roughness)
 
     def potential(self, phi, log_z, point, unknown):
-        one = point.one_plus(jnp.ones_like(point.rank))
-        log_m = log_lower(point.m)
+        log_m = log_lower(point.side * point.m)
         phi = phi + log_m + self.law.log_transform(unknown)
-        return phi, log_z + log_m + log_upper(unknown) - log_lower(one)
+        return phi, log_z + log_m + log_upper(unknown) - log_lower(point.one_plus(1))
 
-    def cumulants(self, log_mean, spread):
-        return log_mean + self.law.log_mean, spread + self.law.spread
+    def cumulants(self, log_mean, spread, log_scale):
+        return log_mean + self.law.log_mean, spread + self.law.spread, log_scale + self.law.log_mean
 
     def atoms(self, atoms):
         return atoms.times(self.law.atoms)
@@ -193,7 +192,7 @@ class LawFactor(AbstractOperation):
 
 def _either(moments: Transform, w: Array, m: Array, one: Array) -> tuple[Array, Array]:
     """`M(w)` and `m`, or `1 + M(w)` and `1 + m`: the pair that is small, and so accurate."""
-    near_zero = jnp.abs(one) < jnp.abs(m)
+    near_zero = magnitude(one) < magnitude(m)
     return jnp.where(near_zero, w * moments.g, moments.m), jnp.where(near_zero, one, m)
 
 
@@ -214,24 +213,15 @@ class ChangeSide(AbstractOperation):
     has_unknown = False
 
     def advance(self, point, unknown):
-        new = Point(
-            point.z / self.ratio,
-            self.ratio * point.m,
-            self.ratio * point.n,
-            point.dz,
-            self.ratio * point.dm,
-            self.ratio * point.rank,
-            point.log_mean + jnp.log(self.ratio),
-        )
+        new = eqx.tree_at(lambda p: p.side, point, point.side * self.ratio)
         zero = jnp.zeros_like(point.m.real)
         return Step(new, point.z, point.dz, zero, zero, zero)
 
     def potential(self, phi, log_z, point, unknown):
-        log_ratio = jnp.log(self.ratio)
-        return self.ratio * phi + (1 - self.ratio) * log_z - log_ratio, log_z - log_ratio
+        return self.ratio * phi + (1 - self.ratio) * log_z, log_z
 
-    def cumulants(self, log_mean, spread):
-        return log_mean + jnp.log(self.ratio), (spread + 1) / self.ratio - 1
+    def cumulants(self, log_mean, spread, log_scale):
+        return log_mean + jnp.log(self.ratio), (spread + 1) / self.ratio - 1, log_scale
 
     def atoms(self, atoms):
         return atoms.other_side(self.ratio)
@@ -263,7 +253,8 @@ class Curve(eqx.Module):
         dm = -m * n / rank
         one = _snap(1 - rank) + n
         inverse = reciprocal(m)
-        return Point(one * inverse, m, n, dm * (reciprocal(one) - inverse), dm, rank, jnp.zeros_like(rank))
+        unit = jnp.ones_like(rank)
+        return Point(one * inverse, m, n, dm * (reciprocal(one) - inverse), dm, rank, unit, jnp.zeros_like(rank))
 
     def initial_unknowns(self, omega: Complex[Array, " lanes"]) -> Complex[Array, "layers unknowns lanes"]:
         """Subordination points of point masses: exact at infinity, and where every guess starts."""
@@ -272,7 +263,7 @@ class Curve(eqx.Module):
         def layer(point, operations):
             guesses = []
             for operation in operations:
-                guess = point.one_plus(jnp.ones_like(point.rank)) * reciprocal(point.m)
+                guess = point.one_plus(1) * reciprocal(point.side * point.m)
                 if operation.has_unknown:
                     guesses.append(guess)
                 point = operation.advance(point, guess).point
@@ -334,6 +325,10 @@ class Curve(eqx.Module):
                 reach = jnp.maximum(reach, 3 * jnp.max(jnp.abs(operation.law.points)))
         return reach
 
+    def corrected(self, omega: Array, unknowns: Array) -> Array:
+        """The unknowns after one Newton step each, at fixed `omega`."""
+        return self.fold(lambda carry, *_: carry, None, omega, unknowns)[2][0]
+
     def point(self, omega: Complex[Array, " lanes"], unknowns: Complex[Array, "layers unknowns lanes"]) -> Point:
         """The point at `omega`, differentiable in it and in the curve, for unknowns that solve their equations."""
         return self.fold(lambda carry, *_: carry, None, omega, jax.lax.stop_gradient(unknowns))[0]
@@ -348,12 +343,12 @@ class Curve(eqx.Module):
 
         start = self.start(omega)
         log_m = log_lower(start.m)
-        carry = (-log_m, log_lower(start.one_plus(jnp.ones_like(start.rank))) - log_m)
+        carry = (-log_m, log_lower(start.one_plus(1)) - log_m)
         point, (phi, log_z), _ = self.fold(visit, carry, omega, jax.lax.stop_gradient(unknowns))
-        return point, phi + point.log_mean, log_z + point.log_mean
+        return point, phi + point.log_scale, log_z + point.log_scale
 
-    def cumulants(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """Logarithm of the mean and variance / mean^2, by propagation."""
+    def cumulants(self) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
+        """Logarithm of the mean, variance / mean^2, and `log_scale` of the last point, by propagation."""
 
         def layer(state, operations):
             for operation in operations:
@@ -361,7 +356,7 @@ class Curve(eqx.Module):
             return state, None
 
         zero = jnp.zeros_like(self.rank)
-        state, _ = jax.lax.scan(layer, (zero, zero), self.operations)
+        state, _ = jax.lax.scan(layer, (zero, zero, zero), self.operations)
         for operation in self.last:
             state = operation.cumulants(*state)
         return state

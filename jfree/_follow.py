@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Complex, Float, Int
 
 from ._curve import Curve
 from ._implicit import implicit_root
-from ._misc import complex_dtype, reciprocal
+from ._misc import exponential, log_upper, logarithm, magnitude, reciprocal
 
 
 class RESULTS(eqx.Enumeration):
@@ -81,16 +81,16 @@ def _newton(curve: Curve, z: Array, omega: Array, unknowns: Array) -> _Newton:
         return jnp.maximum(size, step.correction)
 
     point, size, (found, tangents) = curve.fold(largest, jnp.zeros_like(z.real), omega, unknowns)
-    step = -jnp.log(point.z * reciprocal(z)) * reciprocal(point.dz)
-    size = jnp.maximum(size, jnp.abs(step))
+    step = -logarithm(point.z * reciprocal(z)) * reciprocal(point.dz)
+    size = jnp.maximum(size, magnitude(step))
     return _Newton(step, point.dz, found, tangents, jnp.where(jnp.isfinite(size), size, jnp.inf))
 
 
 def _moved(omega, unknowns, tangents, step, limit):
     """A step in `u`, cut to `limit` in every logarithm. Updates are multiplicative: what is real stays real."""
-    size = jnp.abs(step) * jnp.maximum(1, jnp.max(jnp.abs(tangents), axis=(0, 1), initial=0))
+    size = magnitude(step) * jnp.maximum(1, jnp.max(magnitude(tangents), axis=(0, 1), initial=0))
     step = step * jnp.minimum(1, limit / jnp.maximum(size, jnp.finfo(size.dtype).tiny))
-    return omega * jnp.exp(step), unknowns * jnp.exp(tangents * step)
+    return omega * exponential(step), unknowns * exponential(tangents * step)
 
 
 _AXIS, _ARC, _POLISH, _REAL, _DONE = range(5)
@@ -153,9 +153,9 @@ def _search(curve: Curve, z: Array, trust: Array, lanes: Array, max_steps: int) 
 
         settled = newton.size <= jnp.where(on_axis, eps**0.5, 64 * eps)
         polished = (state.phase == _POLISH) & (settled | (state.num_in_phase >= 5))
-        # Off the support the root is real, and an imaginary part is rounding, magnified by 1/slope.
-        noise = 200 * eps / jnp.minimum(jnp.abs(newton.slope), 1)
-        real = state.real | (polished & (z.imag == 0) & (jnp.abs(omega.imag) <= noise * jnp.abs(omega)))
+        *bare, real = _without_rounding(z, newton.slope, omega, unknowns)
+        real = state.real | (polished & real)
+        omega, unknowns = jnp.where(real, bare[0], omega), jnp.where(real, bare[1], unknowns)
         phase = jnp.where(on_axis & settled, _ARC, state.phase)
         phase = jnp.where((phase <= _ARC) & good & (angle == goal) & (on_arc | settled), _POLISH, phase)
         phase = jnp.where(polished, jnp.where(real, _REAL, _DONE), phase)
@@ -168,15 +168,12 @@ def _search(curve: Curve, z: Array, trust: Array, lanes: Array, max_steps: int) 
         def accepted(new, old):
             return jnp.where(taken, new, old)
 
-        def stripped(x):
-            return jax.lax.complex(x.real, jnp.where(real, 0, x.imag))
-
         return _Search(
             jnp.where(active, phase, _DONE),
             accepted(angle, state.angle),
             jnp.where(on_arc, stride, state.stride),
-            accepted(stripped(omega), state.omega),
-            accepted(stripped(unknowns), state.unknowns),
+            accepted(omega, state.omega),
+            accepted(unknowns, state.unknowns),
             accepted(newton.slope, state.slope),
             accepted(newton.tangents, state.tangents),
             jnp.where(active, real, state.real),
@@ -194,33 +191,35 @@ def _search(curve: Curve, z: Array, trust: Array, lanes: Array, max_steps: int) 
 def _certify(curve: Curve, z: Array, omega: Array, unknowns: Array, real: Array) -> Int[Array, " lanes"]:
     info = jnp.finfo(z.dtype)
     start = curve.start(omega)
-    per_start = 1 / jnp.maximum(jnp.abs(start.dm), info.tiny)
+    per_start = 1 / jnp.maximum(magnitude(start.dm), info.tiny)
 
     def visit(carry, before, operation, step):
-        upper, low, high, total, nearest, rough = carry
+        upper, low, high, total, nearest, rough, error = carry
         # One over the distance to the operation's singularities, measured in the m of the start.
-        closeness = step.closeness * jnp.abs(before.dm) * per_start
+        closeness = step.closeness * before.side * magnitude(before.dm) * per_start
         for w, dw in ((step.unknown, step.dunknown), (step.point.z, step.point.dz)):
-            upper &= w.imag >= -256 * info.eps * jnp.abs(w)
+            upper &= w.imag >= -256 * info.eps * magnitude(w)
             rise = jnp.sign((w * dw).real)
             low, high = jnp.minimum(low, rise), jnp.maximum(high, rise)
         total, nearest = total + jnp.square(closeness), jnp.maximum(nearest, closeness)
-        return upper, low, high, total, nearest, jnp.maximum(rough, step.roughness)
+        rough, error = jnp.maximum(rough, step.roughness), jnp.maximum(error, step.correction)
+        return upper, low, high, total, nearest, rough, error
 
-    at_start = jnp.maximum(1 / jnp.abs(start.m), 1 / jnp.maximum(jnp.abs(start.n), info.tiny))
+    at_start = jnp.maximum(1 / magnitude(start.m), 1 / jnp.maximum(magnitude(start.n), info.tiny))
     rise, zero = jnp.sign(omega.real), jnp.zeros_like(z.real)
-    carry = (omega.imag >= 0, rise, rise, 2 * jnp.square(at_start), at_start, zero)
-    point, (upper, low, high, total, nearest, rough), _ = curve.fold(visit, carry, omega, unknowns)
+    carry = (omega.imag >= 0, rise, rise, 2 * jnp.square(at_start), at_start, zero, zero)
+    point, (upper, low, high, total, nearest, rough, error), _ = curve.fold(visit, carry, omega, unknowns)
 
     # First order along the real axis: w rises with z when dw/du has the sign of dz/du.
     direction = jnp.sign((point.z * point.dz).real)
     rising = (low == direction) & (high == direction) & (direction * point.dm.real < 0)
     branch = jnp.where(real, rising, upper & (point.m.imag < 0))
 
-    residual = jnp.abs(jnp.log(point.z * reciprocal(z)))
-    slope = jnp.abs(point.dz) * per_start
+    residual = magnitude(logarithm(point.z * reciprocal(z)))
+    slope = magnitude(point.dz) * per_start
     gamma = jnp.maximum(total / (2 * slope), nearest)
-    root = residual / slope * gamma < 0.157
+    settled = jnp.maximum(residual, error) <= 256 * info.eps * (1 + curve.num_layers / 16)
+    root = settled & (residual / slope * gamma < 0.157)
 
     code = jnp.where(branch, _OK, _WRONG_BRANCH)
     code = jnp.where(rough <= max(1e-8, 100 * float(info.eps)), code, _UNRESOLVED)
@@ -229,45 +228,153 @@ def _certify(curve: Curve, z: Array, omega: Array, unknowns: Array, real: Array)
 
 def _residual(omega, curve, unknowns, z):
     point = curve.point(omega, unknowns)
-    return jnp.log(point.z * reciprocal(z)) + point.log_mean
+    return logarithm(point.z * reciprocal(z)) + point.log_scale
+
+
+class _Work(eqx.Module):
+    """Every lane's best so far; `attempts` counts its own searches."""
+
+    omega: Complex[Array, " lanes"]
+    unknowns: Complex[Array, "layers unknowns lanes"]
+    code: Int[Array, " lanes"]
+    attempts: Int[Array, " lanes"]
+    num_steps: Int[Array, " lanes"]
+
+    @property
+    def pending(self) -> Bool[Array, " lanes"]:
+        return (self.code != _OK) & (self.attempts < 2)
+
+
+def _attempt(curve: Curve, z: Array, work: _Work, max_steps: int) -> _Work:
+    """Searches all lanes that are pending, first in long strides, then in short ones."""
+    lanes = work.pending
+    trust = jnp.where(work.attempts == 0, 0.3, 0.02).astype(z.real.dtype)
+    found = _search(curve, z, trust, lanes, max_steps)
+    code = _certify(curve, z, found.omega, found.unknowns, found.real)
+    code = jnp.where((found.phase == _DONE) & (found.angle <= jnp.angle(z)), code, _MAX_STEPS)
+
+    def pick(new, old):
+        return jnp.where(lanes, new, old)
+
+    return _Work(
+        pick(found.omega, work.omega),
+        pick(found.unknowns, work.unknowns),
+        pick(code, work.code),
+        work.attempts + lanes,
+        work.num_steps + found.num_steps,
+    )
+
+
+def _fill_in(curve: Curve, z: Array, work: _Work) -> _Work:
+    """Newton's method on the pending lanes from their certified neighbours, by cubic interpolation in `log z`."""
+    num_lanes = z.shape[0]
+    index = jnp.arange(num_lanes)
+    certified = work.code == _OK
+    left = jax.lax.cummax(jnp.where(certified, index, -1))
+    right = jax.lax.cummin(jnp.where(certified, index, num_lanes), reverse=True)
+    left, right = jnp.where(left < 0, right, left), jnp.where(right == num_lanes, left, right)
+    left, right = jnp.clip(left, 0, num_lanes - 1), jnp.clip(right, 0, num_lanes - 1)
+    at = _newton(curve, z, work.omega, work.unknowns)
+    rate = reciprocal(at.slope)
+    span = logarithm(z[right] * reciprocal(z[left]))
+    t = jnp.where(left == right, 0, logarithm(z * reciprocal(z[left])) * reciprocal(span + (span == 0)))
+
+    def interpolated(value, rate):
+        value = log_upper(value)
+        start, end = value[..., left], value[..., right]
+        rise = end - start
+        first, last = span * rate[..., left] - rise, span * rate[..., right] - rise
+        return exponential(start + t * (rise + (1 - t) * ((1 - t) * first - t * last)))
+
+    omega, unknowns = interpolated(work.omega, rate), interpolated(work.unknowns, at.tangents * rate)
+    for k in range(3):
+        newton = _newton(curve, z, omega, unknowns)
+        omega, unknowns = _moved(omega, newton.unknowns, newton.tangents, newton.step, 1.0)
+        if k == 1:
+            omega, unknowns, real = _without_rounding(z, newton.slope, omega, unknowns)
+    code = _certify(curve, z, omega, unknowns, real)
+    pending = work.pending
+    solved = pending & (code == _OK)
+    return _Work(
+        jnp.where(solved, omega, work.omega),
+        jnp.where(solved, unknowns, work.unknowns),
+        jnp.where(solved, code, work.code),
+        work.attempts,
+        work.num_steps + 4 * pending,
+    )
+
+
+def _without_rounding(z: Array, slope: Array, omega: Array, unknowns: Array) -> tuple[Array, Array, Array]:
+    """Off the support the root is real, and an imaginary part is rounding, magnified by 1/slope: drops it."""
+    noise = 200 * float(jnp.finfo(z.dtype).eps) / jnp.minimum(magnitude(slope), 1)
+    real = (z.imag == 0) & (jnp.abs(omega.imag) <= noise * magnitude(omega))
+
+    def stripped(x):
+        return jax.lax.complex(x.real, jnp.where(real, 0, x.imag))
+
+    return stripped(omega), stripped(unknowns), real
+
+
+_CHUNK = 4096  # lanes worked on together: their state stays in cache
+_ANCHORS = 64
+
+
+def _work_through(curve: Curve, z: Array, valid: Array, max_steps: int) -> _Work:
+    """Solves sorted lanes: searches for a few spread over those pending, fills in between, until none is pending."""
+    count = jnp.zeros(z.shape, int)
+    omega = z
+    work = _Work(omega, curve.initial_unknowns(omega), jnp.where(valid, _MAX_STEPS, _INVALID), count, count)
+    work = eqx.tree_at(lambda w: w.attempts, work, jnp.where(valid, 0, 2))
+    num_lanes = z.shape[0]
+    size = max(_ANCHORS, num_lanes // 16)
+    if num_lanes <= 2 * _ANCHORS:
+
+        def all_lanes(work):
+            return _attempt(curve, z, work, max_steps)
+
+        return jax.lax.while_loop(lambda work: jnp.any(work.pending), all_lanes, work)
+
+    def round_of(work):
+        rank = jnp.cumsum(work.pending)
+        chosen = jnp.searchsorted(rank, 1 + (jnp.arange(size) * (rank[-1] - 1)) // (size - 1))
+        some = jax.tree.map(lambda x: x[..., chosen], work)
+        some = _attempt(curve, z[chosen], some, max_steps)
+        work = jax.tree.map(lambda all, new: all.at[..., chosen].set(new), work, some)
+        fresh = jnp.sum(work.pending & (work.attempts == 0))
+        return jax.lax.cond(fresh > size // 2, lambda w: _fill_in(curve, z, w), lambda w: w, work)
+
+    return jax.lax.while_loop(lambda work: jnp.any(work.pending), round_of, work)
 
 
 def solve(curve: Curve, z: Complex[Array, " lanes"], max_steps: int = 200) -> Roots:
     """Certified roots `omega` of `z(omega) = z`; real positive `z` is the limit from above.
 
-    A first pass follows the arc in long strides; lanes it leaves uncertified are followed again in short ones. The
-    roots carry the derivatives of the implicit function; the search itself is not differentiated.
+    The roots carry the derivatives of the implicit function; the search itself is not differentiated.
     """
     frozen = jax.lax.stop_gradient(curve)
-    log_mean, _ = frozen.cumulants()
-    target = jax.lax.stop_gradient(z) * jnp.exp(-log_mean)
+    *_, log_scale = frozen.cumulants()
+    target = jax.lax.stop_gradient(z) * jnp.exp(-log_scale)
     valid = jnp.isfinite(target.real) & jnp.isfinite(target.imag) & (target != 0)
     target = jnp.where(valid, target, -1)
 
-    code = jnp.where(valid, _MAX_STEPS, _INVALID)
-    omega = target.astype(complex_dtype(target.dtype))
-    unknowns = frozen.initial_unknowns(omega)
-    start = (jnp.asarray(0), omega, unknowns, code, jnp.zeros_like(code))
-
-    def attempt(state):
-        k, omega, unknowns, code, num_steps = state
-        lanes = valid & (code != _OK)
-        trust = jnp.where(k == 0, 0.3, 0.02).astype(target.real.dtype)
-        found = _search(frozen, target, trust, lanes, max_steps)
-        verdict = _certify(frozen, target, found.omega, found.unknowns, found.real)
-        verdict = jnp.where((found.phase == _DONE) & (found.angle <= jnp.angle(target)), verdict, _MAX_STEPS)
-        pick = lambda new, old: jnp.where(lanes, new, old)  # noqa: E731
-        return (
-            k + 1,
-            pick(found.omega, omega),
-            pick(found.unknowns, unknowns),
-            pick(verdict, code),
-            num_steps + found.num_steps,
-        )
-
-    def unfinished(state):
-        return (state[0] < 2) & jnp.any(valid & (state[3] != _OK))
-
-    _, omega, unknowns, code, num_steps = jax.lax.while_loop(unfinished, attempt, start)
-    omega = implicit_root(_residual, omega, (curve, unknowns, z))
-    return Roots(omega, unknowns, code == _OK, _results(code), num_steps)
+    num_lanes = z.shape[0]
+    if num_lanes > 2 * _ANCHORS:
+        order = jnp.argsort(magnitude(target))
+        target, valid = target[order], valid[order]
+    if num_lanes > _CHUNK:
+        num_chunks = -(-num_lanes // _CHUNK)
+        extra = num_chunks * _CHUNK - num_lanes
+        target, valid = jnp.pad(target, (0, extra), mode="edge"), jnp.pad(valid, (0, extra), mode="edge")
+        shape = (num_chunks, _CHUNK)
+        chunks = target.reshape(shape), valid.reshape(shape)
+        work = jax.lax.map(lambda chunk: _work_through(frozen, *chunk, max_steps), chunks)
+        unknowns = jnp.moveaxis(work.unknowns, 0, -2)
+        work = eqx.tree_at(lambda w: w.unknowns, work, unknowns)
+        work = jax.tree.map(lambda x: x.reshape(*x.shape[:-2], -1)[..., :num_lanes], work)
+    else:
+        work = _work_through(frozen, target, valid, max_steps)
+    if num_lanes > 2 * _ANCHORS:
+        back = jnp.argsort(order)
+        work = jax.tree.map(lambda x: x[..., back], work)
+    omega = implicit_root(_residual, work.omega, (curve, work.unknowns, z))
+    return Roots(omega, work.unknowns, work.code == _OK, _results(work.code), work.num_steps)

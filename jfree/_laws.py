@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Complex, Float, Inexact
 
-from ._misc import log_upper, reciprocal
+from ._misc import log_upper, magnitude, reciprocal
 
 
 class Atoms(eqx.Module):
@@ -108,20 +108,20 @@ class Law(eqx.Module):
     def transform(self, w: Complex[Array, " lanes"]) -> Transform:
         points, weights, coarse = self.points[:, None], self.weights[:, None], self.coarse[:, None]
         inverse = reciprocal(w - points)
-        first = points * inverse
-        m = jnp.sum(weights * first, 0)
-        g = jnp.sum(weights * inverse, 0)
-        slope = jnp.sum(weights * first * inverse, 0)
-        size = jnp.abs(inverse) * (jnp.abs(weights) > 0)
-        rough = jnp.sum((weights - coarse) * first, 0)
+        weighted = weights * inverse
+        g = jnp.sum(weighted, 0)
+        m = jnp.sum(points * weighted, 0)
+        slope = jnp.sum(points * weighted * inverse, 0)
+        size = jnp.square(inverse.real) + jnp.square(inverse.imag)
+        rough = jnp.sum((weights - coarse) * points * inverse, 0)
         on_axis = w.imag == 0  # off the support M is real there, and the contour's error is not part of it
         return Transform(
             _real_where(on_axis, m),
             _real_where(on_axis, g),
             _real_where(on_axis, slope),
-            jnp.sum(jnp.abs(weights * points) * jnp.square(size), 0),
-            1 / jnp.max(size, 0),
-            jnp.square(jnp.abs(rough) / jnp.abs(m)),
+            jnp.sum(jnp.abs(weights * points) * size, 0),
+            lax.rsqrt(jnp.max(size * (weights != 0), 0)),
+            jnp.square(magnitude(rough) / magnitude(m)),
         )
 
     def log_transform(self, w: Complex[Array, " lanes"]) -> Complex[Array, " lanes"]:

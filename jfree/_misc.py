@@ -40,6 +40,22 @@ def reciprocal(z: Array) -> Array:
     return jnp.conj(z) / (jnp.square(z.real) + jnp.square(z.imag))
 
 
+def magnitude(z: Array) -> Array:
+    """`|z|`, without the overflow guards of `jnp.abs`."""
+    return jnp.sqrt(jnp.square(z.real) + jnp.square(z.imag))
+
+
+def exponential(z: Array) -> Array:
+    """`exp z`; real where `z` is."""
+    size = jnp.exp(z.real)
+    return jax.lax.complex(size * jnp.cos(z.imag), size * jnp.sin(z.imag))
+
+
+def logarithm(z: Array) -> Array:
+    """The principal `log z`."""
+    return _log_with_argument(z, jnp.arctan2(z.imag, z.real))
+
+
 def log_upper(z: Array) -> Array:
     """`log z` on the closed upper half plane, argument in `[0, pi]`; rounding below the axis counts as on it."""
     return _log_with_argument(z, jnp.arctan2(jnp.maximum(z.imag, 0), z.real))
@@ -51,4 +67,4 @@ def log_lower(z: Array) -> Array:
 
 
 def _log_with_argument(z: Array, argument: Array) -> Array:
-    return jax.lax.complex(jnp.log(jnp.abs(z)), argument)
+    return jax.lax.complex(jnp.log(magnitude(z)), argument)

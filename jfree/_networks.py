@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from ._activations import AbstractActivation, AbstractManySlopes, AbstractTwoSlopes, as_activation
+from ._activations import AbstractActivation, AbstractManySlopes, AbstractTwoSlopes, HardSine, Linear, as_activation
 from ._curve import ChangeSide, Curve, Factor, LawFactor
 from ._laws import Atoms, Law
 from ._meanfield import MeanField, forward, per_layer
@@ -152,11 +152,14 @@ def _distinct(activations):
 
 def slope_factors(
     activations: tuple[AbstractActivation, ...], q: Float[Array, " layers"]
-) -> tuple[Factor] | tuple[Factor, LawFactor]:
+) -> tuple[Factor | LawFactor, ...]:
     """The free factors `D_l^2`. Layers with two slopes are explicit; the others take their law's unknown.
 
-    In a network that has both, every layer has both factors, one of them a point mass at 1.
+    In a network that has both, every layer has both factors, one of them a point mass at 1; in one that has only
+    activations of slope 1 there are none.
     """
+    if all(isinstance(a, Linear | HardSine) for a in activations):
+        return ()
     dtype = q.dtype
     index = jnp.arange(len(activations))
     size = slope_atoms(activations)

@@ -1,5 +1,6 @@
 """The spectrum of a random matrix, read off its curve."""
 
+import math
 from typing import TYPE_CHECKING, Literal
 
 import equinox as eqx
@@ -126,7 +127,7 @@ class Spectrum(eqx.Module):
 
     def variance(self) -> Float[Array, ""]:
         """`int (t - mean)^2 mu(dt)`, by propagation."""
-        log_mean, spread = self.curve.cumulants()
+        log_mean, spread, _ = self.curve.cumulants()
         return jnp.exp(2 * log_mean) * spread
 
     def moment(self, k: int) -> Float[Array, ""]:
@@ -208,8 +209,8 @@ def _values(curve: Curve, z: Array) -> tuple[Roots, Array, Array]:
     """Roots, `m` and `G`."""
     roots = solve(curve, z)
     point = curve.point(roots.omega, roots.unknowns)
-    G = point.one_plus(jnp.ones_like(point.rank)) * reciprocal(z)
-    return roots, point.m, G
+    G = point.one_plus(1) * reciprocal(z)
+    return roots, point.side * point.m, G
 
 
 @_lanes
@@ -288,13 +289,13 @@ def _moment(spectrum, k):
     """`m_k = (1/2 pi i) int z^k M dlog z`, on a circle of `omega` around every singularity of the curve."""
     curve = spectrum.curve
     frozen = jax.lax.stop_gradient(curve)
-    _, spread = frozen.cumulants()
+    _, spread, _ = frozen.cumulants()
     reach = 1.5 + spread + frozen.reach()
     num_nodes = 96 + 2 * k
     angle = jnp.pi * (jnp.arange(num_nodes, dtype=spread.dtype) + 0.5) / num_nodes
     omega = reach * jax.lax.complex(jnp.cos(angle), jnp.sin(angle))
     point = curve.point(omega, frozen.settle(omega))
-    return jnp.exp(k * point.log_mean) * jnp.mean((point.z**k * point.m * point.dz).real)
+    return jnp.exp(k * point.log_scale) * jnp.mean((point.z**k * point.side * point.m * point.dz).real)
 
 
 @eqx.filter_jit
@@ -302,78 +303,69 @@ def _edges(spectrum):
     return edges(spectrum.curve, spectrum.curve.atoms(spectrum.num_atoms))
 
 
-def _distribution(log_x, spectrum, p):
-    roots, phi = _phi(spectrum, _on_axis(jnp.exp(log_x)))
-    return 1 - phi.imag / jnp.pi - p
+def _above_p(log_x, curve, p):
+    """`cdf(exp(log_x)) - p`, whose root is the quantile."""
+    z = _on_axis(jnp.exp(log_x))
+    roots = solve(curve, z)
+    return 1 - curve.potential(roots.omega, roots.unknowns)[1].imag / jnp.pi - p
 
 
 @_lanes
 def _quantile(spectrum, p):
-    frozen = jax.lax.stop_gradient(spectrum)
-    lower, upper = _edges(frozen)
+    """Newton's method on the cdf in log x, kept in a bracket that a table of the cdf between the edges gives it."""
     dtype = p.dtype
-    floor = 0.95 * float(np.log(jnp.finfo(dtype).tiny))
-    log_upper = jnp.log(upper)
-    log_lower = jnp.where(lower > 0, jnp.log(jnp.where(lower > 0, lower, 1)), jnp.maximum(floor, log_upper + floor))
-    atoms = frozen.curve.atoms(spectrum.num_atoms)
-    zero = atoms.zero
+    eps, tiny = float(jnp.finfo(dtype).eps), float(jnp.finfo(dtype).tiny)
+    lower, upper = _edges(spectrum)
+    frozen, target = jax.lax.stop_gradient((spectrum, p))
+    atoms = spectrum.curve.atoms(spectrum.num_atoms)
+    zero = jax.lax.stop_gradient(atoms.zero)
+    log_lower, log_upper = (jnp.log(jnp.maximum(jax.lax.stop_gradient(e), tiny)) for e in (lower, upper))
+    log_lower = jnp.maximum(log_lower, log_upper + 0.95 * math.log(tiny))
 
-    # A table between the edges brackets every p, then Newton's method within the bracket.
-    s = jnp.linspace(0, 1, 65, dtype=dtype)[1:-1]
-    middle = jnp.log(frozen.mean()) + 0 * log_upper
+    # Graded towards the upper edge: where the bulk reaches down to 0, the table spans hundreds of decades.
+    s = jnp.linspace(0, 1, 62, dtype=dtype)[1:-1]
     span = log_upper - log_lower
-    grading = jnp.where(span > 50, 4, 1)
-    table = log_upper - span * s[::-1] ** grading
-    values = _table(frozen, table)
-    values = jax.lax.cummax(jnp.where(jnp.isfinite(values), values, 0))
-    target = jax.lax.stop_gradient(p)
-    index = jnp.searchsorted(values, target)
-    ends = jnp.concatenate([log_lower[None], table, log_upper[None]])
-    heights = jnp.concatenate([zero[None], values, jnp.ones(1, dtype)])
-    low, high = ends[index], ends[index + 1]
-    rise = jnp.maximum(heights[index + 1] - heights[index], jnp.finfo(dtype).tiny)
-    guess = low + (high - low) * jnp.clip((target - heights[index]) / rise, 0.02, 0.98)
-    del middle
-    tolerance = 4 * float(jnp.finfo(dtype).eps)
+    table = log_upper - span * s[::-1] ** jnp.where(span > 50, 4, 1)
+    # Tops of atoms from just above them.
+    beside = jnp.exp(jax.lax.stop_gradient(atoms.log_locations)) * (1 + eps**0.5)
+    cdf = _cdf(frozen, jnp.concatenate([jnp.exp(table), beside]))
+    heights, tops = cdf[: table.size], cdf[table.size :]
+    heights = jax.lax.cummax(jnp.where(jnp.isfinite(heights), heights, 0))
+    index = jnp.searchsorted(heights, target)
+    places = jnp.concatenate([log_lower[None], table, log_upper[None]])
+    heights = jnp.concatenate([zero[None], heights, jnp.ones(1, dtype)])
+    low, high = places[index], places[index + 1]
+    share = (target - heights[index]) / jnp.maximum(heights[index + 1] - heights[index], tiny)
+    guess = low + (high - low) * jnp.clip(share, 0.02, 0.98)
 
     def correct(state):
         k, x, low, high, _ = state
         z = _on_axis(jnp.exp(x))
-        roots, phi = _phi(frozen, z)
-        G = frozen.curve.point(roots.omega, roots.unknowns).one_plus(jnp.ones((), dtype)) * reciprocal(z)
+        roots = solve(frozen.curve, z)
+        point, phi, _ = frozen.curve.potential(roots.omega, roots.unknowns)
+        density = -(point.one_plus(1) * reciprocal(z)).imag / jnp.pi
         error = 1 - phi.imag / jnp.pi - target
-        low = jnp.where(error < 0, x, low)
-        high = jnp.where(error < 0, high, x)
-        newton = x - error / jnp.maximum(-G.imag / jnp.pi * jnp.exp(x), jnp.finfo(dtype).tiny)
-        good = roots.certified & (newton > low) & (newton < high)
-        new = jnp.where(good, newton, 0.5 * (low + high))
-        done = (jnp.abs(new - x) <= tolerance * jnp.maximum(1, jnp.abs(x))) | (jnp.abs(error) <= tolerance)
-        return k + 1, jnp.where(jnp.abs(error) <= tolerance / 8, x, new), low, high, done
+        low, high = jnp.where(error < 0, x, low), jnp.where(error < 0, high, x)
+        newton = x - error / jnp.maximum(density * z.real, tiny)
+        inside = roots.certified & (newton > low) & (newton < high)
+        new = jnp.where(inside, newton, 0.5 * (low + high))
+        done = (jnp.abs(new - x) <= 4 * eps * jnp.maximum(1, jnp.abs(x))) | (jnp.abs(error) <= eps)
+        return k + 1, new, low, high, done
 
     def unfinished(state):
-        return (state[0] < 100) & ~jnp.all(state[-1])
+        k, *_, done = state
+        return (k < 100) & ~jnp.all(done)
 
     start = (jnp.asarray(0), guess, low, high, jnp.zeros(p.shape, bool))
     x = jax.lax.while_loop(unfinished, correct, start)[1]
-    x = implicit_root(_distribution, x, (spectrum, p))
-    quantile = jnp.exp(x)
+    quantile = jnp.exp(implicit_root(_above_p, x, (spectrum.curve, p)))
 
-    live = spectrum.curve.atoms(spectrum.num_atoms)
-    for k in range(spectrum.num_atoms):
-        atom = jnp.exp(live.log_locations[k])
-        top = _table(frozen, jnp.log(_beside_atoms(frozen, jax.lax.stop_gradient(atom)[None])))[0]
-        slack = 64 * jnp.finfo(dtype).eps
-        inside = (live.masses[k] > 0) & (target <= top + slack) & (target > top - live.masses[k] + slack)
-        quantile = jnp.where(inside, atom, quantile)
-    live_lower, live_upper = _edges(spectrum)
-    quantile = jnp.where(target >= 1, live_upper, quantile)
-    quantile = jnp.where((target <= zero) & (zero > 0), 0, quantile)
-    return jnp.where(target <= 0, jnp.where(zero > 0, 0, live_lower), quantile)
-
-
-def _table(spectrum, log_x):
-    roots, phi = _phi(spectrum, _on_axis(jnp.exp(log_x)))
-    return jnp.where(roots.certified, 1 - phi.imag / jnp.pi, jnp.nan)
+    slack = 64 * eps
+    for log_location, mass, top in zip(atoms.log_locations, atoms.masses, tops, strict=True):
+        inside = (mass > 0) & (target <= top + slack) & (target > top - mass + slack)
+        quantile = jnp.where(inside, jnp.exp(log_location), quantile)
+    quantile = jnp.where(target >= 1, upper, quantile)
+    return jnp.where(target <= zero, jnp.where(zero > 0, 0, lower), quantile)
 
 
 def _support(spectrum: Spectrum) -> list[tuple[float, float]]:
