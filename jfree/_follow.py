@@ -12,6 +12,8 @@ What finds the roots is Newton's method along the arc from `-|z|`, where the cur
 has the same length at every scale, so that spectra of forty decades need no more steps than narrow ones.
 """
 
+import math
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -81,7 +83,12 @@ def _newton(curve: Curve, z: Array, omega: Array, unknowns: Array) -> _Newton:
         return jnp.maximum(size, step.correction)
 
     point, size, (found, tangents) = curve.fold(largest, jnp.zeros_like(z.real), omega, unknowns)
-    step = -logarithm(point.z * reciprocal(z)) * reciprocal(point.dz)
+    ratio = point.z * reciprocal(z)
+    # A far guess may leave the range of floats, thousands of layers deep: go back by as much as that range.
+    far = math.log(float(jnp.finfo(z.dtype).max)) / 2
+    above, below = ~jnp.isfinite(magnitude(ratio)), magnitude(ratio) == 0
+    residual = jnp.where(above, far, jnp.where(below, -far, logarithm(ratio)))
+    step = -residual * reciprocal(point.dz)
     size = jnp.maximum(size, magnitude(step))
     return _Newton(step, point.dz, found, tangents, jnp.where(jnp.isfinite(size), size, jnp.inf))
 
@@ -152,7 +159,7 @@ def _search(curve: Curve, z: Array, trust: Array, lanes: Array, max_steps: int) 
         stuck = on_arc & ~good & (stride < 16 * eps)
 
         settled = newton.size <= jnp.where(on_axis, eps**0.5, 64 * eps)
-        polished = (state.phase == _POLISH) & (settled | (state.num_in_phase >= 5))
+        polished = (state.phase == _POLISH) & (settled | (state.num_in_phase >= 40))
         *bare, real = _without_rounding(z, newton.slope, omega, unknowns)
         real = state.real | (polished & real)
         omega, unknowns = jnp.where(real, bare[0], omega), jnp.where(real, bare[1], unknowns)

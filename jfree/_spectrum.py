@@ -339,7 +339,7 @@ def _quantile(spectrum, p):
     guess = low + (high - low) * jnp.clip(share, 0.02, 0.98)
 
     def correct(state):
-        k, x, low, high, _ = state
+        k, x, low, high, done = state
         z = _on_axis(jnp.exp(x))
         roots = solve(frozen.curve, z)
         point, phi, _ = frozen.curve.potential(roots.omega, roots.unknowns)
@@ -347,10 +347,11 @@ def _quantile(spectrum, p):
         error = 1 - phi.imag / jnp.pi - target
         low, high = jnp.where(error < 0, x, low), jnp.where(error < 0, high, x)
         newton = x - error / jnp.maximum(density * z.real, tiny)
-        inside = roots.certified & (newton > low) & (newton < high)
+        rounding = 4 * eps * jnp.maximum(1, jnp.abs(x))
+        inside = roots.certified & (newton >= low - rounding) & (newton <= high + rounding)
         new = jnp.where(inside, newton, 0.5 * (low + high))
-        done = (jnp.abs(new - x) <= 4 * eps * jnp.maximum(1, jnp.abs(x))) | (jnp.abs(error) <= eps)
-        return k + 1, new, low, high, done
+        new = jnp.where(done, x, new)
+        return k + 1, new, low, high, done | (jnp.abs(new - x) <= rounding)
 
     def unfinished(state):
         k, *_, done = state
