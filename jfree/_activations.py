@@ -57,8 +57,11 @@ class AbstractManySlopes(AbstractActivation):
     """`phi'^2` has a law without an elementary S-transform: it is held by points and weights."""
 
     @abc.abstractmethod
-    def slope_law(self, q: Float[Array, ""]) -> Law:
-        """The law of `phi'(sqrt(q) Z)^2`, `q > 0`."""
+    def slope_law(self, q: Float[Array, ""], refine: int = 1) -> Law:
+        """The law of `phi'(sqrt(q) Z)^2`, `q > 0`, by `refine` times the usual number of points where it has a choice.
+
+        A network in which no other layer has such a law needs more: its subordination points come down to the axis.
+        """
 
     def slope_moment(self, q):
         return jnp.exp(self.slope_law(q).log_mean)
@@ -122,7 +125,7 @@ class LeakyReLU(AbstractManySlopes):
     def mean(self, q):
         return (1 - self.negative_slope) * jnp.sqrt(q / (2 * jnp.pi))
 
-    def slope_law(self, q):
+    def slope_law(self, q, refine=1):
         square = jnp.square(self.negative_slope).astype(q.dtype)
         half = jnp.asarray(0.5, q.dtype)
         zero = jnp.where(square == 0, half, 0)
@@ -225,8 +228,8 @@ class AbstractSmooth(AbstractManySlopes):
     def bend(self, x: Float[Array, " nodes"], q: Float[Array, ""]) -> Float[Array, " nodes"]:
         """Imaginary part of the contour above `x`."""
 
-    def slope_law(self, q):
-        x, weights, coarse = graded_nodes(q, self.num_nodes, even=self.even, clusters=self.clusters)
+    def slope_law(self, q, refine=1):
+        x, weights, coarse = graded_nodes(q, refine * self.num_nodes, even=self.even, clusters=self.clusters)
         bend = lambda x: self.bend(x, jax.lax.stop_gradient(q))  # noqa: E731
         height, rise = jax.jvp(bend, (x,), (jnp.ones_like(x),))
         h = jax.lax.complex(x, height)
@@ -257,7 +260,7 @@ class Tanh(AbstractSmooth):
 
     num_nodes = 128
     even = True
-    clusters = ((0.0, 0.01),)
+    clusters = ((0.0, 1e-4),)
 
     def __call__(self, x):
         return jnp.tanh(x)
@@ -277,7 +280,7 @@ class Sigmoid(AbstractSmooth):
 
     num_nodes = 128
     even = True
-    clusters = ((0.0, 0.01),)
+    clusters = ((0.0, 1e-4),)
 
     def __call__(self, x):
         return jax.nn.sigmoid(x)
@@ -297,7 +300,7 @@ class Erf(AbstractSmooth):
 
     num_nodes = 128
     even = True
-    clusters = ((0.0, 0.01),)
+    clusters = ((0.0, 1e-4),)
 
     def __call__(self, x):
         return erf(x)
@@ -337,7 +340,7 @@ class SiLU(AbstractSmooth):
 
     num_nodes = 320
     even = False
-    clusters = ((-2.3993572805154674, 0.01), (-1.2784645427610738, 1e-7), (2.3993572805154674, 0.01))
+    clusters = ((-2.3993572805154674, 1e-3), (-1.2784645427610738, 1e-7), (2.3993572805154674, 1e-3))
 
     def __call__(self, x):
         return jax.nn.silu(x)
@@ -355,7 +358,7 @@ class GELU(AbstractSmooth):
 
     num_nodes = 320
     even = False
-    clusters = ((-1.4142135623730951, 0.01), (-0.7517915240843226, 1e-7), (1.4142135623730951, 0.01))
+    clusters = ((-1.4142135623730951, 1e-3), (-0.7517915240843226, 1e-7), (1.4142135623730951, 1e-3))
 
     def __call__(self, x):
         return x * ndtr(x)
@@ -430,10 +433,10 @@ class FromFunction(AbstractManySlopes):
     def derivative(self, x):
         return jnp.vectorize(jax.grad(self.fn))(x)
 
-    def _panels(self, q):
+    def _panels(self, q, refine=1):
         # A knot at 0 in any case: half of all activations have their structure there.
         knots = tuple(sorted({*self.knots, 0.0}))
-        nodes, weights, coarse = panel_nodes(q, knots, self.num_nodes // 2)
+        nodes, weights, coarse = panel_nodes(q, knots, refine * self.num_nodes // 2)
         density = gaussian_density(nodes, q)
         return nodes, weights * density, coarse * density
 
@@ -445,8 +448,8 @@ class FromFunction(AbstractManySlopes):
         nodes, weights, _ = self._panels(q)
         return jnp.sum(weights * self(nodes)) / jnp.sum(weights)
 
-    def slope_law(self, q):
-        nodes, weights, coarse = self._panels(q)
+    def slope_law(self, q, refine=1):
+        nodes, weights, coarse = self._panels(q, refine)
         points = jnp.square(self.derivative(nodes))
         mass = jnp.sum(weights, 1) / jnp.sum(weights)
         low, high = jnp.min(points, 1), jnp.max(points, 1)

@@ -67,15 +67,17 @@ class Step(eqx.Module):
     """What one operation makes of a point.
 
     `unknown` is the operation's own subordination point, corrected by one Newton step where it is an unknown of its
-    own, and `dunknown` its logarithmic tangent; both are what the half-plane certificate looks at. `closeness` bounds
-    one over the distance, in `m`, to the next singularity of the operation, and `roughness` the relative quadrature
-    error behind it.
+    own, and `dunknown` its logarithmic tangent; both are what the half-plane certificate looks at. `correction` is the
+    size of that step, and `mismatch` that of the equation it solves, both in logarithms: next to an atom, a pole of
+    `M`, only the second tells how far the solution is. `closeness` bounds one over the distance, in `m`, to the next
+    singularity of the operation, and `roughness` the relative quadrature error behind it.
     """
 
     point: Point
     unknown: Complex[Array, " lanes"]
     dunknown: Complex[Array, " lanes"]
     correction: Float[Array, " lanes"]
+    mismatch: Float[Array, " lanes"]
     closeness: Float[Array, " lanes"]
     roughness: Float[Array, " lanes"]
 
@@ -129,7 +131,7 @@ class Factor(AbstractOperation):
         down = _relative(dm, one) - _relative(dm, m) + slope
         closeness = magnitude(inverse) * (self.b * magnitude(den) + self.a * magnitude(num))
         zero = jnp.zeros_like(closeness)
-        return Step(point.multiplied(ratio, slope, jnp.log(self.mean)), own, down, zero, closeness, zero)
+        return Step(point.multiplied(ratio, slope, jnp.log(self.mean)), own, down, zero, zero, closeness, zero)
 
     def potential(self, phi, log_z, point, unknown):
         a_term = _log_moebius(self.a, point)
@@ -163,10 +165,11 @@ class LawFactor(AbstractOperation):
         m, dm, one = point.side * point.m, point.side * point.dm, point.one_plus(1)
         w = implicit_root(_law_gap, unknown, (self.law, m, one))
         moments = self.law.transform(w)
-        # Newton's step for log w, in whichever of log M and log (1 + M) is the steeper.
+        # Newton's step for log w, in whichever of log M and log (1 + M) is the steeper; next to a pole, in 1/M.
         have, want = _either(moments, w, m, one)
         stiffness = -have * reciprocal(w * moments.slope)
-        step = logarithm(want * reciprocal(have)) * stiffness
+        change = jnp.where(magnitude(have) > 1, 1 - have * reciprocal(want), logarithm(want * reciprocal(have)))
+        step = change * stiffness
         correction = magnitude(step)
         w = w * exponential(step * jnp.minimum(1, 2 / jnp.maximum(correction, 1)))
         dw = _relative(dm, want) * stiffness
@@ -176,7 +179,7 @@ class LawFactor(AbstractOperation):
         # at w is at most total / distance^(k-1).
         derivative = magnitude(moments.slope)
         closeness = moments.total / (0.17 * jnp.square(derivative) * moments.distance)
-        return Step(new, w, dw, correction, closeness, moments.roughness)
+        return Step(new, w, dw, correction, magnitude(change), closeness, moments.roughness)
 
     def potential(self, phi, log_z, point, unknown):
         log_m = log_lower(point.side * point.m)
@@ -191,9 +194,10 @@ class LawFactor(AbstractOperation):
 
 
 def _either(moments: Transform, w: Array, m: Array, one: Array) -> tuple[Array, Array]:
-    """`M(w)` and `m`, or `1 + M(w)` and `1 + m`: the pair that is small, and so accurate."""
-    near_zero = magnitude(one) < magnitude(m)
-    return jnp.where(near_zero, w * moments.g, moments.m), jnp.where(near_zero, one, m)
+    """`M(w)` and `m`, or `1 + M(w)` and `1 + m`: the pair that is small, accurate, and steep in log w."""
+    rest = w * moments.g
+    near_zero = magnitude(rest) < magnitude(moments.m)
+    return jnp.where(near_zero, rest, moments.m), jnp.where(near_zero, one, m)
 
 
 def _law_gap(w, law, m, one):
@@ -215,7 +219,7 @@ class ChangeSide(AbstractOperation):
     def advance(self, point, unknown):
         new = eqx.tree_at(lambda p: p.side, point, point.side * self.ratio)
         zero = jnp.zeros_like(point.m.real)
-        return Step(new, point.z, point.dz, zero, zero, zero)
+        return Step(new, point.z, point.dz, zero, zero, zero, zero)
 
     def potential(self, phi, log_z, point, unknown):
         return self.ratio * phi + (1 - self.ratio) * log_z, log_z

@@ -75,22 +75,25 @@ class _Newton(eqx.Module):
     slope: Complex[Array, " lanes"]
     unknowns: Complex[Array, "layers unknowns lanes"]
     tangents: Complex[Array, "layers unknowns lanes"]
-    size: Float[Array, " lanes"]
+    error: Float[Array, " lanes"]  # the largest correction, in logarithms
+    size: Float[Array, " lanes"]  # the same with changes of `log m` counted too, large next to an atom
 
 
 def _newton(curve: Curve, z: Array, omega: Array, unknowns: Array) -> _Newton:
-    def largest(size, before, operation, step):
-        return jnp.maximum(size, step.correction)
+    def largest(sizes, before, operation, step):
+        return jnp.maximum(sizes[0], step.correction), jnp.maximum(sizes[1], step.mismatch)
 
-    point, size, (found, tangents) = curve.fold(largest, jnp.zeros_like(z.real), omega, unknowns)
+    zero = jnp.zeros_like(z.real)
+    point, (error, size), (found, tangents) = curve.fold(largest, (zero, zero), omega, unknowns)
     ratio = point.z * reciprocal(z)
     # A far guess may leave the range of floats, thousands of layers deep: go back by as much as that range.
     far = math.log(float(jnp.finfo(z.dtype).max)) / 2
     above, below = ~jnp.isfinite(magnitude(ratio)), magnitude(ratio) == 0
     residual = jnp.where(above, far, jnp.where(below, -far, logarithm(ratio)))
     step = -residual * reciprocal(point.dz)
-    size = jnp.maximum(size, magnitude(step))
-    return _Newton(step, point.dz, found, tangents, jnp.where(jnp.isfinite(size), size, jnp.inf))
+    error = jnp.maximum(error, magnitude(step))
+    size = jnp.maximum(size, jnp.maximum(error, magnitude(step) * magnitude(point.dm) / magnitude(point.m)))
+    return _Newton(step, point.dz, found, tangents, error, jnp.where(jnp.isfinite(size), size, jnp.inf))
 
 
 def _moved(omega, unknowns, tangents, step, limit):
@@ -127,7 +130,10 @@ def _search(curve: Curve, z: Array, trust: Array, lanes: Array, max_steps: int) 
     """Roots at `z`, on `lanes`; a step along the arc is taken when its correction is at most `trust`."""
     eps = float(jnp.finfo(z.dtype).eps)
     radius, goal = jnp.abs(z), jnp.angle(z)
-    omega = jax.lax.complex(-radius * curve.rank, jnp.zeros_like(radius))
+    # omega grows like z at infinity; towards 0 like a root of z, the higher the wider the spectrum.
+    _, spread, _ = curve.cumulants()
+    omega = -curve.rank * jnp.where(radius < 1, radius ** (1 / (1 + jnp.maximum(spread, 0))), radius)
+    omega = jax.lax.complex(omega, jnp.zeros_like(radius))
     unknowns = curve.initial_unknowns(omega)
     count = jnp.zeros(z.shape, int)
     start = _Search(
@@ -158,7 +164,7 @@ def _search(curve: Curve, z: Array, trust: Array, lanes: Array, max_steps: int) 
         stride = (state.angle - angle) * jnp.where(good, factor, jnp.minimum(factor, 0.5))
         stuck = on_arc & ~good & (stride < 16 * eps)
 
-        settled = newton.size <= jnp.where(on_axis, eps**0.5, 64 * eps)
+        settled = newton.error <= jnp.where(on_axis, eps**0.5, 64 * eps)
         polished = (state.phase == _POLISH) & (settled | (state.num_in_phase >= 40))
         *bare, real = _without_rounding(z, newton.slope, omega, unknowns)
         real = state.real | (polished & real)

@@ -177,13 +177,15 @@ def slope_factors(
     explicit = jax.vmap(per_layer(activations, two_slopes))(index, q)
     if not laws:
         return (explicit,)
-    shapes = [jax.eval_shape(a.slope_law, jax.ShapeDtypeStruct((), dtype)) for a in _distinct(laws)]
+    refine = 4 if len(laws) == 1 else 1
+    slope_law = lambda a: lambda q: a.slope_law(q, refine)  # noqa: E731
+    shapes = [jax.eval_shape(slope_law(a), jax.ShapeDtypeStruct((), dtype)) for a in _distinct(laws)]
     num_points = max(law.points.shape[-1] for law in shapes)
     kind = jnp.result_type(*(law.points.dtype for law in shapes))
 
     def many_slopes(activation, q):
         if isinstance(activation, AbstractManySlopes):
-            return activation.slope_law(q).resized(num_points, size, kind)
+            return activation.slope_law(q, refine).resized(num_points, size, kind)
         return Law.point_mass(dtype).resized(num_points, size, kind)
 
     law = jax.lax.map(lambda xs: per_layer(activations, many_slopes)(*xs), (index, q))

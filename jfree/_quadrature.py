@@ -5,7 +5,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-_PULL = 0.12  # share of the nodes that a cluster draws, per unit of log distance
+_PULL = 0.15  # share of the nodes that a cluster draws, per unit of log distance
 _REACH = 10.0  # standard deviations: the contours below damp the Gaussian a little less than the real line
 
 

@@ -1,0 +1,98 @@
+"""What all benchmarks share: a clock, a record of where it ran, and tables."""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+
+
+class Timing(NamedTuple):
+    """Milliseconds: of the first call, which compiles, and median and minimum of the calls after it."""
+
+    first: float
+    median: float
+    minimum: float
+
+
+def measure(fn: Callable[[], Any], repeats: int = 20, budget: float = 10.0) -> tuple[Any, Timing]:
+    """Calls `fn` once, then up to `repeats` times more (three at least, then until `budget` seconds are spent).
+
+    `repeats=0` takes the first call for the time, for work too long to repeat that needs no warm-up.
+
+    **Returns:** what `fn` returns, and the timing.
+    """
+
+    def timed() -> float:
+        nonlocal value
+        start = time.perf_counter()
+        value = jax.block_until_ready(fn())
+        return 1e3 * (time.perf_counter() - start)
+
+    value = None
+    first = timed()
+    times = []
+    while len(times) < min(repeats, 3) or (len(times) < repeats and sum(times) < 1e3 * budget):
+        times.append(timed())
+    times = times or [first]
+    return value, Timing(first, statistics.median(times), min(times))
+
+
+def environment() -> dict[str, Any]:
+    """Date, versions and machine, without names of hosts or users."""
+    packages = ("jfree", "jax", "jaxlib", "equinox", "numpy")
+    return {
+        "date": datetime.date.today().isoformat(),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "machine": {
+            "cpu": _cpu(),
+            "cores": os.cpu_count(),
+            "system": f"{platform.system()} {platform.machine()}",
+            "device": jax.devices()[0].device_kind,
+            "dtype": str(jnp.result_type(float)),
+        },
+    }
+
+
+def _cpu() -> str:
+    info = pathlib.Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or "unknown"
+
+
+def save(name: str, claim: str, tables: dict[str, list[dict[str, Any]]]) -> pathlib.Path:
+    """Writes `results/NAME.json`."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({"claim": claim, **environment(), "tables": tables}, indent=1) + "\n")
+    return path
+
+
+def print_table(title: str, rows: list[dict[str, Any]]) -> None:
+    """One line per row, one column per key, minima left to the record; blank where a row has no value."""
+    keys = [key for key in rows[0] if not key.endswith("_min_ms")]
+    cells = [keys, *([_cell(row[key]) for key in keys] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    print(f"\n{title}")
+    for line in cells:
+        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -1,0 +1,101 @@
+"""Pictures of spectra: the density as a line, atoms as stems. Needs matplotlib; nothing else in the package does."""
+
+from typing import Literal, TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from ._spectrum import Spectrum
+
+_NUM_POINTS = 400
+# Where a bulk reaches down to 0, the picture starts at the first of these shares of it, and shows all of the density
+# beyond the second: nearer to 0 that diverges.
+_SHARES = np.array([0.001, 0.1])
+
+
+def plot_spectrum(
+    spectrum: "Spectrum",
+    ax: "Axes | None" = None,
+    scale: Literal["linear", "log"] = "linear",
+    singular_values: bool = False,
+) -> "Axes":
+    """Draws the density of a spectrum over its support, and its atoms as stems, each labelled with its mass (host).
+
+    **Arguments:**
+
+    - `spectrum`: the law of `t`.
+    - `ax`: axes to draw on; new ones by default.
+    - `scale`: `"linear"` draws the density of `t`; `"log"` that of `log10 t`, over a logarithmic axis, where an atom
+      at 0 can only be named.
+    - `singular_values`: draw the density of `s = sqrt(t)`, `2 s rho(s^2)`, instead.
+
+    **Returns:** the axes. The height of a stem is its mass as a share of the axes' height.
+
+    **Raises:** `ValueError` for an unknown `scale`, `ImportError` without matplotlib.
+    """
+    if scale not in ("linear", "log"):
+        raise ValueError(f"`scale` must be 'linear' or 'log', got {scale!r}.")
+    ax = pyplot().subplots()[1] if ax is None else ax
+    symbol, power = ("s", 0.5) if singular_values else ("t", 1.0)
+    log = scale == "log"
+    places, masses = (np.asarray(a) for a in spectrum.atoms())
+    start, shown, upper = _range(spectrum, masses)
+
+    height = 1.0
+    if masses.sum() < 1 - 1e-9:
+        x = _grid(start**power, upper**power, log)
+        density = _density(spectrum, x, power) * (x * np.log(10) if log else 1)
+        ax.plot(x, density)
+        height = 1.1 * np.nanmax(density[x >= (start if log else shown) ** power], initial=1e-300)
+    if log:
+        ax.set_xscale("log")
+    ax.set_ylim(0, height)
+    for place, mass in zip(places**power, masses, strict=True):
+        if mass > 0:
+            _draw_atom(ax, place, mass, height, log)
+    ax.set_xlabel(f"{'singular value' if singular_values else 'eigenvalue'} ${symbol}$")
+    ax.set_ylabel(rf"density of $\log_{{10}}\,{symbol}$" if log else f"density of ${symbol}$")
+    return ax
+
+
+def pyplot():
+    """`matplotlib.pyplot`, or an `ImportError` that says how to get it."""
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise ImportError("Plots need matplotlib: pip install 'jfree[plot]'.") from error
+    return plt
+
+
+def _range(spectrum: "Spectrum", masses: np.ndarray) -> tuple[float, float, float]:
+    """Where the picture starts, from where all of the density must be in it, and where it ends."""
+    lower, upper = (float(e) for e in spectrum.edges())
+    if lower > 0:
+        return lower, lower, upper
+    start, shown = np.asarray(spectrum.quantile(masses[0] + _SHARES * (1 - masses[0])))
+    return float(np.fmax(start, 1e-30 * upper)), float(shown), upper
+
+
+def _grid(start: float, stop: float, log: bool) -> np.ndarray:
+    """Points between the ends, crowded towards both: a density leaves an edge like a square root."""
+    share = 0.5 - 0.5 * np.cos(np.pi * (np.arange(_NUM_POINTS) + 0.5) / _NUM_POINTS)
+    return start * (stop / start) ** share if log else start + (stop - start) * share
+
+
+def _density(spectrum: "Spectrum", x: np.ndarray, power: float) -> np.ndarray:
+    """Of `t^power` at `x`."""
+    t = x ** (1 / power)
+    return np.asarray(spectrum.density(t)) * t / (power * x)
+
+
+def _draw_atom(ax: "Axes", place: float, mass: float, height: float, log: bool) -> None:
+    label = f"mass {mass:.3g}"
+    if log and place == 0:
+        ax.plot([], [], " ", label=f"{label} at 0")
+        ax.legend(frameon=False)
+        return
+    ax.plot([place, place], [0, mass * height], color="C1")
+    ax.plot(place, mass * height, "o", color="C1", clip_on=False)
+    ax.annotate(label, (place, mass * height), (4, 4), textcoords="offset points", annotation_clip=False)
