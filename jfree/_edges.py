@@ -35,8 +35,8 @@ def edges(curve: Curve, atoms: Atoms) -> tuple[Float[Array, ""], Float[Array, ""
     reach = 0.95 * math.log(float(jnp.finfo(dtype).max))
     negligible = 1e5 * float(jnp.finfo(dtype).eps)
     total = 1 - atoms_now.zero
-    # The mean lies between the edges. Lower end first.
-    inside = jnp.stack([log_mean, log_mean])
+    # The mean of what is not at 0 lies between the edges. Lower end first.
+    inside = jnp.stack([log_mean, log_mean]) - jnp.log(total)
     beyond = jnp.stack([jnp.maximum(-reach, log_mean - reach), jnp.minimum(reach, log_mean + reach)])
     fractions = jnp.linspace(0, 1, _NUM_SECTIONS + 1, dtype=dtype)[1:]
     ends = jnp.arange(2)

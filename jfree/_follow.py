@@ -203,6 +203,7 @@ def _search(curve: Curve, z: Array, trust: Array, lanes: Array, max_steps: int) 
 
 def _certify(curve: Curve, z: Array, omega: Array, unknowns: Array, real: Array) -> Int[Array, " lanes"]:
     info = jnp.finfo(z.dtype)
+    rounding = 256 * float(info.eps) * (1 + curve.num_layers / 16)
     start = curve.start(omega)
     per_start = 1 / jnp.maximum(magnitude(start.dm), info.tiny)
 
@@ -211,7 +212,7 @@ def _certify(curve: Curve, z: Array, omega: Array, unknowns: Array, real: Array)
         # One over the distance to the operation's singularities, measured in the m of the start.
         closeness = step.closeness * before.side * magnitude(before.dm) * per_start
         for w, dw in ((step.unknown, step.dunknown), (step.point.z, step.point.dz)):
-            upper &= w.imag >= -256 * info.eps * magnitude(w)
+            upper &= w.imag >= -rounding * magnitude(w)
             rise = jnp.sign((w * dw).real)
             low, high = jnp.minimum(low, rise), jnp.maximum(high, rise)
         total, nearest = total + jnp.square(closeness), jnp.maximum(nearest, closeness)
@@ -231,7 +232,7 @@ def _certify(curve: Curve, z: Array, omega: Array, unknowns: Array, real: Array)
     residual = magnitude(logarithm(point.z * reciprocal(z)))
     slope = magnitude(point.dz) * per_start
     gamma = jnp.maximum(total / (2 * slope), nearest)
-    settled = jnp.maximum(residual, error) <= 256 * info.eps * (1 + curve.num_layers / 16)
+    settled = jnp.maximum(residual, error) <= rounding
     root = settled & (residual / slope * gamma < 0.157)
 
     code = jnp.where(branch, _OK, _WRONG_BRANCH)
@@ -383,7 +384,7 @@ def solve(curve: Curve, z: Complex[Array, " lanes"], max_steps: int = 200) -> Ro
         work = jax.lax.map(lambda chunk: _work_through(frozen, *chunk, max_steps), chunks)
         unknowns = jnp.moveaxis(work.unknowns, 0, -2)
         work = eqx.tree_at(lambda w: w.unknowns, work, unknowns)
-        work = jax.tree.map(lambda x: x.reshape(*x.shape[:-2], -1)[..., :num_lanes], work)
+        work = jax.tree.map(lambda x: x.reshape(*x.shape[:-2], num_chunks * _CHUNK)[..., :num_lanes], work)
     else:
         work = _work_through(frozen, target, valid, max_steps)
     if num_lanes > 2 * _ANCHORS:

@@ -1,5 +1,7 @@
 """Small numerical helpers shared by every module."""
 
+from collections.abc import Sequence
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,12 @@ def inexact_asarray(x: ArrayLike) -> Array:
     if not jnp.issubdtype(dtype, jnp.inexact):
         dtype = jnp.result_type(float)
     return jnp.asarray(x, dtype=dtype)
+
+
+def common_dtype(*values: ArrayLike | Sequence) -> jnp.dtype:
+    """The floating-point dtype of the arrays among `values`; Python numbers and sequences of them follow it."""
+    dtypes = [v.dtype for v in values if isinstance(v, jax.Array | np.ndarray) and jnp.issubdtype(v.dtype, jnp.inexact)]
+    return jnp.result_type(*dtypes) if dtypes else jnp.result_type(float)
 
 
 def is_concrete(x) -> bool:

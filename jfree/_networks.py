@@ -13,7 +13,7 @@ from ._activations import AbstractActivation, AbstractManySlopes, AbstractTwoSlo
 from ._curve import ChangeSide, Curve, Factor, LawFactor
 from ._laws import Atoms, Law
 from ._meanfield import MeanField, forward, per_layer
-from ._misc import check, inexact_asarray
+from ._misc import check, common_dtype
 from ._weights import AbstractWeights, as_weights, weight_factor
 
 
@@ -60,15 +60,16 @@ class MLP(AbstractNetwork):
 
     def __init__(
         self,
-        widths: Sequence[float] | Float[Array, " layers+1"],
+        widths: Sequence[float] | ArrayLike,
         activation: str | AbstractActivation | Sequence[str | AbstractActivation] = "tanh",
         weights: str | AbstractWeights | Sequence[str | AbstractWeights] = "orthogonal",
-        sigma_w: ArrayLike = 1.0,
-        sigma_b: ArrayLike = 0.0,
+        sigma_w: ArrayLike | Sequence[float] = 1.0,
+        sigma_b: ArrayLike | Sequence[float] = 0.0,
         q0: ArrayLike = 1.0,
         final_activation: str | AbstractActivation = "linear",
     ):
-        widths = inexact_asarray(widths if hasattr(widths, "shape") else np.asarray(widths))
+        dtype = common_dtype(widths, sigma_w, sigma_b, q0)
+        widths = _floats("widths", widths, dtype)
         if widths.ndim != 1 or widths.shape[0] < 2:
             raise ValueError("`widths` must be a sequence N_0..N_L of at least two widths.")
         self.widths = check(widths, _positive, "`widths` must be positive and finite.")
@@ -82,11 +83,11 @@ class MLP(AbstractNetwork):
             if len(self.activation) != depth:
                 raise ValueError(f"`activation` must be one, or one per layer: {depth}, got {len(self.activation)}.")
         self.weights = _weight_laws(weights, depth)
-        self.sigma_w = _per_layer("sigma_w", sigma_w, depth, _positive, "positive")
-        self.sigma_b = _per_layer("sigma_b", sigma_b, depth, _nonnegative, "nonnegative")
-        self.q0 = check(inexact_asarray(q0), _positive, "`q0` must be positive and finite.")
+        self.sigma_w = _per_layer("sigma_w", _floats("sigma_w", sigma_w, dtype), depth, _positive, "positive")
+        self.sigma_b = _per_layer("sigma_b", _floats("sigma_b", sigma_b, dtype), depth, _nonnegative, "nonnegative")
+        self.q0 = check(_floats("q0", q0, dtype), _positive, "`q0` must be positive and finite.")
         if self.q0.ndim:
-            raise ValueError("`q0` must be a scalar.")
+            raise ValueError(f"`q0` must be a scalar, got shape {self.q0.shape}.")
 
     @property
     def depth(self) -> int:
@@ -105,19 +106,14 @@ class MLP(AbstractNetwork):
     def num_atoms(self) -> int:
         return max(2, slope_atoms(self.activations))
 
-    def _dtype(self):
-        return jnp.result_type(self.widths, self.sigma_w, self.sigma_b, self.q0)
-
     def _layers(self) -> tuple[Array, Array, Array]:
         """Width ratios `N_{l-1}/N_l`, `sigma_w`, `sigma_b`, of shape `(L,)`."""
-        widths = self.widths.astype(self._dtype())
-        shape = (self.depth,)
-        sigmas = (jnp.broadcast_to(s, shape).astype(widths.dtype) for s in (self.sigma_w, self.sigma_b))
-        return widths[:-1] / widths[1:], *sigmas
+        sigma_w, sigma_b = (jnp.broadcast_to(s, (self.depth,)) for s in (self.sigma_w, self.sigma_b))
+        return self.widths[:-1] / self.widths[1:], sigma_w, sigma_b
 
     def propagate(self) -> MeanField:
         _, sigma_w, sigma_b = self._layers()
-        return forward(self.activations, sigma_w, sigma_b, self.q0.astype(sigma_w.dtype))
+        return forward(self.activations, sigma_w, sigma_b, self.q0)
 
     def jacobian_curve(self, side: str) -> Curve:
         ratio, sigma_w, _ = self._layers()
@@ -126,7 +122,7 @@ class MLP(AbstractNetwork):
             ChangeSide(ratio),
             *slope_factors(self.activations, self.propagate().q),
         )
-        last = (ChangeSide(self.widths[-1:].astype(ratio.dtype) / self.widths[0]),) if side == "input" else ()
+        last = (ChangeSide(self.widths[-1:] / self.widths[0]),) if side == "input" else ()
         return curve_of(operations, last, jnp.prod(ratio) if side == "output" else jnp.ones_like(ratio[0]), self.num_atoms)
 
 
@@ -200,8 +196,14 @@ def _nonnegative(x):
     return (x >= 0) & (x < np.inf)
 
 
-def _per_layer(name: str, value: ArrayLike, depth: int, allowed, adjective: str) -> Array:
-    value = inexact_asarray(value)
+def _floats(name: str, value: ArrayLike | Sequence[float], dtype) -> Array:
+    try:
+        return jnp.asarray(value, dtype)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`{name}` must be numbers, got {value!r}.") from error
+
+
+def _per_layer(name: str, value: Array, depth: int, allowed, adjective: str) -> Array:
     if value.shape not in ((), (depth,)):
         raise ValueError(f"`{name}` must be a scalar or of shape ({depth},), one per layer, got {value.shape}.")
     return check(value, allowed, f"`{name}` must be {adjective} and finite.")

@@ -213,7 +213,7 @@ def _inputs(given: dict[str, Any]) -> tuple[np.ndarray | None, str]:
 
 def _read_data(path: Path) -> np.ndarray:
     try:
-        with np.load(path) as file:
+        with path.open("rb") as stream, np.load(stream) as file:
             x = np.asarray(file["x"], np.float64)
     except Exception as error:  # zipfile, pickle and NumPy each have their own
         raise ValueError(f"`data`: cannot read array x from {path}: {error}") from error
@@ -228,11 +228,11 @@ def _widths(given: dict[str, Any], num_inputs: int) -> list[float]:
             raise ValueError("`widths` must not be given along with `depth` or `width`.")
         if "data" in given and given["widths"][0] != num_inputs:
             raise ValueError(f"`widths` must start with {num_inputs}, the length of the inputs in `data`.")
-        return list(given["widths"])
+        return [float(width) for width in given["widths"]]
     depth, width = given.get("depth", 10), given.get("width", 256)
     if depth < 1 or not width > 0:
         raise ValueError(f"`depth` must be at least 1 and `width` positive, got {depth} and {width}.")
-    return [num_inputs, *[width] * (depth - 1), _NUM_OUTPUTS]
+    return [float(num_inputs), *[float(width)] * (depth - 1), float(_NUM_OUTPUTS)]
 
 
 def _unpacked(value: Any) -> Any:

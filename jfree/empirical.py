@@ -44,7 +44,7 @@ def jacobian_eigenvalues(
     return jnp.stack([_squared_singular_values(jacobian, size) for jacobian in jacobians])
 
 
-def ks_distance(eigenvalues: Float[Array, "..."], spectrum: Spectrum) -> Float[Array, ""]:
+def ks_distance(eigenvalues: Float[Array | np.ndarray, "..."], spectrum: Spectrum) -> Float[Array, ""]:
     """The Kolmogorov-Smirnov distance of pooled eigenvalues from a spectrum: `sup |F_empirical - cdf|` (host).
 
     Eigenvalues that rounding cannot tell from an atom count as lying on it, and those that it cannot tell from 0, below

@@ -98,4 +98,4 @@ def _draw_atom(ax: "Axes", place: float, mass: float, height: float, log: bool) 
         return
     ax.plot([place, place], [0, mass * height], color="C1")
     ax.plot(place, mass * height, "o", color="C1", clip_on=False)
-    ax.annotate(label, (place, mass * height), (4, 4), textcoords="offset points", annotation_clip=False)
+    ax.annotate(label, (place, mass * height), (0, 6), textcoords="offset points", ha="center", annotation_clip=False)

@@ -1,0 +1,183 @@
+import json
+import subprocess
+import sys
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+import jfree
+from jfree.cli import main
+
+matplotlib.use("Agg")
+
+# Marchenko-Pastur at ratio 1/2. All runs share its compiled program.
+SMALL = ("spectrum", "--widths", "200", "100", "--activation", "linear", "--weights", "gaussian")
+LOWER, UPPER = (1 - 0.5**0.5) ** 2, (1 + 0.5**0.5) ** 2
+
+
+def run_json(capsys, *flags):
+    assert main([*flags, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_table(capsys):
+    assert main(SMALL) == 0
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.startswith("MLP 200, 100 | Gaussian | Linear")
+    assert "q0 0.953125 (measured on scikit-learn's digits)" in header  # 61 of 64 pixels vary
+    edges = next(row for row in rows if row.startswith("edges")).split()[1:]
+    assert np.allclose([float(edge) for edge in edges], [LOWER, UPPER], rtol=1e-5)
+
+
+def test_json(capsys):
+    out = run_json(capsys, *SMALL, "--q0", "2")
+    assert np.allclose(out["edges"], [LOWER, UPPER], rtol=1e-12)
+    assert np.allclose([out["mass_at_zero"], out["mean"], out["variance"]], 0.5)
+    assert np.isclose(out["condition_number"], (UPPER / LOWER) ** 0.5)
+    assert out["mean_field"] == {"q": [2.0], "chi": [1.0]}
+    assert out["quantiles"]["0.5"] == 0
+    assert LOWER < out["quantiles"]["0.75"] < out["quantiles"]["0.99"] < UPPER
+    assert out["atoms"] == []
+
+
+def test_output_side_and_infinity(capsys):
+    flags = ("--widths", "1", "1", "--activation", "linear", "--weights", "gaussian", "--side", "output")
+    out = run_json(capsys, "spectrum", *flags)
+    assert out["side"] == "output"
+    assert out["edges"][0] == 0
+    assert out["condition_number"] is None
+
+
+def test_config_and_flags_over_it(tmp_path, capsys):
+    config = tmp_path / "net.toml"
+    config.write_text("""
+        [network]
+        widths = [200, 100]
+        activation = ["linear"]
+        weights = "gaussian"
+        sigma_w = 3
+        q0 = 0.5
+    """)
+    assert np.isclose(run_json(capsys, "spectrum", "--config", str(config))["edges"][1], 9 * UPPER)
+    out = run_json(capsys, "spectrum", "--config", str(config), "--sigma-w", "1")
+    assert np.isclose(out["edges"][1], UPPER)
+    assert out["network"]["q0"] == 0.5
+    out = run_json(capsys, "spectrum", "--config", str(config), "--depth", "1")
+    assert out["network"]["widths"] == [64, 10]
+
+
+def test_data_sets_q0_and_inputs(tmp_path, capsys):
+    x = np.arange(1200, dtype=np.uint8).reshape(6, 200)
+    np.savez(tmp_path / "inputs.npz", x=x)
+    data = ("--data", str(tmp_path / "inputs.npz"))
+    network = run_json(capsys, *SMALL, *data)["network"]
+    assert np.isclose(network["q0"], np.mean(x.astype(float) ** 2))
+    network = run_json(capsys, "spectrum", "--depth", "1", "--weights", "gaussian", *data, "--q0", "1")["network"]
+    assert network["widths"] == [200, 10]
+    assert network["q0"] == 1
+
+
+def test_figure(tmp_path):
+    assert main([*SMALL, "--figure", str(tmp_path / "spectrum.png")]) == 0
+    assert [file.name for file in tmp_path.iterdir()] == ["spectrum.png"]
+    assert (tmp_path / "spectrum.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_plot():
+    spectrum = jfree.jacobian_spectrum(jfree.MLP([200, 100], "linear", "gaussian"))
+    for singular_values, power in ((False, 1), (True, 0.5)):
+        line, stem, _ = spectrum.plot(singular_values=singular_values).lines
+        x, density = np.asarray(line.get_data())
+        assert np.isclose(np.trapezoid(density, x), 0.5, rtol=1e-3)
+        assert np.allclose(x[[0, -1]], np.array([LOWER, UPPER]) ** power, rtol=1e-2)
+        assert np.all(np.asarray(stem.get_xdata()) == 0)
+        ax = spectrum.plot(scale="log", singular_values=singular_values)
+        x, density = np.asarray(ax.lines[0].get_data())
+        assert np.isclose(np.trapezoid(density, np.log10(x)), 0.5, rtol=1e-3)
+        legend = ax.get_legend()
+        assert legend is not None
+        assert legend.get_texts()[0].get_text() == "mass 0.5 at 0"
+    with pytest.raises(ValueError, match="`scale`"):
+        spectrum.plot(scale="cubic")  # pyright: ignore[reportArgumentType]
+    plt.close("all")
+
+
+def test_check(capsys):
+    assert 0 < run_json(capsys, *SMALL, "--check", "--seed", "1")["ks_distance"] < 0.1
+
+
+BAD_FLAGS = {
+    "": "Expected one of {spectrum}",
+    "spektrum": "spektrum",
+    "spectrum --bogus 1": "--bogus",
+    "spectrum --sigma-w one": "--sigma-w",
+    "spectrum --sigma-w -1": "`sigma_w`",
+    "spectrum --sigma-w 1 2": "`sigma_w`",
+    "spectrum --sigma-b": "`sigma_b`",
+    "spectrum --side left": "--side",
+    "spectrum --activation foo": "`activation`",
+    "spectrum --activation tanh tanh --widths 1 1 1 --final-activation tanh": "`final_activation`",
+    "spectrum --weights foo": "`weights`",
+    "spectrum --widths 3": "`widths`",
+    "spectrum --widths 3 4 --depth 2": "`depth`",
+    "spectrum --depth 0": "`depth`",
+    "spectrum --q0 0": "`q0`",
+    "spectrum --widths 1.5 2.5 --check": "`widths`",
+    "spectrum --check --seed -1": "`seed`",
+    "spectrum --figure nowhere/out.png": "`figure`",
+    "spectrum --figure out.exe": "`figure`",
+    "spectrum --config nowhere.toml": "`config`",
+    "spectrum --data nowhere.npz": "`data`",
+}
+
+BAD_CONFIGS = {
+    "widths = [": "`config`",
+    "widths = [3, 4]": "[network]",
+    "[network]\nwidht = 3": "`widht`",
+    "[network]\nwidths = 'wide'": "`widths`",
+    "[network]\ndepth = 2.5": "`depth`",
+    "[network]\nq0 = true": "`q0`",
+    "[network]\nactivation = []": "`activation`",
+    "[network]\nsigma_b = -1": "`sigma_b`",
+    "[network]\ndata = 'nowhere.npz'": "`data`",
+}
+
+
+def assert_one_line(capsys, argv, named):
+    assert main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert named in err
+
+
+@pytest.mark.parametrize(("flags", "named"), BAD_FLAGS.items())
+def test_bad_flags(flags, named, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert_one_line(capsys, flags.split(), named)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("text", "named"), BAD_CONFIGS.items())
+def test_bad_config(text, named, capsys, tmp_path):
+    (tmp_path / "net.toml").write_text(text)
+    assert_one_line(capsys, ["spectrum", "--config", str(tmp_path / "net.toml")], named)
+
+
+@pytest.mark.parametrize("arrays", [{"y": np.ones((2, 64))}, {"x": np.ones(3)}, {"x": np.ones((2, 3))}, None])
+def test_bad_data(arrays, capsys, tmp_path):
+    path = tmp_path / "inputs.npz"
+    np.savez(path, **arrays) if arrays else path.write_bytes(b"PK\x03\x04 cut short")
+    assert_one_line(capsys, [*SMALL, "--data", str(path)], "`data`")
+
+
+def test_process_exit_codes():
+    command = [sys.executable, "-c", "import sys; from jfree.cli import main; sys.exit(main())"]
+    shown = subprocess.run([*command, "spectrum", "--help"], capture_output=True, text=True)
+    assert shown.returncode == 0
+    assert "--sigma-w" in shown.stdout
+    failed = subprocess.run([*command, "spectrum", "--bogus"], capture_output=True, text=True)
+    assert failed.returncode == 2
+    assert failed.stderr.count("\n") == 1
