@@ -69,8 +69,8 @@ class Step(eqx.Module):
     `unknown` is the operation's own subordination point, corrected by one Newton step where it is an unknown of its
     own, and `dunknown` its logarithmic tangent; both are what the half-plane certificate looks at. `correction` is the
     size of that step, and `mismatch` that of the equation it solves, both in logarithms: next to an atom, a pole of
-    `M`, only the second tells how far the solution is. `closeness` bounds one over the distance, in `m`, to the next
-    singularity of the operation, and `roughness` the relative quadrature error behind it.
+    `M`, only the second tells how far the solution is. `closeness` bounds one over the distance, in `1/m`, to the
+    next singularities of the operation, and `roughness` the relative quadrature error behind it.
     """
 
     point: Point
@@ -129,7 +129,7 @@ class Factor(AbstractOperation):
         one = point.one_plus(1)
         own = one * ratio * reciprocal(m)
         down = _relative(dm, one) - _relative(dm, m) + slope
-        closeness = magnitude(inverse) * (self.b * magnitude(den) + self.a * magnitude(num))
+        closeness = magnitude(m) * magnitude(inverse) * (magnitude(den) + magnitude(num)) * (self.a != self.b)
         zero = jnp.zeros_like(closeness)
         return Step(point.multiplied(ratio, slope, jnp.log(self.mean)), own, down, zero, zero, closeness, zero)
 
@@ -178,7 +178,7 @@ class LawFactor(AbstractOperation):
         # The inverse of M is analytic in a disk of this radius: Smale's bound for M, whose k-th Taylor coefficient
         # at w is at most total / distance^(k-1).
         derivative = magnitude(moments.slope)
-        closeness = moments.total / (0.17 * jnp.square(derivative) * moments.distance)
+        closeness = jnp.square(magnitude(m)) * moments.total / (0.17 * jnp.square(derivative) * moments.distance)
         return Step(new, w, dw, correction, magnitude(change), closeness, moments.roughness)
 
     def potential(self, phi, log_z, point, unknown):

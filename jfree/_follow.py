@@ -5,8 +5,8 @@ A root is accepted for its certificate, never for how it was found. Two things a
 - the branch: with `Im z > 0`, or on the support from above, every partial product and every subordination point lies
   in the upper half plane, and `m` in the lower one; off the support the same signs hold to first order along the real
   axis (Belinschi and Bercovici: subordination functions are the unique fixed points of self-maps of the half plane);
-- that a root is there: Smale's alpha test, `alpha = |f/f'| gamma < 0.157` for `f(m) = log z(m) - log z`, with `gamma`
-  bounded by the distances of `m` to the singularities of `f`.
+- that a root is there: Smale's alpha test, `alpha = |f/f'| gamma < 0.157` for `f(1/m) = log z(1/m) - log z`, with
+  `gamma` bounded by the distances of `1/m` to the singularities of `f`; at an atom, where `m` is infinite, there is none.
 
 What finds the roots is Newton's method along the arc from `-|z|`, where the curve is real and monotone, to `z`: an arc
 has the same length at every scale, so that spectra of forty decades need no more steps than narrow ones.
@@ -205,12 +205,13 @@ def _certify(curve: Curve, z: Array, omega: Array, unknowns: Array, real: Array)
     info = jnp.finfo(z.dtype)
     rounding = 256 * float(info.eps) * (1 + curve.num_layers / 16)
     start = curve.start(omega)
-    per_start = 1 / jnp.maximum(magnitude(start.dm), info.tiny)
+    per_start = jnp.square(magnitude(start.m)) / jnp.maximum(magnitude(start.dm), info.tiny)
 
     def visit(carry, before, operation, step):
         upper, low, high, total, nearest, rough, error = carry
-        # One over the distance to the operation's singularities, measured in the m of the start.
-        closeness = step.closeness * before.side * magnitude(before.dm) * per_start
+        # One over the distance to the operation's singularities, measured in the 1/m of the start.
+        stretch = magnitude(before.dm) / (before.side * jnp.square(magnitude(before.m)))
+        closeness = step.closeness * stretch * per_start
         for w, dw in ((step.unknown, step.dunknown), (step.point.z, step.point.dz)):
             upper &= w.imag >= -rounding * magnitude(w)
             rise = jnp.sign((w * dw).real)
@@ -219,15 +220,16 @@ def _certify(curve: Curve, z: Array, omega: Array, unknowns: Array, real: Array)
         rough, error = jnp.maximum(rough, step.roughness), jnp.maximum(error, step.correction)
         return upper, low, high, total, nearest, rough, error
 
-    at_start = jnp.maximum(1 / magnitude(start.m), 1 / jnp.maximum(magnitude(start.n), info.tiny))
+    at_start = magnitude(start.m) / jnp.maximum(magnitude(start.one_plus(1)), info.tiny)
     rise, zero = jnp.sign(omega.real), jnp.zeros_like(z.real)
-    carry = (omega.imag >= 0, rise, rise, 2 * jnp.square(at_start), at_start, zero, zero)
+    carry = (omega.imag >= 0, rise, rise, jnp.square(at_start), at_start, zero, zero)
     point, (upper, low, high, total, nearest, rough, error), _ = curve.fold(visit, carry, omega, unknowns)
 
     # First order along the real axis: w rises with z when dw/du has the sign of dz/du.
     direction = jnp.sign((point.z * point.dz).real)
     rising = (low == direction) & (high == direction) & (direction * point.dm.real < 0)
-    branch = jnp.where(real, rising, upper & (point.m.imag < 0))
+    interior = upper & (point.m.imag < 0) & ~_as_good_as_real(z, point.dz, omega)
+    branch = jnp.where(real, rising, interior)
 
     residual = magnitude(logarithm(point.z * reciprocal(z)))
     slope = magnitude(point.dz) * per_start
@@ -318,10 +320,15 @@ def _fill_in(curve: Curve, z: Array, work: _Work) -> _Work:
     )
 
 
-def _without_rounding(z: Array, slope: Array, omega: Array, unknowns: Array) -> tuple[Array, Array, Array]:
-    """Off the support the root is real, and an imaginary part is rounding, magnified by 1/slope: drops it."""
+def _as_good_as_real(z: Array, slope: Array, omega: Array) -> Bool[Array, " lanes"]:
+    """Off the support the root is real, and an imaginary part is rounding, magnified by 1/slope."""
     noise = 200 * float(jnp.finfo(z.dtype).eps) / jnp.minimum(magnitude(slope), 1)
-    real = (z.imag == 0) & (jnp.abs(omega.imag) <= noise * magnitude(omega))
+    return (z.imag == 0) & (jnp.abs(omega.imag) <= noise * magnitude(omega))
+
+
+def _without_rounding(z: Array, slope: Array, omega: Array, unknowns: Array) -> tuple[Array, Array, Array]:
+    """Drops the imaginary parts of roots that are as good as real, and says which."""
+    real = _as_good_as_real(z, slope, omega)
 
     def stripped(x):
         return jax.lax.complex(x.real, jnp.where(real, 0, x.imag))

@@ -240,9 +240,12 @@ def _density(spectrum, x):
     return jnp.where(x == 0, jax.lax.cond(jnp.any(x == 0), at_zero, lambda: jnp.zeros((), x.dtype)), density)
 
 
+_BESIDE = 0.45  # exponent of the distance, in roundings, at which the two sides of an atom are looked at
+
+
 def _beside_atoms(spectrum, x):
     """Moves what lies on an atom just above it, what lies just below it just below: the curve is singular there."""
-    width = jnp.finfo(x.dtype).eps ** 0.5
+    width = jnp.finfo(x.dtype).eps ** _BESIDE
     atoms = jax.lax.stop_gradient(spectrum.curve.atoms(spectrum.num_atoms))
     for log_location, mass in zip(atoms.log_locations, atoms.masses, strict=True):
         atom = jnp.exp(log_location)
@@ -327,7 +330,7 @@ def _quantile(spectrum, p):
     span = log_upper - log_lower
     table = log_upper - span * s[::-1] ** jnp.where(span > 50, 4, 1)
     # Tops of atoms from just above them.
-    beside = jnp.exp(jax.lax.stop_gradient(atoms.log_locations)) * (1 + eps**0.5)
+    beside = jnp.exp(jax.lax.stop_gradient(atoms.log_locations)) * (1 + eps**_BESIDE)
     cdf = _cdf(frozen, jnp.concatenate([jnp.exp(table), beside]))
     heights, tops = cdf[: table.size], cdf[table.size :]
     heights = jax.lax.cummax(jnp.where(jnp.isfinite(heights), heights, 0))
