@@ -1,7 +1,5 @@
 """Edges of spectra: critical points of the real curve, found by the solver's own verdicts."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Complex, Float
@@ -10,7 +8,7 @@ from ._curve import Curve
 from ._follow import Roots, solve
 from ._implicit import implicit_root
 from ._laws import Atoms
-from ._misc import magnitude, reciprocal
+from ._misc import log_max, magnitude, reciprocal
 
 _NUM_SECTIONS = 32
 
@@ -32,12 +30,12 @@ def edges(curve: Curve, atoms: Atoms) -> tuple[Float[Array, ""], Float[Array, ""
     frozen, atoms_now = jax.lax.stop_gradient((curve, atoms))
     log_mean, *_ = frozen.cumulants()
     dtype = log_mean.dtype
-    reach = 0.95 * math.log(float(jnp.finfo(dtype).max))
+    reach = 0.45 * log_max(dtype)
     negligible = 1e5 * float(jnp.finfo(dtype).eps)
     total = 1 - atoms_now.zero
     # The mean of what is not at 0 lies between the edges. Lower end first.
     inside = jnp.stack([log_mean, log_mean]) - jnp.log(total)
-    beyond = jnp.stack([jnp.maximum(-reach, log_mean - reach), jnp.minimum(reach, log_mean + reach)])
+    beyond = log_mean + jnp.asarray([-reach, reach], dtype)
     fractions = jnp.linspace(0, 1, _NUM_SECTIONS + 1, dtype=dtype)[1:]
     ends = jnp.arange(2)
 

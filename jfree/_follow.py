@@ -12,8 +12,6 @@ What finds the roots is Newton's method along the arc from `-|z|`, where the cur
 has the same length at every scale, so that spectra of forty decades need no more steps than narrow ones.
 """
 
-import math
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -21,7 +19,7 @@ from jaxtyping import Array, Bool, Complex, Float, Int
 
 from ._curve import Curve
 from ._implicit import implicit_root
-from ._misc import exponential, log_upper, logarithm, magnitude, reciprocal
+from ._misc import exponential, log_max, log_upper, logarithm, magnitude, reciprocal
 
 
 class RESULTS(eqx.Enumeration):
@@ -87,7 +85,7 @@ def _newton(curve: Curve, z: Array, omega: Array, unknowns: Array) -> _Newton:
     point, (error, size), (found, tangents) = curve.fold(largest, (zero, zero), omega, unknowns)
     ratio = point.z * reciprocal(z)
     # A far guess may leave the range of floats, thousands of layers deep: go back by as much as that range.
-    far = math.log(float(jnp.finfo(z.dtype).max)) / 2
+    far = log_max(z.dtype) / 2
     above, below = ~jnp.isfinite(magnitude(ratio)), magnitude(ratio) == 0
     residual = jnp.where(above, far, jnp.where(below, -far, logarithm(ratio)))
     step = -residual * reciprocal(point.dz)

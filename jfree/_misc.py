@@ -1,5 +1,6 @@
 """Small numerical helpers shared by every module."""
 
+import math
 from collections.abc import Sequence
 
 import equinox as eqx
@@ -37,6 +38,11 @@ def check(x: Array, allowed, message: str) -> Array:
             raise ValueError(message)
         return x
     return eqx.error_if(x, ~jnp.all(allowed(x)), message)
+
+
+def log_max(dtype) -> float:
+    """Logarithm of the largest float. Squares of complex numbers' parts must fit: use up to half of it."""
+    return math.log(float(jnp.finfo(dtype).max))
 
 
 def complex_dtype(dtype) -> jnp.dtype:

@@ -1,6 +1,5 @@
 """The spectrum of a random matrix, read off its curve."""
 
-import math
 from typing import TYPE_CHECKING, Literal
 
 import equinox as eqx
@@ -14,7 +13,7 @@ from ._edges import edges, outside
 from ._follow import RESULTS, Roots, solve
 from ._implicit import implicit_root
 from ._laws import Atoms
-from ._misc import check, complex_dtype, reciprocal
+from ._misc import check, complex_dtype, log_max, reciprocal
 from ._networks import AbstractNetwork
 
 if TYPE_CHECKING:
@@ -113,21 +112,21 @@ class Spectrum(eqx.Module):
 
     def atoms(self) -> tuple[Float[Array, " atoms"], Float[Array, " atoms"]]:
         """`(locations, masses)`, zero first; free slots have mass 0."""
-        atoms = self.curve.atoms(self.num_atoms)
+        atoms = _atoms(self)
         locations = jnp.where(atoms.masses > 0, jnp.exp(atoms.log_locations), 0)
         return jnp.append(0, locations).astype(self._dtype), jnp.append(atoms.zero, atoms.masses)
 
     def mass_at_zero(self) -> Float[Array, ""]:
         """`mu({0})`."""
-        return self.curve.atoms(self.num_atoms).zero
+        return _atoms(self).zero
 
     def mean(self) -> Float[Array, ""]:
         """`int t mu(dt)`, by propagation."""
-        return jnp.exp(self.curve.cumulants()[0])
+        return jnp.exp(_cumulants(self)[0])
 
     def variance(self) -> Float[Array, ""]:
         """`int (t - mean)^2 mu(dt)`, by propagation."""
-        log_mean, spread, _ = self.curve.cumulants()
+        log_mean, spread, _ = _cumulants(self)
         return jnp.exp(2 * log_mean) * spread
 
     def moment(self, k: int) -> Float[Array, ""]:
@@ -194,13 +193,27 @@ def jacobian_spectrum(net: AbstractNetwork, side: Literal["input", "output"] = "
     return Spectrum(net.jacobian_curve(side), net.num_atoms)
 
 
-def _lanes(fn):
-    """Lets `fn(spectrum, lanes)` take arrays of any shape."""
+@eqx.filter_jit
+def _atoms(spectrum):
+    return spectrum.curve.atoms(spectrum.num_atoms)
 
-    @eqx.filter_jit
+
+@eqx.filter_jit
+def _cumulants(spectrum):
+    return spectrum.curve.cumulants()
+
+
+def _lanes(fn):
+    """Lets `fn(spectrum, lanes)` take arrays of any shape: at most eight sizes per doubling are compiled."""
+    compiled = eqx.filter_jit(fn)
+
     def wrapped(spectrum, x):
-        out = fn(spectrum, x.ravel())
-        return jax.tree.map(lambda y: y.reshape(x.shape), out)
+        if x.size == 0:
+            raise ValueError("At least one point is needed, got an empty array.")
+        grain = max(16, 2 ** (x.size - 1).bit_length() // 8)
+        padding = -x.size % grain
+        out = compiled(spectrum, jnp.pad(x.ravel(), (0, padding), mode="edge"))
+        return jax.tree.map(lambda y: y[: x.size].reshape(x.shape), out)
 
     return wrapped
 
@@ -229,15 +242,13 @@ def _on_axis(x: Array) -> Array:
 
 @_lanes
 def _density(spectrum, x):
-    roots, _, G = _values(spectrum.curve, _on_axis(x))
+    # At 0 the density is infinite or 0, as the bulk reaches it or not.
+    log_mean, *_ = _cumulants(spectrum)
+    near_zero = jnp.exp(log_mean - 0.2 * log_max(x.dtype))
+    roots, _, G = _values(spectrum.curve, _on_axis(jnp.where(x == 0, near_zero, x)))
     density = jnp.where(roots.certified, jnp.maximum(-G.imag, 0) / jnp.pi, jnp.nan)
-    density = jnp.where(x < 0, 0, density)
-
-    def at_zero():
-        lower, _ = edges(spectrum.curve, spectrum.curve.atoms(spectrum.num_atoms))
-        return jnp.where(lower > 0, 0, jnp.inf).astype(x.dtype)
-
-    return jnp.where(x == 0, jax.lax.cond(jnp.any(x == 0), at_zero, lambda: jnp.zeros((), x.dtype)), density)
+    density = jnp.where((x == 0) & (density > 0), jnp.inf, density)
+    return jnp.where(x < 0, 0, density)
 
 
 _BESIDE = 0.45  # exponent of the distance, in roundings, at which the two sides of an atom are looked at
@@ -246,7 +257,7 @@ _BESIDE = 0.45  # exponent of the distance, in roundings, at which the two sides
 def _beside_atoms(spectrum, x):
     """Moves what lies on an atom just above it, what lies just below it just below: the curve is singular there."""
     width = jnp.finfo(x.dtype).eps ** _BESIDE
-    atoms = jax.lax.stop_gradient(spectrum.curve.atoms(spectrum.num_atoms))
+    atoms = jax.lax.stop_gradient(_atoms(spectrum))
     for log_location, mass in zip(atoms.log_locations, atoms.masses, strict=True):
         atom = jnp.exp(log_location)
         near = (mass > 0) & (jnp.abs(x - atom) < width * atom)
@@ -303,7 +314,7 @@ def _moment(spectrum, k):
 
 @eqx.filter_jit
 def _edges(spectrum):
-    return edges(spectrum.curve, spectrum.curve.atoms(spectrum.num_atoms))
+    return edges(spectrum.curve, _atoms(spectrum))
 
 
 def _above_p(log_x, curve, p):
@@ -313,30 +324,41 @@ def _above_p(log_x, curve, p):
     return 1 - curve.potential(roots.omega, roots.unknowns)[1].imag / jnp.pi - p
 
 
-@_lanes
 def _quantile(spectrum, p):
     """Newton's method on the cdf in log x, kept in a bracket that a table of the cdf between the edges gives it."""
+    tiny = float(jnp.finfo(p.dtype).tiny)
+    lower, upper = _edges(spectrum)
+    atoms = _atoms(spectrum)
+    frozen, now, ends = jax.lax.stop_gradient((spectrum, atoms, jnp.stack([lower, upper])))
+    log_ends = jnp.log(jnp.maximum(ends, tiny))
+    log_ends = log_ends.at[0].max(log_ends[1] - 0.45 * log_max(p.dtype))
+    # Graded towards the upper edge: where the bulk reaches down to 0, the table spans hundreds of decades.
+    span = log_ends[1] - log_ends[0]
+    s = jnp.linspace(1, 0, 62, dtype=p.dtype)[1:-1]
+    table = log_ends[1] - span * s ** jnp.where(span > 50, 4, 1)
+    # The cdf at an atom is that just above it.
+    beside = jnp.exp(now.log_locations) * (1 + jnp.finfo(p.dtype).eps ** _BESIDE)
+    heights = _cdf(frozen, jnp.concatenate([jnp.exp(table), beside]))
+    places = jnp.concatenate([log_ends[:1], table, log_ends[1:]])
+    quantile = _quantile_between((spectrum, places, heights[: table.size]), p)
+
+    slack = 64 * float(jnp.finfo(p.dtype).eps)
+    for log_location, mass, top in zip(atoms.log_locations, atoms.masses, heights[table.size :], strict=True):
+        inside = (mass > 0) & (p <= top + slack) & (p > top - mass + slack)
+        quantile = jnp.where(inside, jnp.exp(log_location), quantile)
+    quantile = jnp.where(p >= 1, upper, quantile)
+    return jnp.where(p <= now.zero, jnp.where(now.zero > 0, 0, lower), quantile)
+
+
+@_lanes
+def _quantile_between(tabulated, p):
+    spectrum, places, heights = tabulated
     dtype = p.dtype
     eps, tiny = float(jnp.finfo(dtype).eps), float(jnp.finfo(dtype).tiny)
-    lower, upper = _edges(spectrum)
     frozen, target = jax.lax.stop_gradient((spectrum, p))
-    atoms = spectrum.curve.atoms(spectrum.num_atoms)
-    zero = jax.lax.stop_gradient(atoms.zero)
-    log_lower, log_upper = (jnp.log(jnp.maximum(jax.lax.stop_gradient(e), tiny)) for e in (lower, upper))
-    log_lower = jnp.maximum(log_lower, log_upper + 0.95 * math.log(tiny))
-
-    # Graded towards the upper edge: where the bulk reaches down to 0, the table spans hundreds of decades.
-    s = jnp.linspace(0, 1, 62, dtype=dtype)[1:-1]
-    span = log_upper - log_lower
-    table = log_upper - span * s[::-1] ** jnp.where(span > 50, 4, 1)
-    # Tops of atoms from just above them.
-    beside = jnp.exp(jax.lax.stop_gradient(atoms.log_locations)) * (1 + eps**_BESIDE)
-    cdf = _cdf(frozen, jnp.concatenate([jnp.exp(table), beside]))
-    heights, tops = cdf[: table.size], cdf[table.size :]
     heights = jax.lax.cummax(jnp.where(jnp.isfinite(heights), heights, 0))
     index = jnp.searchsorted(heights, target)
-    places = jnp.concatenate([log_lower[None], table, log_upper[None]])
-    heights = jnp.concatenate([zero[None], heights, jnp.ones(1, dtype)])
+    heights = jnp.concatenate([frozen.mass_at_zero()[None], heights, jnp.ones(1, dtype)])
     low, high = places[index], places[index + 1]
     share = (target - heights[index]) / jnp.maximum(heights[index + 1] - heights[index], tiny)
     guess = low + (high - low) * jnp.clip(share, 0.02, 0.98)
@@ -352,8 +374,7 @@ def _quantile(spectrum, p):
         newton = x - error / jnp.maximum(density * z.real, tiny)
         rounding = 4 * eps * jnp.maximum(1, jnp.abs(x))
         inside = roots.certified & (newton >= low - rounding) & (newton <= high + rounding)
-        new = jnp.where(inside, newton, 0.5 * (low + high))
-        new = jnp.where(done, x, new)
+        new = jnp.where(done, x, jnp.where(inside, newton, 0.5 * (low + high)))
         return k + 1, new, low, high, done | (jnp.abs(new - x) <= rounding)
 
     def unfinished(state):
@@ -362,14 +383,7 @@ def _quantile(spectrum, p):
 
     start = (jnp.asarray(0), guess, low, high, jnp.zeros(p.shape, bool))
     x = jax.lax.while_loop(unfinished, correct, start)[1]
-    quantile = jnp.exp(implicit_root(_above_p, x, (spectrum.curve, p)))
-
-    slack = 64 * eps
-    for log_location, mass, top in zip(atoms.log_locations, atoms.masses, tops, strict=True):
-        inside = (mass > 0) & (target <= top + slack) & (target > top - mass + slack)
-        quantile = jnp.where(inside, jnp.exp(log_location), quantile)
-    quantile = jnp.where(target >= 1, upper, quantile)
-    return jnp.where(target <= zero, jnp.where(zero > 0, 0, lower), quantile)
+    return jnp.exp(implicit_root(_above_p, x, (spectrum.curve, p)))
 
 
 def _support(spectrum: Spectrum) -> list[tuple[float, float]]:
