@@ -472,7 +472,7 @@ def _merged(atoms: Atoms) -> Atoms:
 
 
 def _finite(name: str, value: ArrayLike) -> Array:
-    return check(inexact_asarray(value), np.isfinite, f"`{name}` must be finite.")
+    return check(inexact_asarray(value), jnp.isfinite, f"`{name}` must be finite.")
 
 
 def _positive(name: str, value: ArrayLike) -> Array:

@@ -59,8 +59,8 @@ class Point(eqx.Module):
 
 
 def _snap(x: Array) -> Array:
-    """Rounding left over from `1 - b rank`, where the exact difference is zero."""
-    return jnp.where(jnp.abs(x) < 8 * jnp.finfo(x.dtype).eps, 0, x)
+    """Takes away the rounding that `1 - b rank` leaves where it is zero, but not its derivative."""
+    return x - jax.lax.stop_gradient(jnp.where(jnp.abs(x) < 8 * jnp.finfo(x.dtype).eps, x, 0))
 
 
 class Step(eqx.Module):

@@ -1,12 +1,8 @@
-import jax
-import pytest
+import os
+
+# Tests compile much and run little.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+
+import jax  # noqa: E402
 
 jax.config.update("jax_enable_x64", True)
-
-
-@pytest.fixture(autouse=True)
-def _forget_compiled_programs(request):
-    """Every depth compiles anew; without this the suite would hold on to all of it."""
-    yield
-    if request.node.get_closest_marker("slow"):
-        jax.clear_caches()

@@ -1,0 +1,86 @@
+"""Derivatives by the implicit rule against finite differences, first and second order."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jfree
+
+PROBABILITIES = jnp.asarray([0.7, 0.9])
+
+
+def network(kind, theta):
+    """Two layers whose every parameter depends on theta."""
+    widths = jnp.stack([3.0 + 0 * theta, 4.0 + theta, 3.5 - theta])
+    activation = {
+        "explicit": lambda: jfree.activations.HardTanh(1 + 0.1 * theta, 1 - 0.2 * theta),
+        "leaky": lambda: jfree.activations.LeakyReLU(0.3 + theta),
+        "smooth": lambda: "tanh",
+    }[kind]()
+    sigma_w = jnp.stack([1.3 + theta, 1.1 - theta])
+    weights = ("gaussian", "orthogonal") if kind != "smooth" else ("orthogonal", "gaussian")
+    return jfree.MLP(widths, activation, weights, sigma_w, 0.1 + theta, q0=1 + theta, final_activation="linear")
+
+
+def quantities(kind, theta):
+    spectrum = jfree.jacobian_spectrum(network(kind, theta))
+    x = jnp.asarray([0.3, 1.1])
+    return {
+        "density": spectrum.density(x),
+        "smoothed": spectrum.density(x, smoothing=0.1),
+        "cdf": spectrum.cdf(x),
+        "log_potential": spectrum.log_potential(x),
+        "quantile": spectrum.quantile(PROBABILITIES),
+        "upper": spectrum.edges()[1],
+        "moment": spectrum.moment(3),
+        "variance": spectrum.variance(),
+        "mean_log": spectrum.mean_log(),
+        "mass": spectrum.mass_at_zero(),
+    }
+
+
+@pytest.mark.parametrize("kind", ["explicit", "leaky", "smooth"])
+def test_first_and_second_order(kind):
+    def first(theta):
+        return jax.jvp(lambda t: quantities(kind, t), (theta,), (jnp.ones(()),))
+
+    both = jax.jit(lambda theta: jax.jvp(first, (theta,), (jnp.ones(()),)))
+    zero, h = jnp.zeros(()), 1e-4
+    (_, tangent), (_, curvature) = both(zero)
+    (low, low_tangent), _ = both(zero - h)
+    (high, high_tangent), _ = both(zero + h)
+    for name in tangent:
+        scale = 1 + np.abs(np.asarray(tangent[name]))
+        estimate = (high[name] - low[name]) / (2 * h)
+        np.testing.assert_allclose(tangent[name] / scale, estimate / scale, atol=1e-5, err_msg=name)
+        scale = 1 + np.abs(np.asarray(curvature[name]))
+        estimate = (high_tangent[name] - low_tangent[name]) / (2 * h)
+        np.testing.assert_allclose(curvature[name] / scale, estimate / scale, atol=1e-4, err_msg=name)
+
+
+def test_reverse_mode_reaches_every_parameter():
+    net = network("explicit", jnp.asarray(0.05))
+
+    def objective(net):
+        spectrum = jfree.jacobian_spectrum(net)
+        return jnp.log(spectrum.quantile(0.9)) + spectrum.log_potential(0.4) + spectrum.density(0.5)
+
+    grads = eqx.filter_grad(objective)(net)
+    for leaf in (net.widths, net.sigma_w):
+        assert leaf.shape
+    h = 1e-5
+    for where in (
+        lambda n: n.sigma_w,
+        lambda n: n.sigma_b,
+        lambda n: n.widths,
+        lambda n: n.q0,
+        lambda n: n.activation.gain,
+        lambda n: n.activation.limit,
+    ):
+        leaf = where(net)
+        direction = jnp.asarray(np.random.default_rng(0).normal(size=leaf.shape))
+        shifted = [eqx.tree_at(where, net, leaf + s * h * direction) for s in (1, -1)]
+        estimate = (objective(shifted[0]) - objective(shifted[1])) / (2 * h)
+        np.testing.assert_allclose(jnp.sum(where(grads) * direction), estimate, rtol=1e-5, atol=1e-7)
