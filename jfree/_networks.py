@@ -44,7 +44,7 @@ class MLP(AbstractNetwork):
     - `weights`: `"gaussian"`, `"orthogonal"` or a weight law for all layers, or a sequence of `L`.
     - `sigma_w`, `sigma_b`: scale of weights (at fan-in) and biases, scalar or of shape `(L,)`.
     - `q0`: mean square of the input's entries.
-    - `final_activation`: the last layer's; not to be given along with a sequence of activations.
+    - `final_activation`: the last layer's, `"linear"` unless given; not to be given along with a sequence of activations.
 
     **Raises:** `ValueError` naming the argument, for wrong lengths, unknown names, and values that are negative, zero
     where that is not allowed, or not finite.
@@ -66,7 +66,7 @@ class MLP(AbstractNetwork):
         sigma_w: ArrayLike | Sequence[float] = 1.0,
         sigma_b: ArrayLike | Sequence[float] = 0.0,
         q0: ArrayLike = 1.0,
-        final_activation: str | AbstractActivation = "linear",
+        final_activation: str | AbstractActivation | None = None,
     ):
         dtype = common_dtype(widths, sigma_w, sigma_b, q0)
         widths = _floats("widths", widths, dtype)
@@ -76,12 +76,15 @@ class MLP(AbstractNetwork):
         depth = widths.shape[0] - 1
         if isinstance(activation, str | AbstractActivation):
             self.activation = as_activation(activation)
-            self.final_activation = as_activation(final_activation, "final_activation")
+            self.final_activation = as_activation("linear" if final_activation is None else final_activation, "final_activation")
+        elif final_activation is not None:
+            raise ValueError("`final_activation` is the last of a sequence of activations: give one or the other.")
         else:
-            self.activation = tuple(as_activation(a) for a in activation)
+            self.activation = tuple(as_activation(a) for a in _sequence("activation", activation))
             self.final_activation = None
             if len(self.activation) != depth:
                 raise ValueError(f"`activation` must be one, or one per layer: {depth}, got {len(self.activation)}.")
+        self.activation, self.final_activation = _cast((self.activation, self.final_activation), dtype)
         self.weights = _weight_laws(weights, depth)
         self.sigma_w = _per_layer("sigma_w", _floats("sigma_w", sigma_w, dtype), depth, _positive, "positive")
         self.sigma_b = _per_layer("sigma_b", _floats("sigma_b", sigma_b, dtype), depth, _nonnegative, "nonnegative")
@@ -196,6 +199,16 @@ def _nonnegative(x):
     return (x >= 0) & (x < np.inf)
 
 
+def _cast(tree, dtype):
+    return jax.tree.map(lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, tree)
+
+
+def _sequence(name: str, value) -> Sequence:
+    if not isinstance(value, Sequence | np.ndarray):
+        raise ValueError(f"`{name}` must be one, or a sequence with one per layer, got {value!r}.")
+    return list(value)
+
+
 def _floats(name: str, value: ArrayLike | Sequence[float], dtype) -> Array:
     try:
         return jnp.asarray(value, dtype)
@@ -212,7 +225,7 @@ def _per_layer(name: str, value: Array, depth: int, allowed, adjective: str) -> 
 def _weight_laws(weights, depth: int) -> tuple[AbstractWeights, ...]:
     if isinstance(weights, str | AbstractWeights):
         return (as_weights(weights),) * depth
-    laws = tuple(as_weights(w) for w in weights)
+    laws = tuple(as_weights(w) for w in _sequence("weights", weights))
     if len(laws) != depth:
         raise ValueError(f"`weights` must be one, or one per layer: {depth}, got {len(laws)}.")
     return laws

@@ -1,0 +1,97 @@
+"""Bad input: one `ValueError` that names the argument."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jfree
+
+GOOD = {"widths": (3.0, 2.0, 2.0), "activation": "relu", "weights": "gaussian"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("widths", (3.0,)),
+        ("widths", ((3.0, 2.0), (1.0, 1.0))),
+        ("widths", (3.0, -2.0, 1.0)),
+        ("widths", (3.0, np.inf, 1.0)),
+        ("widths", ("a", "b")),
+        ("activation", "rleu"),
+        ("activation", 3),
+        ("activation", ("relu", "tanh", "relu")),
+        ("final_activation", "softmax"),
+        ("weights", "uniform"),
+        ("weights", ("gaussian",)),
+        ("sigma_w", -1.0),
+        ("sigma_w", 0.0),
+        ("sigma_w", (1.0, 1.0, 1.0)),
+        ("sigma_w", float("nan")),
+        ("sigma_b", -0.1),
+        ("q0", 0.0),
+        ("q0", float("inf")),
+        ("q0", (1.0, 2.0)),
+    ],
+)
+def test_network(name, value):
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        jfree.MLP(**{**GOOD, name: value})
+
+
+def test_final_activation_beside_a_sequence():
+    with pytest.raises(ValueError, match="`final_activation`"):
+        jfree.MLP((1, 1, 1), ("relu", "relu"), final_activation="tanh")
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: jfree.activations.HardTanh(0.0), "gain"),
+        (lambda: jfree.activations.HardTanh(1.0, -1.0), "limit"),
+        (lambda: jfree.activations.LeakyReLU(float("nan")), "negative_slope"),
+        (lambda: jfree.activations.FromFunction(3), "fn"),
+        (lambda: jfree.activations.FromFunction(lambda x: jnp.stack([x, x])), "fn"),
+        (lambda: jfree.activations.FromFunction(jnp.tanh, knots=(float("inf"),)), "knots"),
+        (lambda: jfree.fixed_point("tanh", -1.0, 0.1), "sigma_w"),
+        (lambda: jfree.critical_sigma_w("tanh", -1.0), "sigma_b"),
+        (lambda: jfree.critical_sigma_w("tan", 1.0), "activation"),
+        (lambda: jfree.jacobian_spectrum(jfree.MLP(**GOOD), side="left"), "side"),
+    ],
+)
+def test_functions(make, name):
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        make()
+
+
+def test_spectrum():
+    spectrum = jfree.jacobian_spectrum(jfree.MLP(**GOOD))
+    for call, name in [
+        (lambda: spectrum.density(np.nan), "x"),
+        (lambda: spectrum.density(1.0, smoothing=0.0), "smoothing"),
+        (lambda: spectrum.cdf([1.0, np.inf]), "x"),
+        (lambda: spectrum.quantile(1.5), "p"),
+        (lambda: spectrum.quantile([-0.1, 0.5]), "p"),
+        (lambda: spectrum.quantile(np.nan), "p"),
+        (lambda: spectrum.stieltjes(1.0), "z"),
+        (lambda: spectrum.stieltjes(1 - 1j), "z"),
+        (lambda: spectrum.solve(1 - 1j), "z"),
+        (lambda: spectrum.moment(-1), "k"),
+        (lambda: spectrum.moment(1.5), "k"),
+    ]:
+        with pytest.raises(ValueError, match=f"`{name}`"):
+            call()
+
+
+def test_under_jit_errors_are_raised_at_run_time():
+    spectrum = jfree.jacobian_spectrum(jfree.MLP(**GOOD))
+    with pytest.raises(Exception, match="`p` must lie"):
+        jax.jit(lambda p: spectrum.quantile(p))(jnp.asarray(2.0)).block_until_ready()
+
+
+def test_an_uncertified_point_says_why():
+    spectrum = jfree.jacobian_spectrum(jfree.MLP((1.0, 1.0), ("leaky_relu",), "orthogonal"))
+    solution = spectrum.solve(jnp.asarray([1.0, 0.5]))  # on an atom, and beside it
+    assert np.isnan(spectrum.density(1.0))
+    assert np.isnan(solution.m[0].real)
+    assert np.array_equal(np.asarray(solution.result == jfree.RESULTS.successful), [False, True])
