@@ -12,7 +12,7 @@ from jax.scipy.special import erf, ndtr
 from jaxtyping import Array, ArrayLike, Float, Inexact
 
 from ._laws import Atoms, Law
-from ._misc import check, inexact_asarray
+from ._misc import check, is_finite, inexact_asarray
 from ._quadrature import gaussian_density, graded_nodes, panel_nodes
 from ._special import complex_ndtr
 
@@ -472,7 +472,7 @@ def _merged(atoms: Atoms) -> Atoms:
 
 
 def _finite(name: str, value: ArrayLike) -> Array:
-    return check(inexact_asarray(value), jnp.isfinite, f"`{name}` must be finite.")
+    return check(inexact_asarray(value), is_finite, f"`{name}` must be finite.")
 
 
 def _positive(name: str, value: ArrayLike) -> Array:

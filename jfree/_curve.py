@@ -170,7 +170,7 @@ class LawFactor(AbstractOperation):
         stiffness = -have * reciprocal(w * moments.slope)
         change = jnp.where(magnitude(have) > 1, 1 - have * reciprocal(want), logarithm(want * reciprocal(have)))
         step = change * stiffness
-        correction = magnitude(step)
+        correction = magnitude(jax.lax.stop_gradient(step))
         w = w * exponential(step * jnp.minimum(1, 2 / jnp.maximum(correction, 1)))
         dw = _relative(dm, want) * stiffness
         slope = _relative(dm, m) - _relative(dm, one) + dw

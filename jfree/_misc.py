@@ -40,6 +40,11 @@ def check(x: Array, allowed, message: str) -> Array:
     return eqx.error_if(x, ~jnp.all(allowed(x)), message)
 
 
+def is_finite(x: Array | np.ndarray) -> Array | np.ndarray:
+    """For `check`: NumPy's answer while tracing, where JAX's would be traced."""
+    return np.isfinite(x) if isinstance(x, np.ndarray) else jnp.isfinite(x)
+
+
 def log_max(dtype) -> float:
     """Logarithm of the largest float. Squares of complex numbers' parts must fit: use up to half of it."""
     return math.log(float(jnp.finfo(dtype).max))

@@ -134,8 +134,7 @@ def curve_of(operations, last, input_per_output: Array, num_atoms: int) -> Curve
     last = tuple(jax.tree.map(lambda x: x[0], operation) for operation in last)
     curve = Curve(operations, last, jnp.ones_like(input_per_output))
     mass = curve.atoms(num_atoms).zero
-    rank = jax.lax.stop_gradient((1 - mass) / input_per_output)
-    return eqx.tree_at(lambda c: c.rank, curve, rank)
+    return eqx.tree_at(lambda c: c.rank, curve, (1 - mass) / input_per_output)
 
 
 def slope_atoms(activations: tuple[AbstractActivation, ...]) -> int:

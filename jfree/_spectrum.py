@@ -13,7 +13,7 @@ from ._edges import edges, outside
 from ._follow import RESULTS, Roots, solve
 from ._implicit import implicit_root
 from ._laws import Atoms
-from ._misc import check, complex_dtype, log_max, reciprocal
+from ._misc import check, complex_dtype, is_finite, log_max, reciprocal
 from ._networks import AbstractNetwork
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Spectrum(eqx.Module):
 
         **Raises:** `ValueError` if some `Im z < 0` or `z` is not finite.
         """
-        z = self._complex(z, lambda z: jnp.isfinite(z) & (z.imag >= 0), "`z` must be finite, with Im z >= 0.")
+        z = self._complex(z, lambda z: is_finite(z) & (z.imag >= 0), "`z` must be finite, with Im z >= 0.")
         return _solve(self, z)
 
     def stieltjes(self, z: ArrayLike) -> Complex[Array, "..."]:
@@ -57,7 +57,7 @@ class Spectrum(eqx.Module):
 
         **Raises:** `ValueError` if some `Im z <= 0` or `z` is not finite.
         """
-        z = self._complex(z, lambda z: jnp.isfinite(z) & (z.imag > 0), "`z` must be finite, with Im z > 0.")
+        z = self._complex(z, lambda z: is_finite(z) & (z.imag > 0), "`z` must be finite, with Im z > 0.")
         return _solve(self, z).G
 
     def density(self, x: ArrayLike, smoothing: ArrayLike | None = None) -> Float[Array, "..."]:
@@ -173,7 +173,7 @@ class Spectrum(eqx.Module):
         return self.curve.rank.dtype
 
     def _real(self, x: ArrayLike) -> Array:
-        return check(jnp.asarray(x, self._dtype), jnp.isfinite, "`x` must be finite.")
+        return check(jnp.asarray(x, self._dtype), is_finite, "`x` must be finite.")
 
     def _complex(self, z: ArrayLike, allowed, message: str) -> Array:
         return check(jnp.asarray(z, complex_dtype(self._dtype)), allowed, message)

@@ -90,8 +90,11 @@ def test_under_jit_errors_are_raised_at_run_time():
 
 
 def test_an_uncertified_point_says_why():
-    spectrum = jfree.jacobian_spectrum(jfree.MLP((1.0, 1.0), ("leaky_relu",), "orthogonal"))
-    solution = spectrum.solve(jnp.asarray([1.0, 0.5]))  # on an atom, and beside it
-    assert np.isnan(spectrum.density(1.0))
-    assert np.isnan(solution.m[0].real)
-    assert np.array_equal(np.asarray(solution.result == jfree.RESULTS.successful), [False, True])
+    tanh = jfree.activations.FromFunction(jnp.tanh)  # held on the real line: not resolved on its own support
+    spectrum = jfree.jacobian_spectrum(jfree.MLP((1.0, 1.0), (tanh,), "orthogonal"))
+    x = jnp.asarray([0.5, 2.0])
+    solution = spectrum.solve(x)
+    np.testing.assert_array_equal(np.isnan(spectrum.density(x)), [True, False])
+    np.testing.assert_array_equal(np.isnan(solution.m.real), [True, False])
+    np.testing.assert_array_equal(solution.result == jfree.RESULTS.unresolved_law, [True, False])
+    np.testing.assert_array_equal(solution.result == jfree.RESULTS.successful, [False, True])
