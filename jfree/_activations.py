@@ -3,6 +3,7 @@
 import abc
 import math
 from collections.abc import Callable
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -12,7 +13,7 @@ from jax.scipy.special import erf, ndtr
 from jaxtyping import Array, ArrayLike, Float, Inexact
 
 from ._laws import Atoms, Law
-from ._misc import check, is_finite, inexact_asarray
+from ._misc import check, inexact_asarray, is_finite
 from ._quadrature import gaussian_density, graded_nodes, panel_nodes
 from ._special import complex_ndtr
 
@@ -220,9 +221,9 @@ class AbstractSmooth(AbstractManySlopes):
     one side on every stretch between critical points of `g`: then `M(x + i0)` meets no pole on the support either.
     """
 
-    num_nodes: eqx.AbstractClassVar[int]
-    even: eqx.AbstractClassVar[bool]  # phi'^2 is even
-    clusters: eqx.AbstractClassVar[tuple[tuple[float, float], ...]]  # critical points of phi'^2, smallest scale near each
+    num_nodes: ClassVar[int]
+    even: ClassVar[bool]  # phi'^2 is even
+    clusters: ClassVar[tuple[tuple[float, float], ...]]  # critical points of phi'^2, smallest scale near each
 
     @abc.abstractmethod
     def bend(self, x: Float[Array, " nodes"], q: Float[Array, ""]) -> Float[Array, " nodes"]:

@@ -9,6 +9,7 @@ next to `m` stands `n = m + rank`, so that `1 + b m` keeps its relative accuracy
 """
 
 import abc
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -18,7 +19,6 @@ from jaxtyping import Array, ArrayLike, Complex, Float
 from ._implicit import implicit_root
 from ._laws import Atoms, Law, Transform
 from ._misc import complex_dtype, exponential, log_lower, log_upper, logarithm, magnitude, reciprocal
-
 
 _UNROLL = 1
 
@@ -41,7 +41,7 @@ class Point(eqx.Module):
 
     def one_plus(self, b: ArrayLike) -> Complex[Array, " lanes"]:
         """`1 + b M(z)`."""
-        b = b * self.side
+        b = jnp.asarray(b) * self.side
         return _snap(1 - b * self.rank) + b * self.n
 
     def multiplied(self, ratio: Array, slope: Array, log_scale: Array) -> "Point":
@@ -85,7 +85,7 @@ class Step(eqx.Module):
 class AbstractOperation(eqx.Module):
     """A matrix operation, as it acts on a curve. Leaves carry a leading axis over layers; methods see one layer."""
 
-    has_unknown: eqx.AbstractClassVar[bool]
+    has_unknown: ClassVar[bool]
 
     @abc.abstractmethod
     def advance(self, point: Point, unknown: Complex[Array, " lanes"]) -> Step:
@@ -381,4 +381,3 @@ class Curve(eqx.Module):
 
 def _stack(arrays: list, like: Array) -> Array:
     return jnp.stack(arrays) if arrays else jnp.zeros((0, *like.shape), complex_dtype(like.dtype))
-

@@ -24,8 +24,8 @@ def outside(curve: Curve, log_x: Float[Array, " lanes"]) -> tuple[Bool[Array, " 
 def edges(curve: Curve, atoms: Atoms) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Smallest and largest point of the support away from 0; the smallest is 0 where the bulk reaches it.
 
-    Sections close in, in log x, on where the mass beyond a certified point off the support vanishes; from there Newton's
-    method goes to the critical point of the curve, unless an atom stands in the last section.
+    Sections close in, in log x, on where the mass beyond a certified point off the support vanishes; from there
+    Newton's method goes to the critical point of the curve, unless an atom stands in the last section.
     """
     frozen, atoms_now = jax.lax.stop_gradient((curve, atoms))
     log_mean, *_ = frozen.cumulants()
@@ -49,9 +49,14 @@ def edges(curve: Curve, atoms: Atoms) -> tuple[Float[Array, ""], Float[Array, ""
         first = jnp.where(jnp.any(free, 1), jnp.argmax(free, 1), _NUM_SECTIONS - 1)
         points = jnp.concatenate([inside[:, None], log_x], axis=1)
         lane = first + _NUM_SECTIONS * ends
-        return points[ends, first], points[ends, first + 1], free[ends, first], (
-            roots.omega[lane],
-            roots.unknowns[..., lane],
+        return (
+            points[ends, first],
+            points[ends, first + 1],
+            free[ends, first],
+            (
+                roots.omega[lane],
+                roots.unknowns[..., lane],
+            ),
         )
 
     omega = jnp.ones(2, jnp.result_type(dtype, jnp.complex64))

@@ -6,7 +6,7 @@ A root is accepted for its certificate, never for how it was found. Two things a
   in the upper half plane, and `m` in the lower one; off the support the same signs hold to first order along the real
   axis (Belinschi and Bercovici: subordination functions are the unique fixed points of self-maps of the half plane);
 - that a root is there: Smale's alpha test, `alpha = |f/f'| gamma < 0.157` for `f(1/m) = log z(1/m) - log z`, with
-  `gamma` bounded by the distances of `1/m` to the singularities of `f`; at an atom, where `m` is infinite, there is none.
+  `gamma` bounded by the distances of `1/m` to the singularities of `f`, of which an atom, `m` infinite, is none.
 
 What finds the roots is Newton's method along the arc from `-|z|`, where the curve is real and monotone, to `z`: an arc
 has the same length at every scale, so that spectra of forty decades need no more steps than narrow ones.
@@ -301,11 +301,15 @@ def _fill_in(curve: Curve, z: Array, work: _Work) -> _Work:
         return exponential(start + t * (rise + (1 - t) * ((1 - t) * first - t * last)))
 
     omega, unknowns = interpolated(work.omega, rate), interpolated(work.unknowns, at.tangents * rate)
-    for k in range(3):
+
+    def polished(_, guess):
+        omega, unknowns, _ = guess
         newton = _newton(curve, z, omega, unknowns)
-        omega, unknowns = _moved(omega, newton.unknowns, newton.tangents, newton.step, 1.0)
-        if k == 1:
-            omega, unknowns, real = _without_rounding(z, newton.slope, omega, unknowns)
+        return *_moved(omega, newton.unknowns, newton.tangents, newton.step, 1.0), newton.slope
+
+    omega, unknowns, slope = jax.lax.fori_loop(0, 2, polished, (omega, unknowns, omega))
+    omega, unknowns, real = _without_rounding(z, slope, omega, unknowns)
+    omega, unknowns, _ = polished(0, (omega, unknowns, slope))
     code = _certify(curve, z, omega, unknowns, real)
     pending = work.pending
     solved = pending & (code == _OK)
@@ -377,23 +381,21 @@ def solve(curve: Curve, z: Complex[Array, " lanes"], max_steps: int = 200) -> Ro
     target = jnp.where(valid, target, -1)
 
     num_lanes = z.shape[0]
-    if num_lanes > 2 * _ANCHORS:
-        order = jnp.argsort(magnitude(target))
-        target, valid = target[order], valid[order]
+    order = jnp.argsort(magnitude(target))
+    target, valid = target[order], valid[order]
     if num_lanes > _CHUNK:
         num_chunks = -(-num_lanes // _CHUNK)
         extra = num_chunks * _CHUNK - num_lanes
         target, valid = jnp.pad(target, (0, extra), mode="edge"), jnp.pad(valid, (0, extra), mode="edge")
         shape = (num_chunks, _CHUNK)
         chunks = target.reshape(shape), valid.reshape(shape)
-        work = jax.lax.map(lambda chunk: _work_through(frozen, *chunk, max_steps), chunks)
+        work = jax.lax.map(lambda chunk: _work_through(frozen, chunk[0], chunk[1], max_steps), chunks)
         unknowns = jnp.moveaxis(work.unknowns, 0, -2)
         work = eqx.tree_at(lambda w: w.unknowns, work, unknowns)
         work = jax.tree.map(lambda x: x.reshape(*x.shape[:-2], num_chunks * _CHUNK)[..., :num_lanes], work)
     else:
         work = _work_through(frozen, target, valid, max_steps)
-    if num_lanes > 2 * _ANCHORS:
-        back = jnp.argsort(order)
-        work = jax.tree.map(lambda x: x[..., back], work)
+    back = jnp.argsort(order)
+    work = jax.tree.map(lambda x: x[..., back], work)
     omega = implicit_root(_residual, work.omega, (curve, work.unknowns, z))
     return Roots(omega, work.unknowns, work.code == _OK, _results(work.code), work.num_steps)

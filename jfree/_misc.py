@@ -7,7 +7,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike
+
+Reals = ArrayLike | Sequence[float]
 
 
 def inexact_asarray(x: ArrayLike) -> Array:
@@ -25,7 +28,7 @@ def common_dtype(*values: ArrayLike | Sequence) -> jnp.dtype:
 
 
 def is_concrete(x) -> bool:
-    return not isinstance(x, jax.core.Tracer)
+    return not isinstance(x, Tracer)
 
 
 def check(x: Array, allowed, message: str) -> Array:

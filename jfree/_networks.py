@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from ._activations import AbstractActivation, AbstractManySlopes, AbstractTwoSlopes, HardSine, Linear, as_activation
+from ._activations import AbstractActivation, AbstractManySlopes, AbstractTwoSlopes, as_activation, HardSine, Linear
 from ._curve import ChangeSide, Curve, Factor, LawFactor
 from ._laws import Atoms, Law
-from ._meanfield import MeanField, forward, per_layer
-from ._misc import check, common_dtype
+from ._meanfield import forward, MeanField, per_layer
+from ._misc import check, common_dtype, Reals
 from ._weights import AbstractWeights, as_weights, weight_factor
 
 
@@ -44,7 +44,7 @@ class MLP(AbstractNetwork):
     - `weights`: `"gaussian"`, `"orthogonal"` or a weight law for all layers, or a sequence of `L`.
     - `sigma_w`, `sigma_b`: scale of weights (at fan-in) and biases, scalar or of shape `(L,)`.
     - `q0`: mean square of the input's entries.
-    - `final_activation`: the last layer's, `"linear"` unless given; not to be given along with a sequence of activations.
+    - `final_activation`: the last layer's, `"linear"` unless given; not along with a sequence of activations.
 
     **Raises:** `ValueError` naming the argument, for wrong lengths, unknown names, and values that are negative, zero
     where that is not allowed, or not finite.
@@ -60,11 +60,11 @@ class MLP(AbstractNetwork):
 
     def __init__(
         self,
-        widths: Sequence[float] | ArrayLike,
+        widths: Reals,
         activation: str | AbstractActivation | Sequence[str | AbstractActivation] = "tanh",
         weights: str | AbstractWeights | Sequence[str | AbstractWeights] = "orthogonal",
-        sigma_w: ArrayLike | Sequence[float] = 1.0,
-        sigma_b: ArrayLike | Sequence[float] = 0.0,
+        sigma_w: Reals = 1.0,
+        sigma_b: Reals = 0.0,
         q0: ArrayLike = 1.0,
         final_activation: str | AbstractActivation | None = None,
     ):
@@ -76,7 +76,9 @@ class MLP(AbstractNetwork):
         depth = widths.shape[0] - 1
         if isinstance(activation, str | AbstractActivation):
             self.activation = as_activation(activation)
-            self.final_activation = as_activation("linear" if final_activation is None else final_activation, "final_activation")
+            self.final_activation = as_activation(
+                "linear" if final_activation is None else final_activation, "final_activation"
+            )
         elif final_activation is not None:
             raise ValueError("`final_activation` is the last of a sequence of activations: give one or the other.")
         else:
@@ -126,7 +128,9 @@ class MLP(AbstractNetwork):
             *slope_factors(self.activations, self.propagate().q),
         )
         last = (ChangeSide(self.widths[-1:] / self.widths[0]),) if side == "input" else ()
-        return curve_of(operations, last, jnp.prod(ratio) if side == "output" else jnp.ones_like(ratio[0]), self.num_atoms)
+        return curve_of(
+            operations, last, jnp.prod(ratio) if side == "output" else jnp.ones_like(ratio[0]), self.num_atoms
+        )
 
 
 def curve_of(operations, last, input_per_output: Array, num_atoms: int) -> Curve:
@@ -208,7 +212,7 @@ def _sequence(name: str, value) -> Sequence:
     return list(value)
 
 
-def _floats(name: str, value: ArrayLike | Sequence[float], dtype) -> Array:
+def _floats(name: str, value: Reals, dtype) -> Array:
     try:
         return jnp.asarray(value, dtype)
     except (TypeError, ValueError) as error:

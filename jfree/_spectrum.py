@@ -1,6 +1,7 @@
 """The spectrum of a random matrix, read off its curve."""
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Sequence
+from typing import Literal, TYPE_CHECKING
 
 import equinox as eqx
 import jax
@@ -12,8 +13,7 @@ from ._curve import Curve
 from ._edges import edges, outside
 from ._follow import RESULTS, Roots, solve
 from ._implicit import implicit_root
-from ._laws import Atoms
-from ._misc import check, complex_dtype, is_finite, log_max, reciprocal
+from ._misc import check, complex_dtype, is_concrete, is_finite, log_max, Reals, reciprocal
 from ._networks import AbstractNetwork
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Spectrum(eqx.Module):
     curve: Curve
     num_atoms: int = eqx.field(static=True)
 
-    def solve(self, z: ArrayLike) -> Solution:
+    def solve(self, z: ArrayLike | Sequence[complex]) -> Solution:
         """The certified solve behind all other methods.
 
         **Arguments:** `z`, of any shape, `Im z >= 0`; a real `z` means the limit from above.
@@ -52,7 +52,7 @@ class Spectrum(eqx.Module):
         z = self._complex(z, lambda z: is_finite(z) & (z.imag >= 0), "`z` must be finite, with Im z >= 0.")
         return _solve(self, z)
 
-    def stieltjes(self, z: ArrayLike) -> Complex[Array, "..."]:
+    def stieltjes(self, z: ArrayLike | Sequence[complex]) -> Complex[Array, "..."]:
         """`G(z) = int mu(dt) / (z - t)`.
 
         **Raises:** `ValueError` if some `Im z <= 0` or `z` is not finite.
@@ -60,7 +60,7 @@ class Spectrum(eqx.Module):
         z = self._complex(z, lambda z: is_finite(z) & (z.imag > 0), "`z` must be finite, with Im z > 0.")
         return _solve(self, z).G
 
-    def density(self, x: ArrayLike, smoothing: ArrayLike | None = None) -> Float[Array, "..."]:
+    def density(self, x: Reals, smoothing: ArrayLike | None = None) -> Float[Array, "..."]:
         """The absolutely continuous part of `mu` at real `x`: `-Im G(x + i0) / pi`.
 
         With `smoothing = y > 0` instead `-Im G(x + iy) / pi`, the convolution of `mu`, atoms included, with a Cauchy
@@ -74,21 +74,21 @@ class Spectrum(eqx.Module):
         y = check(jnp.asarray(smoothing, x.dtype), lambda y: (y > 0) & (y < np.inf), "`smoothing` must be positive.")
         return -_solve(self, jax.lax.complex(*jnp.broadcast_arrays(x, y))).G.imag / jnp.pi
 
-    def cdf(self, x: ArrayLike) -> Float[Array, "..."]:
+    def cdf(self, x: Reals) -> Float[Array, "..."]:
         """`mu([0, x])`, atoms included: `1 - Im Phi(x + i0) / pi` with `Phi' = G`; nothing is integrated.
 
         **Raises:** `ValueError` if some `x` is not finite.
         """
         return _cdf(self, self._real(x))
 
-    def log_potential(self, x: ArrayLike) -> Float[Array, "..."]:
+    def log_potential(self, x: Reals) -> Float[Array, "..."]:
         """`int log|x - t| mu(dt) = Re Phi(x + i0)`; at `x = 0` it is `-inf` if there is mass at 0.
 
         **Raises:** `ValueError` if some `x` is not finite.
         """
         return _log_potential(self, self._real(x))
 
-    def quantile(self, p: ArrayLike) -> Float[Array, "..."]:
+    def quantile(self, p: Reals) -> Float[Array, "..."]:
         """The smallest `x` with `cdf(x) >= p`, the inverse of `cdf`; atoms take all `p` of their mass.
 
         **Raises:** `ValueError` if some `p` is outside `[0, 1]`.
@@ -172,10 +172,10 @@ class Spectrum(eqx.Module):
     def _dtype(self):
         return self.curve.rank.dtype
 
-    def _real(self, x: ArrayLike) -> Array:
+    def _real(self, x: Reals) -> Array:
         return check(jnp.asarray(x, self._dtype), is_finite, "`x` must be finite.")
 
-    def _complex(self, z: ArrayLike, allowed, message: str) -> Array:
+    def _complex(self, z: ArrayLike | Sequence[complex], allowed, message: str) -> Array:
         return check(jnp.asarray(z, complex_dtype(self._dtype)), allowed, message)
 
 
@@ -388,7 +388,7 @@ def _quantile_between(tabulated, p):
 
 def _support(spectrum: Spectrum) -> list[tuple[float, float]]:
     """Scans between the edges, and closes in on every change between bulk and gap."""
-    if isinstance(spectrum.curve.rank, jax.core.Tracer):
+    if not is_concrete(spectrum.curve.rank):
         raise ValueError("`support` runs on the host and cannot be traced; `edges` can.")
     lower, upper = (float(e) for e in spectrum.edges())
     log_mean = float(np.log(spectrum.mean()))

@@ -1,10 +1,10 @@
 """The activations a network may be built from; strings such as `"tanh"` are short for those without arguments."""
 
 from ._activations import (
-    GELU as GELU,
     AbstractActivation as AbstractActivation,
     Erf as Erf,
     FromFunction as FromFunction,
+    GELU as GELU,
     HardSine as HardSine,
     HardTanh as HardTanh,
     LeakyReLU as LeakyReLU,

@@ -69,7 +69,7 @@ def slow_solve(curve, x, steps_per_decade=16):
     state = (omega, curve.settle(omega), jnp.zeros_like(x))
 
     def newton(z, state, limit):
-        omega, unknowns, worst = state
+        omega, unknowns, _ = state
         found = _newton(curve, z, omega, unknowns)
         step = found.step * jnp.minimum(1, limit / jnp.maximum(magnitude(found.step), 1e-30))
         return omega * jnp.exp(step), found.unknowns * jnp.exp(found.tangents * step), found.size

@@ -50,13 +50,13 @@ def test_final_activation_beside_a_sequence():
         (lambda: jfree.activations.HardTanh(0.0), "gain"),
         (lambda: jfree.activations.HardTanh(1.0, -1.0), "limit"),
         (lambda: jfree.activations.LeakyReLU(float("nan")), "negative_slope"),
-        (lambda: jfree.activations.FromFunction(3), "fn"),
+        (lambda: jfree.activations.FromFunction(3), "fn"),  # pyright: ignore[reportArgumentType]
         (lambda: jfree.activations.FromFunction(lambda x: jnp.stack([x, x])), "fn"),
         (lambda: jfree.activations.FromFunction(jnp.tanh, knots=(float("inf"),)), "knots"),
         (lambda: jfree.fixed_point("tanh", -1.0, 0.1), "sigma_w"),
         (lambda: jfree.critical_sigma_w("tanh", -1.0), "sigma_b"),
         (lambda: jfree.critical_sigma_w("tan", 1.0), "activation"),
-        (lambda: jfree.jacobian_spectrum(jfree.MLP(**GOOD), side="left"), "side"),
+        (lambda: jfree.jacobian_spectrum(jfree.MLP(**GOOD), side="left"), "side"),  # pyright: ignore[reportArgumentType]
     ],
 )
 def test_functions(make, name):
@@ -77,7 +77,7 @@ def test_spectrum():
         (lambda: spectrum.stieltjes(1 - 1j), "z"),
         (lambda: spectrum.solve(1 - 1j), "z"),
         (lambda: spectrum.moment(-1), "k"),
-        (lambda: spectrum.moment(1.5), "k"),
+        (lambda: spectrum.moment(1.5), "k"),  # pyright: ignore[reportArgumentType]
     ]:
         with pytest.raises(ValueError, match=f"`{name}`"):
             call()

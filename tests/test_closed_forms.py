@@ -141,7 +141,9 @@ def test_variance_formula():
     widths = np.array([300.0, 500, 400, 200])
     net = jfree.MLP(widths, ("relu", "hard_tanh", "tanh"), ("orthogonal", "gaussian", "orthogonal"), 1.2, 0.1)
     spectrum = jfree.jacobian_spectrum(net, side="output")
-    np.testing.assert_allclose(spectrum.moment(2) / spectrum.moment(1) ** 2 - 1, spectrum.variance() / spectrum.mean() ** 2)
+    np.testing.assert_allclose(
+        spectrum.moment(2) / spectrum.moment(1) ** 2 - 1, spectrum.variance() / spectrum.mean() ** 2
+    )
     other = jfree.jacobian_spectrum(net)
     np.testing.assert_allclose(widths[0] * other.mean(), widths[-1] * spectrum.mean(), rtol=1e-12)
     np.testing.assert_allclose(spectrum.mean(), jnp.prod(jfree.propagate(net).chi), rtol=1e-12)

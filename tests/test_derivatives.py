@@ -8,6 +8,7 @@ import pytest
 
 import jfree
 
+
 def network(kind, theta):
     """Two layers whose every parameter depends on theta."""
     widths = jnp.stack([3.0 + 0 * theta, 4.0 + theta, 3.5 - theta])

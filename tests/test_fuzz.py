@@ -6,9 +6,9 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import fuzz_points, MANY_SLOPES, random_mlp, slow_solve, TWO_SLOPES
 
 import jfree
-from helpers import fuzz_points, MANY_SLOPES, random_mlp, slow_solve, TWO_SLOPES
 from jfree._follow import solve
 
 FULL = bool(os.environ.get("JFREE_FULL"))

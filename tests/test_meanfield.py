@@ -1,5 +1,7 @@
 """The forward pass: closed forms against each other, sampling, and fixed points."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +28,7 @@ def gaussian_mean(fn, q, knots):
     density = lambda h: np.exp(-h * h / (2 * q)) / np.sqrt(2 * np.pi * q)  # noqa: E731
     value = lambda h: float(fn(jnp.asarray(h))) * density(h)  # noqa: E731
     ends = sorted({-10 * scale, 0.0, *points, 10 * scale})
-    return sum(quad(value, a, b, epsabs=1e-13, epsrel=1e-12, limit=200)[0] for a, b in zip(ends, ends[1:], strict=False))
+    return sum(quad(value, a, b, epsabs=1e-13, epsrel=1e-12, limit=200)[0] for a, b in itertools.pairwise(ends))
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
@@ -50,7 +52,9 @@ def test_derivative(name):
 
 
 def test_recursion_of_mixed_activations():
-    net = jfree.MLP((1, 2, 3, 1), ("relu", ACTIVATIONS["leaky_relu"], "linear"), sigma_w=(1.0, 2.0, 0.5), sigma_b=0.1, q0=2)
+    net = jfree.MLP(
+        (1, 2, 3, 1), ("relu", ACTIVATIONS["leaky_relu"], "linear"), sigma_w=(1.0, 2.0, 0.5), sigma_b=0.1, q0=2
+    )
     mean_field = jfree.propagate(net)
     np.testing.assert_allclose(mean_field.q, [2.01, 4.03, 0.25 * 4.03 * 1.04 / 2 + 0.01], rtol=1e-14)
     np.testing.assert_allclose(mean_field.chi, [0.5, 4 * 0.52, 0.25], rtol=1e-14)
