@@ -30,6 +30,8 @@ def test_no_wrong_branch(names, depths, num_networks, num_points):
     for _ in range(num_networks):
         net = random_mlp(rng, int(rng.choice(depths)), names)
         spectrum = jfree.jacobian_spectrum(net)
+        if spectrum.mass_at_zero() == 1:
+            continue  # every unit of some layer is dead, to rounding: nothing but an atom at 0
         x, distance = fuzz_points(spectrum, rng, num_points)
         roots = search(spectrum.curve, jnp.asarray(x + 0j))
         omega, worst, last = (np.asarray(a) for a in slow_solve(spectrum.curve, jnp.asarray(x)))
