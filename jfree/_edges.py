@@ -74,7 +74,7 @@ def edges(curve: Curve, atoms: Atoms) -> tuple[Float[Array, ""], Float[Array, ""
     at_atom = jnp.min(distance, axis=1) < width
     sharp = jnp.abs(critical - beyond) < width
     value = jnp.exp(jnp.where(at_atom, atoms.log_locations[nearest], jnp.where(sharp, critical, beyond)))
-    lower = jnp.where(free[0] & (at_atom[0] | sharp[0]), value[0], 0)
+    lower = jnp.where(free[0], value[0], 0)
     return lower, jnp.where(free[1], value[1], jnp.nan)
 
 

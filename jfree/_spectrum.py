@@ -99,7 +99,8 @@ class Spectrum(eqx.Module):
     def edges(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """`(lower, upper)`: smallest and largest point of the support away from 0, atoms included.
 
-        `lower` is 0 when the bulk reaches down to 0.
+        `lower` is 0 when the bulk reaches down to 0. Where the density fades out without an edge, an end is where the
+        mass beyond it falls below 1e5 roundings.
         """
         return _edges(self)
 
@@ -364,7 +365,7 @@ def _quantile_between(tabulated, p):
     guess = low + (high - low) * jnp.clip(share, 0.02, 0.98)
 
     def correct(state):
-        k, x, low, high, done = state
+        k, x, low, high, done, _ = state
         z = _on_axis(jnp.exp(x))
         roots = solve(frozen.curve, z)
         point, phi, _ = frozen.curve.potential(roots.omega, roots.unknowns)
@@ -375,15 +376,17 @@ def _quantile_between(tabulated, p):
         rounding = 4 * eps * jnp.maximum(1, jnp.abs(x))
         inside = roots.certified & (newton >= low - rounding) & (newton <= high + rounding)
         new = jnp.where(done, x, jnp.where(inside, newton, 0.5 * (low + high)))
-        return k + 1, new, low, high, done | (jnp.abs(new - x) <= rounding)
+        return k + 1, new, low, high, done | (jnp.abs(new - x) <= rounding), error
 
     def unfinished(state):
-        k, *_, done = state
+        k, *_, done, _ = state
         return (k < 100) & ~jnp.all(done)
 
-    start = (jnp.asarray(0), guess, low, high, jnp.zeros(p.shape, bool))
-    x = jax.lax.while_loop(unfinished, correct, start)[1]
-    return jnp.exp(implicit_root(_above_p, x, (spectrum.curve, p)))
+    start = (jnp.asarray(0), guess, low, high, jnp.zeros(p.shape, bool), jnp.zeros_like(p))
+    _, x, *_, error = jax.lax.while_loop(unfinished, correct, start)
+    quantile = jnp.exp(implicit_root(_above_p, x, (spectrum.curve, p)))
+    # On an atom the cdf jumps past p, and below the table's end, out of the range of floats, it cannot reach p.
+    return jnp.where(jnp.abs(error) < 10 * eps**0.5, quantile, jnp.nan)
 
 
 def _support(spectrum: Spectrum) -> list[tuple[float, float]]:
