@@ -31,7 +31,9 @@ def edges(curve: Curve, atoms: Atoms) -> tuple[Float[Array, ""], Float[Array, ""
     log_mean, *_ = frozen.cumulants()
     dtype = log_mean.dtype
     reach = 0.45 * log_max(dtype)
-    negligible = 1e5 * float(jnp.finfo(dtype).eps)
+    # Seen from the smaller side, rounding in the mass is as much larger.
+    gain = jnp.maximum(1, frozen.last[0].ratio) if frozen.last else 1  # pyright: ignore[reportAttributeAccessIssue]
+    negligible = jnp.minimum(1e5 * float(jnp.finfo(dtype).eps) * gain, 1e-3)
     total = 1 - atoms_now.zero
     # The mean of what is not at 0 lies between the edges. Lower end first.
     inside = jnp.stack([log_mean, log_mean]) - jnp.log(total)

@@ -14,15 +14,16 @@ from jfree._follow import solve
 FULL = bool(os.environ.get("JFREE_FULL"))
 
 
+CASES = [(TWO_SLOPES, (1, 2, 3, 5, 10, 30, 80, 200), 60 if FULL else 5, 1500)]
+if FULL:
+    CASES += [
+        (MANY_SLOPES, (1, 2, 3, 5, 10, 30), 40, 400),
+        (TWO_SLOPES + MANY_SLOPES, (2, 5, 10), 20, 400),
+    ]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("names", "depths", "num_networks", "num_points"),
-    [
-        (TWO_SLOPES, (1, 2, 3, 5, 10, 30, 80, 200), 60 if FULL else 5, 1500),
-        (MANY_SLOPES, (1, 2, 3, 5, 10, 30), 40 if FULL else 3, 400),
-        (TWO_SLOPES + MANY_SLOPES, (2, 5, 10), 20 if FULL else 2, 400),
-    ],
-)
+@pytest.mark.parametrize(("names", "depths", "num_networks", "num_points"), CASES)
 def test_no_wrong_branch(names, depths, num_networks, num_points):
     rng = np.random.default_rng(len(names))
     search = eqx.filter_jit(solve)
