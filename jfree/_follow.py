@@ -66,8 +66,8 @@ class Roots(eqx.Module):
     num_steps: Int[Array, " lanes"]
 
 
-class _Newton(eqx.Module):
-    """One evaluation of the curve: Newton's step in `u = log omega`, and the tangents that predict the next point."""
+class _Look(eqx.Module):
+    """One evaluation of the curve at a guess: Newton's step in `u = log omega`, tangents, and the certificate."""
 
     step: Complex[Array, " lanes"]
     slope: Complex[Array, " lanes"]
@@ -75,23 +75,58 @@ class _Newton(eqx.Module):
     tangents: Complex[Array, "layers unknowns lanes"]
     error: Float[Array, " lanes"]  # the largest correction, in logarithms
     size: Float[Array, " lanes"]  # the same with changes of `log m` counted too, large next to an atom
+    code: Int[Array, " lanes"]
 
 
-def _newton(curve: Curve, z: Array, omega: Array, unknowns: Array) -> _Newton:
-    def largest(sizes, before, operation, step):
-        return jnp.maximum(sizes[0], step.correction), jnp.maximum(sizes[1], step.mismatch)
+def _look(curve: Curve, z: Array, omega: Array, unknowns: Array, real: Bool[Array, " lanes"]) -> _Look:
+    """Where `real`, the root is to be certified as one off the support."""
+    info = jnp.finfo(z.dtype)
+    rounding = 256 * float(info.eps) * (1 + curve.num_layers / 16)
+    start = curve.start(omega)
+    per_start = jnp.square(magnitude(start.m)) / jnp.maximum(magnitude(start.dm), info.tiny)
 
-    zero = jnp.zeros_like(z.real)
-    point, (error, size), (found, tangents) = curve.fold(largest, (zero, zero), omega, unknowns)
+    def visit(carry, before, operation, step):
+        upper, low, high, total, nearest, rough, error, size = carry
+        # One over the distance to the operation's singularities, measured in the 1/m of the start.
+        stretch = magnitude(before.dm) / (before.side * jnp.square(magnitude(before.m)))
+        closeness = step.closeness * stretch * per_start
+        for w, dw in ((step.unknown, step.dunknown), (step.point.z, step.point.dz)):
+            upper &= w.imag >= -rounding * magnitude(w)
+            rise = jnp.sign((w * dw).real)
+            low, high = jnp.minimum(low, rise), jnp.maximum(high, rise)
+        total, nearest = total + jnp.square(closeness), jnp.maximum(nearest, closeness)
+        rough, error = jnp.maximum(rough, step.roughness), jnp.maximum(error, step.correction)
+        return upper, low, high, total, nearest, rough, error, jnp.maximum(size, step.mismatch)
+
+    at_start = magnitude(start.m) / jnp.maximum(magnitude(start.one_plus(1)), info.tiny)
+    rise, zero = jnp.sign(omega.real), jnp.zeros_like(z.real)
+    carry = (omega.imag >= 0, rise, rise, jnp.square(at_start), at_start, zero, zero, zero)
+    point, carry, (found, tangents) = curve.fold(visit, carry, omega, unknowns)
+    upper, low, high, total, nearest, rough, error, size = carry
+
     ratio = point.z * reciprocal(z)
     # A far guess may leave the range of floats, thousands of layers deep: go back by as much as that range.
     far = log_max(z.dtype) / 2
     above, below = ~jnp.isfinite(magnitude(ratio)), magnitude(ratio) == 0
     residual = jnp.where(above, far, jnp.where(below, -far, logarithm(ratio)))
     step = -residual * reciprocal(point.dz)
+
+    # First order along the real axis: w rises with z when dw/du has the sign of dz/du.
+    direction = jnp.sign((point.z * point.dz).real)
+    rising = (low == direction) & (high == direction) & (direction * point.dm.real < 0)
+    interior = upper & (point.m.imag < 0) & ~_as_good_as_real(z, point.dz, omega)
+    slope = magnitude(point.dz) * per_start
+    gamma = jnp.maximum(total / (2 * slope), nearest)
+    settled = jnp.maximum(magnitude(residual), error) <= rounding
+    root = settled & (magnitude(residual) / slope * gamma < 0.157)
+    code = jnp.where(jnp.where(real, rising, interior), _OK, _WRONG_BRANCH)
+    code = jnp.where(rough <= max(1e-8, 100 * float(info.eps)), code, _UNRESOLVED)
+    code = jnp.where(root, code, _NO_ROOT)
+
     error = jnp.maximum(error, magnitude(step))
     size = jnp.maximum(size, jnp.maximum(error, magnitude(step) * magnitude(point.dm) / magnitude(point.m)))
-    return _Newton(step, point.dz, found, tangents, error, jnp.where(jnp.isfinite(size), size, jnp.inf))
+    size = jnp.where(jnp.isfinite(size), size, jnp.inf)
+    return _Look(step, point.dz, found, tangents, error, size, code)
 
 
 def _moved(omega, unknowns, tangents, step, limit):
@@ -101,13 +136,13 @@ def _moved(omega, unknowns, tangents, step, limit):
     return omega * exponential(step), unknowns * exponential(tangents * step)
 
 
-_AXIS, _ARC, _POLISH, _REAL, _DONE = range(5)
+_AXIS, _ARC, _POLISH, _DONE = range(4)
 
 
 class _Search(eqx.Module):
     """What every lane is at. Newton's method finds the root on the negative axis, where `log|z|` is a monotone
-    function of `log|omega|`; predictor and corrector carry it along the arc to `z`; Newton's method polishes it there,
-    and once more without the imaginary part where that is rounding only.
+    function of `log|omega|`; predictor and corrector carry it along the arc to `z`; Newton's method polishes it there
+    until it is certified, without the imaginary part where that is rounding only.
 
     `omega` and `unknowns` are the last accepted point, with its slope and tangents; on the arc `angle` belongs to it.
     """
@@ -120,58 +155,75 @@ class _Search(eqx.Module):
     slope: Complex[Array, " lanes"]
     tangents: Complex[Array, "layers unknowns lanes"]
     real: Bool[Array, " lanes"]
+    code: Int[Array, " lanes"]
     num_in_phase: Int[Array, " lanes"]
     num_steps: Int[Array, " lanes"]
 
+    @staticmethod
+    def at(phase: Array, angle: Array, omega: Array, unknowns: Array) -> "_Search":
+        count = jnp.zeros(phase.shape, int)
+        return _Search(
+            phase,
+            angle,
+            jnp.full_like(angle, 0.5),
+            omega,
+            unknowns,
+            jnp.ones_like(omega),
+            jnp.zeros_like(unknowns),
+            jnp.zeros(phase.shape, bool),
+            jnp.full_like(count, _MAX_STEPS),
+            count,
+            count,
+        )
 
-def _search(curve: Curve, z: Array, trust: Array, lanes: Array, max_steps: int) -> _Search:
-    """Roots at `z`, on `lanes`; a step along the arc is taken when its correction is at most `trust`."""
-    eps = float(jnp.finfo(z.dtype).eps)
-    radius, goal = jnp.abs(z), jnp.angle(z)
-    # omega grows like z at infinity; towards 0 like a root of z, the higher the wider the spectrum.
+
+def _from_axis(curve: Curve, z: Array, lanes: Array) -> _Search:
+    """Omega grows like z at infinity; towards 0 like a root of z, the higher the wider the spectrum."""
+    radius = jnp.abs(z)
     _, spread, _ = curve.cumulants()
     omega = -curve.rank * jnp.where(radius < 1, radius ** (1 / (1 + jnp.maximum(spread, 0))), radius)
     omega = jax.lax.complex(omega, jnp.zeros_like(radius))
-    unknowns = curve.initial_unknowns(omega)
-    count = jnp.zeros(z.shape, int)
-    start = _Search(
-        jnp.where(lanes, _AXIS, _DONE),
-        jnp.full_like(radius, jnp.pi),
-        jnp.full_like(radius, 0.5),
-        omega,
-        unknowns,
-        jnp.ones_like(omega),
-        jnp.zeros_like(unknowns),
-        jnp.zeros(z.shape, bool),
-        count,
-        count,
-    )
+    phase = jnp.where(lanes, _AXIS, _DONE)
+    return _Search.at(phase, jnp.full_like(radius, jnp.pi), omega, curve.initial_unknowns(omega))
+
+
+def _search(curve: Curve, z: Array, start: _Search, trust: Array | None, max_steps: int) -> _Search:
+    """Moves all lanes on to the end; a step along the arc is taken when its correction is at most `trust`.
+
+    Without `trust`, no lane is on the axis or the arc.
+    """
+    eps = float(jnp.finfo(z.dtype).eps)
+    radius, goal = jnp.abs(z), jnp.angle(z)
 
     def advance(state: _Search) -> _Search:
-        on_axis, on_arc = state.phase == _AXIS, state.phase == _ARC
-        angle = jnp.where(on_arc, jnp.maximum(state.angle - state.stride, goal), state.angle)
-        ahead = jax.lax.complex(jnp.zeros_like(angle), angle - state.angle) * reciprocal(state.slope)
-        omega, unknowns = _moved(state.omega, state.unknowns, state.tangents, ahead, 1.0)
-        target = jax.lax.complex(radius * jnp.cos(angle), radius * jnp.sin(angle) * (state.phase != _AXIS))
-        newton = _newton(curve, jnp.where(angle == goal, z, target), omega, unknowns)
-        omega, unknowns = _moved(omega, newton.unknowns, newton.tangents, newton.step, jnp.where(on_axis, 3.0, 1.0))
+        if trust is None:
+            look = _look(curve, z, state.omega, state.unknowns, state.real)
+            omega, unknowns = _moved(state.omega, look.unknowns, look.tangents, look.step, 1.0)
+            phase, angle, stride, good = state.phase, state.angle, state.stride, True
+        else:
+            on_axis, on_arc = state.phase == _AXIS, state.phase == _ARC
+            angle = jnp.where(on_arc, jnp.maximum(state.angle - state.stride, goal), state.angle)
+            ahead = jax.lax.complex(jnp.zeros_like(angle), angle - state.angle) * reciprocal(state.slope)
+            omega, unknowns = _moved(state.omega, state.unknowns, state.tangents, ahead, 1.0)
+            target = jax.lax.complex(radius * jnp.cos(angle), radius * jnp.sin(angle) * ~on_axis)
+            look = _look(curve, jnp.where(angle == goal, z, target), omega, unknowns, state.real)
+            omega, unknowns = _moved(omega, look.unknowns, look.tangents, look.step, jnp.where(on_axis, 3.0, 1.0))
+            # On the arc: the correction grows with the square of the stride.
+            good = ~on_arc | (look.size <= trust)
+            factor = jnp.clip(0.8 * jnp.sqrt(trust / jnp.maximum(look.size, 1e-6 * trust)), 0.25, 4.0)
+            stride = (state.angle - angle) * jnp.where(good, factor, jnp.minimum(factor, 0.5))
+            phase = jnp.where(on_axis & (look.error <= eps**0.5), _ARC, state.phase)
+            arrived = good & (angle == goal) & (on_arc | (phase == _ARC))
+            stuck = on_arc & ~good & (stride < 16 * eps)
+            phase = jnp.where(arrived, _POLISH, jnp.where(stuck, _DONE, phase))
+            stride = jnp.where(on_arc, stride, state.stride)
 
-        # On the arc: the correction grows with the square of the stride.
-        good = ~on_arc | (newton.size <= trust)
-        factor = jnp.clip(0.8 * jnp.sqrt(trust / jnp.maximum(newton.size, 1e-6 * trust)), 0.25, 4.0)
-        stride = (state.angle - angle) * jnp.where(good, factor, jnp.minimum(factor, 0.5))
-        stuck = on_arc & ~good & (stride < 16 * eps)
-
-        settled = newton.error <= jnp.where(on_axis, eps**0.5, 64 * eps)
-        polished = (state.phase == _POLISH) & (settled | (state.num_in_phase >= 40))
-        *bare, real = _without_rounding(z, newton.slope, omega, unknowns)
-        real = state.real | (polished & real)
-        omega, unknowns = jnp.where(real, bare[0], omega), jnp.where(real, bare[1], unknowns)
-        phase = jnp.where(on_axis & settled, _ARC, state.phase)
-        phase = jnp.where((phase <= _ARC) & good & (angle == goal) & (on_arc | settled), _POLISH, phase)
-        phase = jnp.where(polished, jnp.where(real, _REAL, _DONE), phase)
-        phase = jnp.where((state.phase == _REAL) & (state.num_in_phase >= 1), _DONE, phase)
-        phase = jnp.where(stuck, _DONE, phase)
+        polishing = state.phase == _POLISH
+        settled = polishing & ((look.code == _OK) | (look.error <= 64 * eps) | (state.num_in_phase >= 40))
+        strip = settled & ~state.real & _as_good_as_real(z, look.slope, omega)
+        real = state.real | strip
+        omega, unknowns = _without_imaginary(real, omega), _without_imaginary(real, unknowns)
+        phase = jnp.where(settled & ~strip, _DONE, phase)
 
         active = state.phase != _DONE
         taken = active & good
@@ -180,15 +232,16 @@ def _search(curve: Curve, z: Array, trust: Array, lanes: Array, max_steps: int) 
             return jnp.where(taken, new, old)
 
         return _Search(
-            jnp.where(active, phase, _DONE),
+            phase,
             accepted(angle, state.angle),
-            jnp.where(on_arc, stride, state.stride),
+            stride,
             accepted(omega, state.omega),
             accepted(unknowns, state.unknowns),
-            accepted(newton.slope, state.slope),
-            accepted(newton.tangents, state.tangents),
+            accepted(look.slope, state.slope),
+            accepted(look.tangents, state.tangents),
             jnp.where(active, real, state.real),
-            jnp.where(phase == state.phase, state.num_in_phase + 1, 0),
+            jnp.where(polishing, look.code, state.code),
+            jnp.where((phase == state.phase) & ~strip, state.num_in_phase + 1, 0),
             state.num_steps + active,
         )
 
@@ -199,45 +252,14 @@ def _search(curve: Curve, z: Array, trust: Array, lanes: Array, max_steps: int) 
     return jax.lax.while_loop(unfinished, lambda carry: (carry[0] + 1, advance(carry[1])), (0, start))[1]
 
 
-def _certify(curve: Curve, z: Array, omega: Array, unknowns: Array, real: Array) -> Int[Array, " lanes"]:
-    info = jnp.finfo(z.dtype)
-    rounding = 256 * float(info.eps) * (1 + curve.num_layers / 16)
-    start = curve.start(omega)
-    per_start = jnp.square(magnitude(start.m)) / jnp.maximum(magnitude(start.dm), info.tiny)
+def _as_good_as_real(z: Array, slope: Array, omega: Array) -> Bool[Array, " lanes"]:
+    """Off the support the root is real, and an imaginary part is rounding, magnified by 1/slope."""
+    noise = 200 * float(jnp.finfo(z.dtype).eps) / jnp.minimum(magnitude(slope), 1)
+    return (z.imag == 0) & (jnp.abs(omega.imag) <= noise * magnitude(omega))
 
-    def visit(carry, before, operation, step):
-        upper, low, high, total, nearest, rough, error = carry
-        # One over the distance to the operation's singularities, measured in the 1/m of the start.
-        stretch = magnitude(before.dm) / (before.side * jnp.square(magnitude(before.m)))
-        closeness = step.closeness * stretch * per_start
-        for w, dw in ((step.unknown, step.dunknown), (step.point.z, step.point.dz)):
-            upper &= w.imag >= -rounding * magnitude(w)
-            rise = jnp.sign((w * dw).real)
-            low, high = jnp.minimum(low, rise), jnp.maximum(high, rise)
-        total, nearest = total + jnp.square(closeness), jnp.maximum(nearest, closeness)
-        rough, error = jnp.maximum(rough, step.roughness), jnp.maximum(error, step.correction)
-        return upper, low, high, total, nearest, rough, error
 
-    at_start = magnitude(start.m) / jnp.maximum(magnitude(start.one_plus(1)), info.tiny)
-    rise, zero = jnp.sign(omega.real), jnp.zeros_like(z.real)
-    carry = (omega.imag >= 0, rise, rise, jnp.square(at_start), at_start, zero, zero)
-    point, (upper, low, high, total, nearest, rough, error), _ = curve.fold(visit, carry, omega, unknowns)
-
-    # First order along the real axis: w rises with z when dw/du has the sign of dz/du.
-    direction = jnp.sign((point.z * point.dz).real)
-    rising = (low == direction) & (high == direction) & (direction * point.dm.real < 0)
-    interior = upper & (point.m.imag < 0) & ~_as_good_as_real(z, point.dz, omega)
-    branch = jnp.where(real, rising, interior)
-
-    residual = magnitude(logarithm(point.z * reciprocal(z)))
-    slope = magnitude(point.dz) * per_start
-    gamma = jnp.maximum(total / (2 * slope), nearest)
-    settled = jnp.maximum(residual, error) <= rounding
-    root = settled & (residual / slope * gamma < 0.157)
-
-    code = jnp.where(branch, _OK, _WRONG_BRANCH)
-    code = jnp.where(rough <= max(1e-8, 100 * float(info.eps)), code, _UNRESOLVED)
-    return jnp.where(root, code, _NO_ROOT)
+def _without_imaginary(real: Bool[Array, " lanes"], x: Array) -> Array:
+    return jax.lax.complex(x.real, jnp.where(real, 0, x.imag))
 
 
 def _residual(omega, curve, unknowns, z):
@@ -246,10 +268,12 @@ def _residual(omega, curve, unknowns, z):
 
 
 class _Work(eqx.Module):
-    """Every lane's best so far; `attempts` counts its own searches."""
+    """Every lane's best so far, with slope and tangents there; `attempts` counts its own searches."""
 
     omega: Complex[Array, " lanes"]
     unknowns: Complex[Array, "layers unknowns lanes"]
+    slope: Complex[Array, " lanes"]
+    tangents: Complex[Array, "layers unknowns lanes"]
     code: Int[Array, " lanes"]
     attempts: Int[Array, " lanes"]
     num_steps: Int[Array, " lanes"]
@@ -258,25 +282,27 @@ class _Work(eqx.Module):
     def pending(self) -> Bool[Array, " lanes"]:
         return (self.code != _OK) & (self.attempts < 2)
 
+    def updated(self, found: _Search, lanes: Array, attempts: Array) -> "_Work":
+        def pick(new, old):
+            return jnp.where(lanes, new, old)
+
+        return _Work(
+            pick(found.omega, self.omega),
+            pick(found.unknowns, self.unknowns),
+            pick(found.slope, self.slope),
+            pick(found.tangents, self.tangents),
+            pick(found.code, self.code),
+            attempts,
+            self.num_steps + found.num_steps,
+        )
+
 
 def _attempt(curve: Curve, z: Array, work: _Work, max_steps: int) -> _Work:
     """Searches all lanes that are pending, first in long strides, then in short ones."""
     lanes = work.pending
     trust = jnp.where(work.attempts == 0, 0.3, 0.02).astype(z.real.dtype)
-    found = _search(curve, z, trust, lanes, max_steps)
-    code = _certify(curve, z, found.omega, found.unknowns, found.real)
-    code = jnp.where((found.phase == _DONE) & (found.angle <= jnp.angle(z)), code, _MAX_STEPS)
-
-    def pick(new, old):
-        return jnp.where(lanes, new, old)
-
-    return _Work(
-        pick(found.omega, work.omega),
-        pick(found.unknowns, work.unknowns),
-        pick(code, work.code),
-        work.attempts + lanes,
-        work.num_steps + found.num_steps,
-    )
+    found = _search(curve, z, _from_axis(curve, z, lanes), trust, max_steps)
+    return work.updated(found, lanes, work.attempts + lanes)
 
 
 def _fill_in(curve: Curve, z: Array, work: _Work) -> _Work:
@@ -288,8 +314,7 @@ def _fill_in(curve: Curve, z: Array, work: _Work) -> _Work:
     right = jax.lax.cummin(jnp.where(certified, index, num_lanes), reverse=True)
     left, right = jnp.where(left < 0, right, left), jnp.where(right == num_lanes, left, right)
     left, right = jnp.clip(left, 0, num_lanes - 1), jnp.clip(right, 0, num_lanes - 1)
-    at = _newton(curve, z, work.omega, work.unknowns)
-    rate = reciprocal(at.slope)
+    rate = reciprocal(work.slope)
     span = logarithm(z[right] * reciprocal(z[left]))
     t = jnp.where(left == right, 0, logarithm(z * reciprocal(z[left])) * reciprocal(span + (span == 0)))
 
@@ -300,42 +325,11 @@ def _fill_in(curve: Curve, z: Array, work: _Work) -> _Work:
         first, last = span * rate[..., left] - rise, span * rate[..., right] - rise
         return exponential(start + t * (rise + (1 - t) * ((1 - t) * first - t * last)))
 
-    omega, unknowns = interpolated(work.omega, rate), interpolated(work.unknowns, at.tangents * rate)
-
-    def polished(_, guess):
-        omega, unknowns, _ = guess
-        newton = _newton(curve, z, omega, unknowns)
-        return *_moved(omega, newton.unknowns, newton.tangents, newton.step, 1.0), newton.slope
-
-    omega, unknowns, slope = jax.lax.fori_loop(0, 2, polished, (omega, unknowns, omega))
-    omega, unknowns, real = _without_rounding(z, slope, omega, unknowns)
-    omega, unknowns, _ = polished(0, (omega, unknowns, slope))
-    code = _certify(curve, z, omega, unknowns, real)
+    omega, unknowns = interpolated(work.omega, rate), interpolated(work.unknowns, work.tangents * rate)
     pending = work.pending
-    solved = pending & (code == _OK)
-    return _Work(
-        jnp.where(solved, omega, work.omega),
-        jnp.where(solved, unknowns, work.unknowns),
-        jnp.where(solved, code, work.code),
-        work.attempts,
-        work.num_steps + 4 * pending,
-    )
-
-
-def _as_good_as_real(z: Array, slope: Array, omega: Array) -> Bool[Array, " lanes"]:
-    """Off the support the root is real, and an imaginary part is rounding, magnified by 1/slope."""
-    noise = 200 * float(jnp.finfo(z.dtype).eps) / jnp.minimum(magnitude(slope), 1)
-    return (z.imag == 0) & (jnp.abs(omega.imag) <= noise * magnitude(omega))
-
-
-def _without_rounding(z: Array, slope: Array, omega: Array, unknowns: Array) -> tuple[Array, Array, Array]:
-    """Drops the imaginary parts of roots that are as good as real, and says which."""
-    real = _as_good_as_real(z, slope, omega)
-
-    def stripped(x):
-        return jax.lax.complex(x.real, jnp.where(real, 0, x.imag))
-
-    return stripped(omega), stripped(unknowns), real
+    start = _Search.at(jnp.where(pending, _POLISH, _DONE), jnp.angle(z), omega, unknowns)
+    found = _search(curve, z, start, None, 6)
+    return work.updated(found, pending & (found.code == _OK), work.attempts)
 
 
 _CHUNK = 4096  # lanes worked on together: their state stays in cache
@@ -345,9 +339,9 @@ _ANCHORS = 64
 def _work_through(curve: Curve, z: Array, valid: Array, max_steps: int) -> _Work:
     """Solves sorted lanes: searches for a few spread over those pending, fills in between, until none is pending."""
     count = jnp.zeros(z.shape, int)
-    omega = z
-    work = _Work(omega, curve.initial_unknowns(omega), jnp.where(valid, _MAX_STEPS, _INVALID), count, count)
-    work = eqx.tree_at(lambda w: w.attempts, work, jnp.where(valid, 0, 2))
+    unknowns = jnp.ones((curve.num_layers, curve.num_unknowns, *z.shape), z.dtype)
+    code, attempts = jnp.where(valid, _MAX_STEPS, _INVALID), jnp.where(valid, count, 2)
+    work = _Work(z, unknowns, jnp.ones_like(z), unknowns, code, attempts, count)
     num_lanes = z.shape[0]
     size = max(_ANCHORS, num_lanes // 16)
     if num_lanes <= 2 * _ANCHORS:
@@ -390,8 +384,8 @@ def solve(curve: Curve, z: Complex[Array, " lanes"], max_steps: int = 200) -> Ro
         shape = (num_chunks, _CHUNK)
         chunks = target.reshape(shape), valid.reshape(shape)
         work = jax.lax.map(lambda chunk: _work_through(frozen, chunk[0], chunk[1], max_steps), chunks)
-        unknowns = jnp.moveaxis(work.unknowns, 0, -2)
-        work = eqx.tree_at(lambda w: w.unknowns, work, unknowns)
+        stacks = lambda w: (w.unknowns, w.tangents)  # noqa: E731
+        work = eqx.tree_at(stacks, work, tuple(jnp.moveaxis(x, 0, -2) for x in stacks(work)))
         work = jax.tree.map(lambda x: x.reshape(*x.shape[:-2], num_chunks * _CHUNK)[..., :num_lanes], work)
     else:
         work = _work_through(frozen, target, valid, max_steps)

@@ -1,8 +1,18 @@
 import os
 
 # Tests compile much and run little.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+)
 
 import jax
+import pytest
 
 jax.config.update("jax_enable_x64", True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_compiled():
+    """Every compiled function takes hundreds of memory maps, of which a process may have 65530."""
+    yield
+    jax.clear_caches()

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jfree
-from jfree._follow import _newton
+from jfree._follow import _look
 from jfree._misc import magnitude
 
 TWO_SLOPES = ("linear", "relu", "hard_tanh", "hard_sine", "shifted_relu", "scaled_hard_tanh")
@@ -70,7 +70,7 @@ def slow_solve(curve, x, steps_per_decade=16):
 
     def newton(z, state, limit):
         omega, unknowns, _ = state
-        found = _newton(curve, z, omega, unknowns)
+        found = _look(curve, z, omega, unknowns, jnp.zeros(z.shape, bool))
         step = found.step * jnp.minimum(1, limit / jnp.maximum(magnitude(found.step), 1e-30))
         return omega * jnp.exp(step), found.unknowns * jnp.exp(found.tangents * step), found.size
 
