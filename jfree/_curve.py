@@ -9,7 +9,6 @@ next to `m` stands `n = m + rank`, so that `1 + b m` keeps its relative accuracy
 """
 
 import abc
-from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -18,9 +17,7 @@ from jaxtyping import Array, ArrayLike, Complex, Float
 
 from ._implicit import implicit_root
 from ._laws import Atoms, Law, Transform
-from ._misc import complex_dtype, exponential, log_lower, log_upper, logarithm, magnitude, reciprocal
-
-_UNROLL = 1
+from ._misc import exponential, log_lower, log_upper, logarithm, magnitude, reciprocal
 
 
 class Point(eqx.Module):
@@ -66,40 +63,74 @@ def _snap(x: Array) -> Array:
 class Step(eqx.Module):
     """What one operation makes of a point.
 
-    `unknown` is the operation's own subordination point, corrected by one Newton step where it is an unknown of its
-    own, and `dunknown` its logarithmic tangent; both are what the half-plane certificate looks at. `correction` is the
-    size of that step, and `mismatch` that of the equation it solves, both in logarithms: next to an atom, a pole of
-    `M`, only the second tells how far the solution is. `closeness` bounds one over the distance, in `1/m`, to the
-    next singularities of the operation, and `roughness` the relative quadrature error behind it.
+    `unknowns` are the operation's own, corrected by one Newton step, with their logarithmic tangents. `witnesses` are
+    subordination points and their tangents, for the half-plane certificate. `correction` is the size of the Newton
+    step, and `mismatch` that of the equations it solves, both in logarithms: next to an atom, a pole of `M`, only the
+    second tells how far the solution is. `closeness` bounds one over the distance, in `1/m`, to the next singularities
+    of the operation, and `roughness` the relative quadrature error behind it.
     """
 
     point: Point
-    unknown: Complex[Array, " lanes"]
-    dunknown: Complex[Array, " lanes"]
+    unknowns: Complex[Array, "unknowns lanes"]
+    tangents: Complex[Array, "unknowns lanes"]
+    witnesses: tuple[tuple[Complex[Array, " lanes"], Complex[Array, " lanes"]], ...]
     correction: Float[Array, " lanes"]
     mismatch: Float[Array, " lanes"]
     closeness: Float[Array, " lanes"]
     roughness: Float[Array, " lanes"]
 
+    @staticmethod
+    def explicit(point: Point, closeness: Array, *witnesses: tuple[Array, Array]) -> "Step":
+        none, zero = jnp.zeros((0, *point.z.shape), point.z.dtype), jnp.zeros_like(closeness)
+        return Step(point, none, none, witnesses, zero, zero, closeness, zero)
+
+
+class Cumulants(eqx.Module):
+    """Logarithm of the mean, variance / mean^2, `log_scale` of the points, and the logarithm of what the last shift
+    adds to the mean, `-inf` without shifts: below that, `log z` is no measure of anything.
+    """
+
+    log_mean: Float[Array, ""]
+    spread: Float[Array, ""]
+    log_scale: Float[Array, ""]
+    log_floor: Float[Array, ""]
+
+    def times(self, log_mean: Array, spread: Array) -> "Cumulants":
+        """After free multiplication by a law with these two."""
+        logs = (x + log_mean for x in (self.log_mean, self.log_scale, self.log_floor))
+        mean, scale, floor = logs
+        return Cumulants(mean, self.spread + spread, scale, floor)
+
 
 class AbstractOperation(eqx.Module):
     """A matrix operation, as it acts on a curve. Leaves carry a leading axis over layers; methods see one layer."""
 
-    has_unknown: ClassVar[bool]
+    @property
+    def num_unknowns(self) -> int:
+        """Unknowns of every layer; 0 for explicit operations."""
+        return 0
+
+    def guess(self, point: Point) -> Complex[Array, "unknowns lanes"]:
+        """The unknowns at infinity."""
+        return jnp.zeros((0, *point.z.shape), point.z.dtype)
 
     @abc.abstractmethod
-    def advance(self, point: Point, unknown: Complex[Array, " lanes"]) -> Step:
-        """Maps points, given the current guess of the operation's unknown (ignored by explicit operations)."""
+    def advance(self, point: Point, unknowns: Complex[Array, "unknowns lanes"]) -> Step:
+        """Maps points, given the current guess of the operation's unknowns."""
 
     @abc.abstractmethod
     def potential(
-        self, phi: Complex[Array, " lanes"], log_z: Complex[Array, " lanes"], point: Point, unknown: Array
+        self, psi: Complex[Array, " lanes"], log_z: Complex[Array, " lanes"], before: Point, step: Step
     ) -> tuple[Complex[Array, " lanes"], Complex[Array, " lanes"]]:
-        """Maps `Phi` and `log z`, both less `log_scale`, from `point` (before the operation)."""
+        """Maps `Psi` and `log z`, both less `log_scale`: `Phi = side Psi + (1 - side) log z`.
+
+        `Psi` is the potential of the nonzero eigenvalues as counted at the start: a change of side leaves it alone,
+        and rounding is not magnified by a ratio of widths.
+        """
 
     @abc.abstractmethod
-    def cumulants(self, log_mean: Array, spread: Array, log_scale: Array) -> tuple[Array, Array, Array]:
-        """Maps `(log mean, variance / mean^2, log_scale)`."""
+    def cumulants(self, c: "Cumulants") -> "Cumulants":
+        """What the operation makes of them."""
 
     @abc.abstractmethod
     def atoms(self, atoms: Atoms) -> Atoms:
@@ -118,9 +149,7 @@ class Factor(AbstractOperation):
     b: Float[Array, " layers"]
     law_atoms: Atoms
 
-    has_unknown = False
-
-    def advance(self, point, unknown):
+    def advance(self, point, unknowns):
         num, den = point.one_plus(self.b), point.one_plus(self.a)
         inverse = reciprocal(num * den)
         ratio = num * num * inverse
@@ -130,28 +159,34 @@ class Factor(AbstractOperation):
         own = one * ratio * reciprocal(m)
         down = _relative(dm, one) - _relative(dm, m) + slope
         closeness = magnitude(m) * magnitude(inverse) * (magnitude(den) + magnitude(num)) * (self.a != self.b)
-        zero = jnp.zeros_like(closeness)
-        return Step(point.multiplied(ratio, slope, jnp.log(self.mean)), own, down, zero, zero, closeness, zero)
+        return Step.explicit(point.multiplied(ratio, slope, jnp.log(self.mean)), closeness, (own, down))
 
-    def potential(self, phi, log_z, point, unknown):
-        a_term = _log_moebius(self.a, point)
-        b_term = _log_moebius(self.b, point)
-        log_ratio = log_lower(point.one_plus(self.b)) - log_lower(point.one_plus(self.a))
-        return phi - a_term + b_term, log_z + log_ratio
+    def potential(self, psi, log_z, before, step):
+        log_ratio = log_lower(before.one_plus(self.b)) - log_lower(before.one_plus(self.a))
+        return psi - _log_moebius(self.a, before) + _log_moebius(self.b, before), log_z + log_ratio
 
-    def cumulants(self, log_mean, spread, log_scale):
-        log = jnp.log(self.mean)
-        return log_mean + log, spread + self.b - self.a, log_scale + log
+    def cumulants(self, c):
+        return c.times(jnp.log(self.mean), self.b - self.a)
 
     def atoms(self, atoms):
         return atoms.times(self.law_atoms)
 
 
 def _log_moebius(a: Array, point: Point) -> Array:
-    """`(m+1) log(1 + a m) - int_0^m log(1 + a m') dm'`."""
+    """`(m+1) log(1 + a m) - int_0^m log(1 + a m') dm'`, with `m` and `a` as counted at the start."""
     safe = jnp.where(a == 0, 1, a)
-    value = (1 - 1 / safe) * log_lower(point.one_plus(safe)) + point.side * point.m
-    return jnp.where((a == 0), 0, value)
+    inverse = 1 / (safe * point.side)
+    value = (1 - inverse) * _log_one_plus(safe * point.side * point.m, point.one_plus(safe)) + point.m
+    return jnp.where(a == 0, 0, value)
+
+
+def _log_one_plus(x: Array, one: Array) -> Array:
+    """`log(1 + x)` on the closed lower half plane, `one = 1 + x`, to full relative accuracy."""
+    small = jnp.square(x.real) + jnp.square(x.imag) < 0.1
+    y = jnp.where(small, x, 0)
+    size = 0.5 * jnp.log1p(y.real * (2 + y.real) + jnp.square(y.imag))
+    near = jax.lax.complex(size, jnp.arctan2(jnp.minimum(y.imag, 0), 1 + y.real))
+    return jnp.where(small, near, log_lower(jnp.where(small, 1, one)))
 
 
 class LawFactor(AbstractOperation):
@@ -159,9 +194,15 @@ class LawFactor(AbstractOperation):
 
     law: Law
 
-    has_unknown = True
+    @property
+    def num_unknowns(self):
+        return 1
 
-    def advance(self, point, unknown):
+    def guess(self, point):
+        return (point.one_plus(1) * reciprocal(point.side * point.m))[None]
+
+    def advance(self, point, unknowns):
+        (unknown,) = unknowns
         m, dm, one = point.side * point.m, point.side * point.dm, point.one_plus(1)
         w = implicit_root(_law_gap, unknown, (self.law, m, one))
         moments = self.law.transform(w)
@@ -179,15 +220,18 @@ class LawFactor(AbstractOperation):
         # at w is at most total / distance^(k-1).
         derivative = magnitude(moments.slope)
         closeness = jnp.square(magnitude(m)) * moments.total / (0.17 * jnp.square(derivative) * moments.distance)
-        return Step(new, w, dw, correction, magnitude(change), closeness, moments.roughness)
+        mismatch = magnitude(change)
+        return Step(new, w[None], dw[None], ((w, dw),), correction, mismatch, closeness, moments.roughness)
 
-    def potential(self, phi, log_z, point, unknown):
-        log_m = log_lower(point.side * point.m)
-        phi = phi + log_m + self.law.log_transform(unknown)
-        return phi, log_z + log_m + log_upper(unknown) - log_lower(point.one_plus(1))
+    def potential(self, psi, log_z, before, step):
+        (w,) = step.unknowns
+        log_one = _log_one_plus(before.side * before.m, before.one_plus(1))
+        log_ratio = log_lower(before.side * before.m) + log_upper(w) - log_one
+        own = self.law.log_transform(w) + log_one
+        return psi + own / before.side + log_ratio, log_z + log_ratio
 
-    def cumulants(self, log_mean, spread, log_scale):
-        return log_mean + self.law.log_mean, spread + self.law.spread, log_scale + self.law.log_mean
+    def cumulants(self, c):
+        return c.times(self.law.log_mean, self.law.spread)
 
     def atoms(self, atoms):
         return atoms.times(self.law.atoms)
@@ -214,21 +258,48 @@ class ChangeSide(AbstractOperation):
 
     ratio: Float[Array, " layers"]
 
-    has_unknown = False
-
-    def advance(self, point, unknown):
+    def advance(self, point, unknowns):
         new = eqx.tree_at(lambda p: p.side, point, point.side * self.ratio)
-        zero = jnp.zeros_like(point.m.real)
-        return Step(new, point.z, point.dz, zero, zero, zero, zero)
+        return Step.explicit(new, jnp.zeros_like(point.m.real))
 
-    def potential(self, phi, log_z, point, unknown):
-        return self.ratio * phi + (1 - self.ratio) * log_z, log_z
+    def potential(self, psi, log_z, before, step):
+        return psi, log_z
 
-    def cumulants(self, log_mean, spread, log_scale):
-        return log_mean + jnp.log(self.ratio), (spread + 1) / self.ratio - 1, log_scale
+    def cumulants(self, c):
+        return Cumulants(c.log_mean + jnp.log(self.ratio), (c.spread + 1) / self.ratio - 1, c.log_scale, c.log_floor)
 
     def atoms(self, atoms):
         return atoms.other_side(self.ratio)
+
+
+class Shift(AbstractOperation):
+    """`A + a I`: `z -> z + a`, `m -> m + a (m + 1) / z`; the units become those of the side it happens on."""
+
+    amount: Float[Array, " layers"]
+
+    def advance(self, point, unknowns):
+        share = self.amount * jnp.exp(-point.log_scale) * reciprocal(point.z)
+        one, growth = point.one_plus(1), 1 + share
+        growth = jnp.where(growth == 0, jnp.finfo(share.dtype).eps, growth)
+        rest = one * growth
+        dm = point.side * point.dm * growth - share * one * point.dz
+        dz = _relative(point.dz, growth)
+        unit = jnp.ones_like(point.rank)
+        m = point.side * point.m + share * one
+        new = Point(point.z * growth, m, rest, dz, dm, unit, unit, point.log_scale)
+        return Step.explicit(new, jnp.zeros_like(m.real))
+
+    def potential(self, psi, log_z, before, step):
+        return before.side * psi + (1 - before.side) * log_z, log_upper(step.point.z)
+
+    def cumulants(self, c):
+        log_amount = jnp.log(self.amount)
+        log_mean = jnp.logaddexp(c.log_mean, log_amount)
+        floor = jnp.where(self.amount > 0, log_amount, c.log_floor)
+        return Cumulants(log_mean, c.spread * jnp.exp(2 * (c.log_mean - log_mean)), c.log_scale, floor)
+
+    def atoms(self, atoms):
+        return atoms.plus(self.amount)
 
 
 class Curve(eqx.Module):
@@ -241,6 +312,7 @@ class Curve(eqx.Module):
     operations: tuple[AbstractOperation, ...]
     last: tuple[AbstractOperation, ...]
     rank: Float[Array, ""]
+    num_atoms: int = eqx.field(static=True)
 
     @property
     def num_layers(self) -> int:
@@ -248,7 +320,8 @@ class Curve(eqx.Module):
 
     @property
     def num_unknowns(self) -> int:
-        return sum(operation.has_unknown for operation in self.operations)
+        """Unknowns of every layer."""
+        return sum(operation.num_unknowns for operation in self.operations)
 
     def start(self, omega: Complex[Array, " lanes"]) -> Point:
         rank = self.rank
@@ -260,50 +333,49 @@ class Curve(eqx.Module):
         unit = jnp.ones_like(rank)
         return Point(one * inverse, m, n, dm * (reciprocal(one) - inverse), dm, rank, unit, jnp.zeros_like(rank))
 
-    def initial_unknowns(self, omega: Complex[Array, " lanes"]) -> Complex[Array, "layers unknowns lanes"]:
-        """Subordination points of point masses: exact at infinity, and where every guess starts."""
-        point = self.start(omega)
+    def initial_unknowns(self, start: Point) -> Complex[Array, "layers unknowns lanes"]:
+        """Exact at infinity, and where every guess starts."""
 
         def layer(point, operations):
             guesses = []
             for operation in operations:
-                guess = point.one_plus(1) * reciprocal(point.side * point.m)
-                if operation.has_unknown:
-                    guesses.append(guess)
-                point = operation.advance(point, guess).point
-            return point, _stack(guesses, omega)
+                guesses.append(operation.guess(point))
+                point = operation.advance(point, guesses[-1]).point
+            return point, jnp.concatenate(guesses)
 
-        return jax.lax.scan(layer, point, self.operations)[1]
+        return jax.lax.scan(layer, start, self.operations)[1]
 
-    def fold(self, visit, carry, omega, unknowns):
-        """Runs all points through all operations; `visit(carry, before, operation, step) -> carry` sees each."""
+    def fold(self, visit, carry, start: Point, unknowns: Complex[Array, "layers unknowns lanes"]):
+        """Runs points through all operations; `visit(carry, before, operation, step) -> carry` sees each.
+
+        **Returns:** the last points, the last carry, and the corrected unknowns with their tangents.
+        """
+
+        def apply(operation, point, carry, guesses):
+            step = operation.advance(point, guesses)
+            return step.point, visit(carry, point, operation, step), step.unknowns, step.tangents
 
         def layer(state, xs):
             point, carry = state
             operations, guesses = xs
             found, tangents, k = [], [], 0
             for operation in operations:
-                guess = guesses[k] if operation.has_unknown else point.z
-                step = operation.advance(point, guess)
-                carry = visit(carry, point, operation, step)
-                point = step.point
-                if operation.has_unknown:
-                    found.append(step.unknown)
-                    tangents.append(step.dunknown)
-                    k += 1
-            return (point, carry), (_stack(found, omega), _stack(tangents, omega))
+                mine = guesses[k : k + operation.num_unknowns]
+                point, carry, *new = apply(operation, point, carry, mine)
+                found.append(new[0])
+                tangents.append(new[1])
+                k += operation.num_unknowns
+            return (point, carry), (jnp.concatenate(found), jnp.concatenate(tangents))
 
-        state = (self.start(omega), carry)
-        (point, carry), found = jax.lax.scan(layer, state, (self.operations, unknowns), unroll=_UNROLL)
+        (point, carry), found = jax.lax.scan(layer, (start, carry), (self.operations, unknowns))
         for operation in self.last:
-            step = operation.advance(point, point.z)
-            carry = visit(carry, point, operation, step)
-            point = step.point
+            point, carry, *_ = apply(operation, point, carry, unknowns[0, :0])
         return point, carry, found
 
     def settle(self, omega: Complex[Array, " lanes"], max_steps: int = 100) -> Complex[Array, "layers unknowns lanes"]:
         """The unknowns at given `omega`: the equations of the layers' laws, without one for `z`."""
-        unknowns = self.initial_unknowns(omega)
+        start = self.start(omega)
+        unknowns = self.initial_unknowns(start)
         tolerance = 64 * jnp.finfo(omega.dtype).eps
 
         def largest(size, before, operation, step):
@@ -311,19 +383,32 @@ class Curve(eqx.Module):
 
         def correct(state):
             k, unknowns, _ = state
-            _, size, (unknowns, _) = self.fold(largest, jnp.zeros_like(omega.real), omega, unknowns)
+            _, size, (unknowns, _) = self.fold(largest, jnp.zeros_like(omega.real), start, unknowns)
             return k + 1, unknowns, size
 
         def unfinished(state):
             k, _, size = state
             return (k < max_steps) & jnp.any(size > tolerance)
 
-        start = (jnp.asarray(0), unknowns, jnp.full_like(omega.real, jnp.inf))
-        return jax.lax.while_loop(unfinished, correct, start)[1]
+        state = (jnp.asarray(0), unknowns, jnp.full_like(omega.real, jnp.inf))
+        return jax.lax.while_loop(unfinished, correct, state)[1]
+
+    def far(self) -> Float[Array, ""]:
+        """The negative axis is on the curve, for `omega < 0`, from minus infinity to at least minus this.
+
+        That is 0 without shifts, and with them, near the mean of the measure. In units of the last points.
+        """
+        c = self.cumulants()
+        return jnp.where(jnp.isfinite(c.log_floor), 2 * (2 + c.spread) * jnp.exp(c.log_mean - c.log_scale), 0)
+
+    def floor(self) -> Float[Array, ""]:
+        """What the last shift adds to the mean, in units of the last points: `|z|` has no smaller scale."""
+        c = self.cumulants()
+        return jnp.exp(c.log_floor - c.log_scale)
 
     def reach(self) -> Float[Array, ""]:
-        """A radius of `omega` within which lie the singularities that laws without elementary transform add."""
-        reach = jnp.zeros_like(self.rank)
+        """A radius of `omega` that all singularities of the curve lie within."""
+        reach = 1.5 + self.cumulants().spread + self.far()
         for operation in self.operations:
             if isinstance(operation, LawFactor):
                 reach = jnp.maximum(reach, 3 * jnp.max(jnp.abs(operation.law.points)))
@@ -331,53 +416,54 @@ class Curve(eqx.Module):
 
     def corrected(self, omega: Array, unknowns: Array) -> Array:
         """The unknowns after one Newton step each, at fixed `omega`."""
-        return self.fold(lambda carry, *_: carry, None, omega, unknowns)[2][0]
+        return self.fold(lambda carry, *_: carry, None, self.start(omega), unknowns)[2][0]
 
     def point(self, omega: Complex[Array, " lanes"], unknowns: Complex[Array, "layers unknowns lanes"]) -> Point:
         """The point at `omega`, differentiable in it and in the curve, for unknowns that solve their equations."""
-        return self.fold(lambda carry, *_: carry, None, omega, jax.lax.stop_gradient(unknowns))[0]
+        return self.fold(lambda carry, *_: carry, None, self.start(omega), jax.lax.stop_gradient(unknowns))[0]
 
     def potential(
         self, omega: Complex[Array, " lanes"], unknowns: Complex[Array, "layers unknowns lanes"]
     ) -> tuple[Point, Complex[Array, " lanes"], Complex[Array, " lanes"]]:
         """The point, `Phi` and `log z`, with their branches continuous from infinity in the upper half plane."""
-
-        def visit(carry, before, operation, step):
-            return operation.potential(*carry, before, step.unknown)
-
         start = self.start(omega)
-        log_m = log_lower(start.m)
-        carry = (-log_m, log_lower(start.one_plus(1)) - log_m)
-        point, (phi, log_z), _ = self.fold(visit, carry, omega, jax.lax.stop_gradient(unknowns))
+        point, (psi, log_z) = self.potential_from(start, jax.lax.stop_gradient(unknowns))
+        phi = point.side * psi + (1 - point.side) * log_z
         return point, phi + point.log_scale, log_z + point.log_scale
 
-    def cumulants(self) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
-        """Logarithm of the mean, variance / mean^2, and `log_scale` of the last point, by propagation."""
+    def potential_from(self, start: Point, unknowns: Array) -> tuple[Point, tuple[Array, Array]]:
+        """The last point with `Psi` and `log z`, both less `log_scale`, from a point on the curve of the identity."""
+
+        def visit(carry, before, operation, step):
+            return operation.potential(*carry, before, step)
+
+        log_m = log_lower(start.m)
+        carry = (-log_m, log_lower(start.one_plus(1)) - log_m)
+        return self.fold(visit, carry, start, unknowns)[:2]
+
+    def cumulants(self) -> Cumulants:
+        """By propagation, from the identity."""
 
         def layer(state, operations):
             for operation in operations:
-                state = operation.cumulants(*state)
+                state = operation.cumulants(state)
             return state, None
 
         zero = jnp.zeros_like(self.rank)
-        state, _ = jax.lax.scan(layer, (zero, zero, zero), self.operations)
+        state, _ = jax.lax.scan(layer, Cumulants(zero, zero, zero, zero - jnp.inf), self.operations)
         for operation in self.last:
-            state = operation.cumulants(*state)
+            state = operation.cumulants(state)
         return state
 
-    def atoms(self, size: int) -> Atoms:
-        """Atoms by propagation: zero first, then at most `size` others."""
+    def atoms(self) -> Atoms:
+        """Atoms by propagation: zero first, then at most `num_atoms` others."""
 
         def layer(atoms, operations):
             for operation in operations:
                 atoms = operation.atoms(atoms)
             return atoms, None
 
-        atoms, _ = jax.lax.scan(layer, Atoms.identity(size, self.rank.dtype), self.operations)
+        atoms, _ = jax.lax.scan(layer, Atoms.identity(self.num_atoms, self.rank.dtype), self.operations)
         for operation in self.last:
             atoms = operation.atoms(atoms)
         return atoms
-
-
-def _stack(arrays: list, like: Array) -> Array:
-    return jnp.stack(arrays) if arrays else jnp.zeros((0, *like.shape), complex_dtype(like.dtype))

@@ -28,12 +28,10 @@ def edges(curve: Curve, atoms: Atoms) -> tuple[Float[Array, ""], Float[Array, ""
     Newton's method goes to the critical point of the curve, unless an atom stands in the last section.
     """
     frozen, atoms_now = jax.lax.stop_gradient((curve, atoms))
-    log_mean, *_ = frozen.cumulants()
+    log_mean = frozen.cumulants().log_mean
     dtype = log_mean.dtype
     reach = 0.45 * log_max(dtype)
-    # Seen from the smaller side, rounding in the mass is as much larger.
-    gain = jnp.maximum(1, frozen.last[0].ratio) if frozen.last else 1  # pyright: ignore[reportAttributeAccessIssue]
-    negligible = jnp.minimum(1e5 * float(jnp.finfo(dtype).eps) * gain, 1e-3)
+    negligible = min(1e5 * float(jnp.finfo(dtype).eps), 1e-3)
     total = 1 - atoms_now.zero
     # The mean of what is not at 0 lies between the edges. Lower end first.
     inside = jnp.stack([log_mean, log_mean]) - jnp.log(total)
@@ -62,7 +60,8 @@ def edges(curve: Curve, atoms: Atoms) -> tuple[Float[Array, ""], Float[Array, ""
         )
 
     omega = jnp.ones(2, jnp.result_type(dtype, jnp.complex64))
-    state = (inside, beyond, jnp.zeros(2, bool), (omega, frozen.initial_unknowns(omega)))
+    unknowns = jnp.zeros((frozen.num_layers, frozen.num_unknowns, 2), omega.dtype)
+    state = (inside, beyond, jnp.zeros(2, bool), (omega, unknowns))
     inside, beyond, free, roots = jax.lax.fori_loop(0, 6, section, state)
 
     omega, unknowns = _critical_point(frozen, *roots)

@@ -78,6 +78,12 @@ class _Look(eqx.Module):
     code: Int[Array, " lanes"]
 
 
+def _origin(curve: Curve) -> Array:
+    """Where `z` is measured from, on logarithmic scale: 0, or with shifts a point as far below 0 as they reach."""
+    floor = curve.floor()
+    return jax.lax.complex(jnp.zeros_like(floor), -floor)
+
+
 def _look(curve: Curve, z: Array, omega: Array, unknowns: Array, real: Bool[Array, " lanes"]) -> _Look:
     """Where `real`, the root is to be certified as one off the support."""
     info = jnp.finfo(z.dtype)
@@ -90,7 +96,7 @@ def _look(curve: Curve, z: Array, omega: Array, unknowns: Array, real: Bool[Arra
         # One over the distance to the operation's singularities, measured in the 1/m of the start.
         stretch = magnitude(before.dm) / (before.side * jnp.square(magnitude(before.m)))
         closeness = step.closeness * stretch * per_start
-        for w, dw in ((step.unknown, step.dunknown), (step.point.z, step.point.dz)):
+        for w, dw in (*step.witnesses, (step.point.z, step.point.dz)):
             upper &= w.imag >= -rounding * magnitude(w)
             rise = jnp.sign((w * dw).real)
             low, high = jnp.minimum(low, rise), jnp.maximum(high, rise)
@@ -101,24 +107,28 @@ def _look(curve: Curve, z: Array, omega: Array, unknowns: Array, real: Bool[Arra
     at_start = magnitude(start.m) / jnp.maximum(magnitude(start.one_plus(1)), info.tiny)
     rise, zero = jnp.sign(omega.real), jnp.zeros_like(z.real)
     carry = (omega.imag >= 0, rise, rise, jnp.square(at_start), at_start, zero, zero, zero)
-    point, carry, (found, tangents) = curve.fold(visit, carry, omega, unknowns)
+    point, carry, (found, tangents) = curve.fold(visit, carry, start, unknowns)
     upper, low, high, total, nearest, rough, error, size = carry
 
-    ratio = point.z * reciprocal(z)
+    origin = _origin(curve)
+    moved = reciprocal(point.z - origin)
+    ratio = (point.z - origin) * reciprocal(z - origin)
+    slope = point.dz * point.z * moved
     # A far guess may leave the range of floats, thousands of layers deep: go back by as much as that range.
     far = log_max(z.dtype) / 2
     above, below = ~jnp.isfinite(magnitude(ratio)), magnitude(ratio) == 0
     residual = jnp.where(above, far, jnp.where(below, -far, logarithm(ratio)))
-    step = -residual * reciprocal(point.dz)
+    step = -residual * reciprocal(slope)
 
     # First order along the real axis: w rises with z when dw/du has the sign of dz/du.
     direction = jnp.sign((point.z * point.dz).real)
     rising = (low == direction) & (high == direction) & (direction * point.dm.real < 0)
-    interior = upper & (point.m.imag < 0) & ~_as_good_as_real(z, point.dz, omega)
-    slope = magnitude(point.dz) * per_start
-    gamma = jnp.maximum(total / (2 * slope), nearest)
+    interior = upper & (point.m.imag < 0) & ~_as_good_as_real(z, slope, omega)
+    steepness = magnitude(slope) * per_start
+    nearest = jnp.maximum(nearest, jnp.where(curve.floor() > 0, steepness, 0))
+    gamma = jnp.maximum(total / (2 * steepness), nearest)
     settled = jnp.maximum(magnitude(residual), error) <= rounding
-    root = settled & (magnitude(residual) / slope * gamma < 0.157)
+    root = settled & (magnitude(residual) / steepness * gamma < 0.157)
     code = jnp.where(jnp.where(real, rising, interior), _OK, _WRONG_BRANCH)
     code = jnp.where(rough <= max(1e-8, 100 * float(info.eps)), code, _UNRESOLVED)
     code = jnp.where(root, code, _NO_ROOT)
@@ -126,13 +136,17 @@ def _look(curve: Curve, z: Array, omega: Array, unknowns: Array, real: Bool[Arra
     error = jnp.maximum(error, magnitude(step))
     size = jnp.maximum(size, jnp.maximum(error, magnitude(step) * magnitude(point.dm) / magnitude(point.m)))
     size = jnp.where(jnp.isfinite(size), size, jnp.inf)
-    return _Look(step, point.dz, found, tangents, error, size, code)
+    return _Look(step, slope, found, tangents, error, size, code)
 
 
-def _moved(omega, unknowns, tangents, step, limit):
-    """A step in `u`, cut to `limit` in every logarithm. Updates are multiplicative: what is real stays real."""
+def _limited(step: Array, tangents: Array, limit: Array | float) -> Array:
+    """A step in `u`, cut so that no logarithm changes by more than `limit`."""
     size = magnitude(step) * jnp.maximum(1, jnp.max(magnitude(tangents), axis=(0, 1), initial=0))
-    step = step * jnp.minimum(1, limit / jnp.maximum(size, jnp.finfo(size.dtype).tiny))
+    return step * jnp.minimum(1, limit / jnp.maximum(size, jnp.finfo(size.dtype).tiny))
+
+
+def _moved(omega, unknowns, tangents, step):
+    """Updates are multiplicative: what is real stays real."""
     return omega * exponential(step), unknowns * exponential(tangents * step)
 
 
@@ -140,15 +154,16 @@ _AXIS, _ARC, _POLISH, _DONE = range(4)
 
 
 class _Search(eqx.Module):
-    """What every lane is at. Newton's method finds the root on the negative axis, where `log|z|` is a monotone
-    function of `log|omega|`; predictor and corrector carry it along the arc to `z`; Newton's method polishes it there
-    until it is certified, without the imaginary part where that is rounding only.
+    """What every lane is at. Newton's method finds a root on the negative axis, where `log|z|` is a monotone function
+    of `log|omega|`; predictor and corrector carry it along an arc to `z`; Newton's method polishes it there until it is
+    certified, without the imaginary part where that is rounding only.
 
-    `omega` and `unknowns` are the last accepted point, with its slope and tangents; on the arc `angle` belongs to it.
+    `omega` and `unknowns` are the last accepted point, with its slope and tangents. It lies at `ahead` on the arc,
+    which runs from 1, on the axis, to 0, at `z`; `stride` is how far the next step goes.
     """
 
     phase: Int[Array, " lanes"]
-    angle: Float[Array, " lanes"]
+    ahead: Float[Array, " lanes"]
     stride: Float[Array, " lanes"]
     omega: Complex[Array, " lanes"]
     unknowns: Complex[Array, "layers unknowns lanes"]
@@ -160,31 +175,30 @@ class _Search(eqx.Module):
     num_steps: Int[Array, " lanes"]
 
     @staticmethod
-    def at(phase: Array, angle: Array, omega: Array, unknowns: Array) -> "_Search":
-        count = jnp.zeros(phase.shape, int)
-        return _Search(
-            phase,
-            angle,
-            jnp.full_like(angle, 0.5),
-            omega,
-            unknowns,
-            jnp.ones_like(omega),
-            jnp.zeros_like(unknowns),
-            jnp.zeros(phase.shape, bool),
-            jnp.full_like(count, _MAX_STEPS),
-            count,
-            count,
-        )
+    def at(phase: Array, omega: Array, unknowns: Array) -> "_Search":
+        one, count = jnp.ones_like(omega.real), jnp.zeros(phase.shape, int)
+        code = jnp.full_like(count, _MAX_STEPS)
+        no = jnp.zeros(phase.shape, bool)
+        slope, tangents = jnp.ones_like(omega), jnp.zeros_like(unknowns)
+        return _Search(phase, one, 0.2 * one, omega, unknowns, slope, tangents, no, code, count, count)
+
+
+def _on_arc(curve: Curve, z: Array, ahead: Array | float) -> Array:
+    """The circle through `z` around 0, or a spiral where not all of the negative axis is on the curve."""
+    origin = _origin(curve)
+    radius = jnp.maximum(magnitude(z), curve.far())
+    start, end = jax.lax.complex(-radius, jnp.zeros_like(radius)) - origin, z - origin
+    turn = jnp.where(magnitude(start) == 0, 0, log_upper(start) - log_upper(end))
+    return origin + end * exponential(ahead * turn)
 
 
 def _from_axis(curve: Curve, z: Array, lanes: Array) -> _Search:
     """Omega grows like z at infinity; towards 0 like a root of z, the higher the wider the spectrum."""
-    radius = jnp.abs(z)
-    _, spread, _ = curve.cumulants()
+    radius = jnp.maximum(magnitude(z), curve.far())
+    spread = curve.cumulants().spread
     omega = -curve.rank * jnp.where(radius < 1, radius ** (1 / (1 + jnp.maximum(spread, 0))), radius)
     omega = jax.lax.complex(omega, jnp.zeros_like(radius))
-    phase = jnp.where(lanes, _AXIS, _DONE)
-    return _Search.at(phase, jnp.full_like(radius, jnp.pi), omega, curve.initial_unknowns(omega))
+    return _Search.at(jnp.where(lanes, _AXIS, _DONE), omega, curve.initial_unknowns(curve.start(omega)))
 
 
 def _search(curve: Curve, z: Array, start: _Search, trust: Array | None, max_steps: int) -> _Search:
@@ -193,30 +207,34 @@ def _search(curve: Curve, z: Array, start: _Search, trust: Array | None, max_ste
     Without `trust`, no lane is on the axis or the arc.
     """
     eps = float(jnp.finfo(z.dtype).eps)
-    radius, goal = jnp.abs(z), jnp.angle(z)
+    origin = _origin(curve)
+    arc = log_upper(_on_arc(curve, z, 1.0) - origin) - log_upper(z - origin)
 
     def advance(state: _Search) -> _Search:
         if trust is None:
             look = _look(curve, z, state.omega, state.unknowns, state.real)
-            omega, unknowns = _moved(state.omega, look.unknowns, look.tangents, look.step, 1.0)
-            phase, angle, stride, good = state.phase, state.angle, state.stride, True
+            step = _limited(look.step, look.tangents, 1.0)
+            omega, unknowns = _moved(state.omega, look.unknowns, look.tangents, step)
+            phase, ahead, stride, good = state.phase, state.ahead, state.stride, True
         else:
             on_axis, on_arc = state.phase == _AXIS, state.phase == _ARC
-            angle = jnp.where(on_arc, jnp.maximum(state.angle - state.stride, goal), state.angle)
-            ahead = jax.lax.complex(jnp.zeros_like(angle), angle - state.angle) * reciprocal(state.slope)
-            omega, unknowns = _moved(state.omega, state.unknowns, state.tangents, ahead, 1.0)
-            target = jax.lax.complex(radius * jnp.cos(angle), radius * jnp.sin(angle) * ~on_axis)
-            look = _look(curve, jnp.where(angle == goal, z, target), omega, unknowns, state.real)
-            omega, unknowns = _moved(omega, look.unknowns, look.tangents, look.step, jnp.where(on_axis, 3.0, 1.0))
+            ahead = jnp.where(on_arc, jnp.maximum(state.ahead - state.stride, 0), state.ahead)
+            step = (ahead - state.ahead) * arc * reciprocal(state.slope)
+            step = _limited(step, state.tangents, 1.0)
+            omega, unknowns = _moved(state.omega, state.unknowns, state.tangents, step)
+            target = _on_arc(curve, z, ahead)
+            target = jnp.where(on_axis, _without_imaginary(on_axis, target), jnp.where(ahead == 0, z, target))
+            look = _look(curve, target, omega, unknowns, state.real)
+            step = _limited(look.step, look.tangents, jnp.where(on_axis, 3.0, 1.0))
+            omega, unknowns = _moved(omega, look.unknowns, look.tangents, step)
             # On the arc: the correction grows with the square of the stride.
             good = ~on_arc | (look.size <= trust)
             factor = jnp.clip(0.8 * jnp.sqrt(trust / jnp.maximum(look.size, 1e-6 * trust)), 0.25, 4.0)
-            stride = (state.angle - angle) * jnp.where(good, factor, jnp.minimum(factor, 0.5))
-            phase = jnp.where(on_axis & (look.error <= eps**0.5), _ARC, state.phase)
-            arrived = good & (angle == goal) & (on_arc | (phase == _ARC))
+            stride = (state.ahead - ahead) * jnp.where(good, factor, jnp.minimum(factor, 0.5))
             stuck = on_arc & ~good & (stride < 16 * eps)
-            phase = jnp.where(arrived, _POLISH, jnp.where(stuck, _DONE, phase))
             stride = jnp.where(on_arc, stride, state.stride)
+            phase = jnp.where(on_axis & (look.error <= eps**0.5), _ARC, state.phase)
+            phase = jnp.where(on_arc & good & (ahead == 0), _POLISH, jnp.where(stuck, _DONE, phase))
 
         polishing = state.phase == _POLISH
         settled = polishing & ((look.code == _OK) | (look.error <= 64 * eps) | (state.num_in_phase >= 40))
@@ -233,7 +251,7 @@ def _search(curve: Curve, z: Array, start: _Search, trust: Array | None, max_ste
 
         return _Search(
             phase,
-            accepted(angle, state.angle),
+            accepted(ahead, state.ahead),
             stride,
             accepted(omega, state.omega),
             accepted(unknowns, state.unknowns),
@@ -315,8 +333,9 @@ def _fill_in(curve: Curve, z: Array, work: _Work) -> _Work:
     left, right = jnp.where(left < 0, right, left), jnp.where(right == num_lanes, left, right)
     left, right = jnp.clip(left, 0, num_lanes - 1), jnp.clip(right, 0, num_lanes - 1)
     rate = reciprocal(work.slope)
-    span = logarithm(z[right] * reciprocal(z[left]))
-    t = jnp.where(left == right, 0, logarithm(z * reciprocal(z[left])) * reciprocal(span + (span == 0)))
+    log_z = log_upper(z - _origin(curve))
+    span = log_z[right] - log_z[left]
+    t = jnp.where(span == 0, 0, (log_z - log_z[left]) * reciprocal(span + (span == 0)))
 
     def interpolated(value, rate):
         value = log_upper(value)
@@ -327,7 +346,7 @@ def _fill_in(curve: Curve, z: Array, work: _Work) -> _Work:
 
     omega, unknowns = interpolated(work.omega, rate), interpolated(work.unknowns, work.tangents * rate)
     pending = work.pending
-    start = _Search.at(jnp.where(pending, _POLISH, _DONE), jnp.angle(z), omega, unknowns)
+    start = _Search.at(jnp.where(pending, _POLISH, _DONE), omega, unknowns)
     found = _search(curve, z, start, None, 6)
     return work.updated(found, pending & (found.code == _OK), work.attempts)
 
@@ -369,8 +388,7 @@ def solve(curve: Curve, z: Complex[Array, " lanes"], max_steps: int = 200) -> Ro
     The roots carry the derivatives of the implicit function; the search itself is not differentiated.
     """
     frozen = jax.lax.stop_gradient(curve)
-    *_, log_scale = frozen.cumulants()
-    target = jax.lax.stop_gradient(z) * jnp.exp(-log_scale)
+    target = jax.lax.stop_gradient(z) * jnp.exp(-frozen.cumulants().log_scale)
     valid = jnp.isfinite(target.real) & jnp.isfinite(target.imag) & (target != 0)
     target = jnp.where(valid, target, -1)
 

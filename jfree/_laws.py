@@ -43,6 +43,14 @@ class Atoms(eqx.Module):
         kept, index = lax.top_k(mass, self.size)
         return Atoms(jnp.maximum(self.zero, other.zero), jnp.where(kept > 0, where[index], 0), kept)
 
+    def plus(self, amount: Float[Array, ""]) -> "Atoms":
+        """Of `A + amount I`; what was at zero takes a free slot."""
+        log_amount = jnp.log(amount)
+        free = jnp.arange(self.size) == jnp.argmin(self.masses)
+        moved = free & (amount > 0)
+        locations = jnp.where(moved, log_amount, jnp.logaddexp(self.log_locations, log_amount))
+        return Atoms(jnp.where(amount > 0, 0, self.zero), locations, jnp.where(moved, self.zero, self.masses))
+
     def other_side(self, ratio: Float[Array, ""]) -> "Atoms":
         zero = 1 - ratio * (1 - self.zero)
         zero = jnp.where(zero > 64 * jnp.finfo(zero.dtype).eps, zero, 0)
@@ -125,8 +133,13 @@ class Law(eqx.Module):
         )
 
     def log_transform(self, w: Complex[Array, " lanes"]) -> Complex[Array, " lanes"]:
-        """`int log(w - t) law(dt)`, continuous from infinity on the upper half plane."""
-        return jnp.sum(self.weights[:, None] * log_upper(w - self.points[:, None]), 0)
+        """`int log(1 - t/w) law(dt)`, continuous from infinity on the upper half plane, where it is small."""
+        x = -self.points[:, None] * reciprocal(w)
+        small = jnp.square(x.real) + jnp.square(x.imag) < 0.1
+        y = jnp.where(small, x, 0)
+        near = lax.complex(0.5 * jnp.log1p(y.real * (2 + y.real) + jnp.square(y.imag)), jnp.arctan2(y.imag, 1 + y.real))
+        far = log_upper(w - self.points[:, None]) - log_upper(w)
+        return jnp.sum(self.weights[:, None] * jnp.where(small, near, far), 0)
 
 
 def _real_where(real: Array, z: Array) -> Array:

@@ -7,14 +7,17 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Bool, Float
 
 from ._activations import AbstractActivation, AbstractManySlopes, AbstractTwoSlopes, as_activation, HardSine, Linear
-from ._curve import ChangeSide, Curve, Factor, LawFactor
+from ._curve import ChangeSide, Curve, Factor, LawFactor, Shift
 from ._laws import Atoms, Law
 from ._meanfield import forward, MeanField, per_layer
 from ._misc import check, common_dtype, Reals
 from ._weights import AbstractWeights, as_weights, weight_factor
+
+# Every atom that survives outweighs all those that came after it together: more would lie below rounding.
+_MAX_ATOMS = 48
 
 
 class AbstractNetwork(eqx.Module):
@@ -28,10 +31,15 @@ class AbstractNetwork(eqx.Module):
     def jacobian_curve(self, side: str) -> Curve:
         """The curve of `J^T J` (`"input"`) or `J J^T` (`"output"`)."""
 
-    @property
-    @abc.abstractmethod
-    def num_atoms(self) -> int:
-        """Room for the nonzero atoms of any spectrum of this network."""
+    def fisher_curve(self) -> Curve:
+        """The curve of the dual Fisher information `(1/N_L) J_theta J_theta^T` per sample.
+
+        **Raises:** `ValueError` where no such curve is known.
+        """
+        raise ValueError(
+            f"The Fisher spectrum of a {type(self).__name__} is not available: with skip connections the layers' "
+            "shares in J_theta J_theta^T are no longer free of each other. `net` must be an `MLP`."
+        )
 
 
 class MLP(AbstractNetwork):
@@ -107,10 +115,6 @@ class MLP(AbstractNetwork):
         assert self.final_activation is not None
         return (self.activation,) * (self.depth - 1) + (self.final_activation,)
 
-    @property
-    def num_atoms(self) -> int:
-        return max(2, slope_atoms(self.activations))
-
     def _layers(self) -> tuple[Array, Array, Array]:
         """Width ratios `N_{l-1}/N_l`, `sigma_w`, `sigma_b`, of shape `(L,)`."""
         sigma_w, sigma_b = (jnp.broadcast_to(s, (self.depth,)) for s in (self.sigma_w, self.sigma_b))
@@ -122,22 +126,66 @@ class MLP(AbstractNetwork):
 
     def jacobian_curve(self, side: str) -> Curve:
         ratio, sigma_w, _ = self._layers()
-        operations = (
-            weight_factor(self.weights, ratio, sigma_w),
-            ChangeSide(ratio),
-            *slope_factors(self.activations, self.propagate().q),
-        )
+        slopes = slope_factors(self.activations, self.propagate().q)
+        operations = (weight_factor(self.weights, ratio, sigma_w), ChangeSide(ratio), *slopes)
         last = (ChangeSide(self.widths[-1:] / self.widths[0]),) if side == "input" else ()
-        return curve_of(
-            operations, last, jnp.prod(ratio) if side == "output" else jnp.ones_like(ratio[0]), self.num_atoms
+        per_output = jnp.prod(ratio) if side == "output" else jnp.ones_like(ratio[0])
+        return curve_of(operations, last, per_output, max(2, slope_atoms(self.activations)))
+
+    def fisher_curve(self):
+        """`H_l = D_l (W_l H_{l-1} W_l^T + a_l I) D_l`: the Jacobian's layers, with shifts
+        `a_l = (N_{l-1} / N_L) E x_{l-1}^2` (Hayase and Karakida, Section 4; Collins and Hayase, Corollary 5.2).
+        """
+        ratio, sigma_w, _ = self._layers()
+        field = self.propagate()
+        amount = self.widths[:-1] / self.widths[-1] * jnp.append(self.q0, field.phi2[:-1])
+        weights = weight_factor(self.weights, ratio, sigma_w)
+        slopes = slope_factors(self.activations, field.q)
+
+        # What the first layers add to the mean may be less than a rounding of it. All start from the last of these.
+        log_chi = jnp.log(field.chi)
+        later = jnp.cumsum(log_chi[::-1])[::-1] - log_chi
+        log_share = jax.lax.cumlogsumexp(jnp.log(amount) + log_chi - 2 * jnp.log(sigma_w) + later)
+        first = jnp.sum(log_share < log_share[-1] + 2 * jnp.log(jnp.finfo(ratio.dtype).eps))
+        first = jnp.minimum(first, self.depth - 1)
+        layer = jnp.arange(self.depth)
+        starts = point_masses(jnp.where(layer == first, amount, 1), weights.law_atoms.size)
+        operations = (
+            _where(layer > first, weights, starts),
+            ChangeSide(jnp.where(layer > first, ratio, 1)),
+            Shift(jnp.where(layer > first, amount, 0)),
+            *(_where(layer >= first, slope, _neutral(slope)) for slope in slopes),
         )
+        num_atoms = max(slope_atoms(self.activations), min(self.depth + 1, _MAX_ATOMS))
+        return Curve(operations, (), jnp.ones_like(ratio[0]), num_atoms)
+
+
+def point_masses(location: Float[Array, " layers"], num_atoms: int) -> Factor:
+    """Free factors that are multiples of the identity."""
+    zero = jnp.zeros_like(location)
+    one_atom = Atoms(zero, jnp.log(location)[:, None], jnp.ones_like(location)[:, None])
+    return Factor(location, zero, zero, one_atom.resized(num_atoms))
+
+
+def _neutral(factor: Factor | LawFactor) -> Factor | LawFactor:
+    """The same number of layers, each the identity."""
+    if isinstance(factor, Factor):
+        return point_masses(jnp.ones_like(factor.mean), factor.law_atoms.size)
+    law = factor.law
+    neutral = Law.point_mass(law.log_mean.dtype).resized(law.points.shape[-1], law.atoms.size, law.points.dtype)
+    return LawFactor(jax.tree.map(lambda x, like: jnp.broadcast_to(x, like.shape), neutral, law))
+
+
+def _where(layers: Bool[Array, " layers"], some, others):
+    """Operations layer by layer from one of two."""
+    return jax.tree.map(lambda x, y: jnp.where(layers.reshape(-1, *(1,) * (x.ndim - 1)), x, y), some, others)
 
 
 def curve_of(operations, last, input_per_output: Array, num_atoms: int) -> Curve:
     """A curve whose parameter starts at the rank that its last operation leaves, so that `omega = 0` at `z = 0`."""
     last = tuple(jax.tree.map(lambda x: x[0], operation) for operation in last)
-    curve = Curve(operations, last, jnp.ones_like(input_per_output))
-    mass = curve.atoms(num_atoms).zero
+    curve = Curve(operations, last, jnp.ones_like(input_per_output), num_atoms)
+    mass = curve.atoms().zero
     return eqx.tree_at(lambda c: c.rank, curve, (1 - mass) / input_per_output)
 
 

@@ -40,7 +40,6 @@ class Spectrum(eqx.Module):
     """
 
     curve: Curve
-    num_atoms: int = eqx.field(static=True)
 
     def solve(self, z: ArrayLike | Sequence[complex]) -> Solution:
         """The certified solve behind all other methods.
@@ -123,12 +122,12 @@ class Spectrum(eqx.Module):
 
     def mean(self) -> Float[Array, ""]:
         """`int t mu(dt)`, by propagation."""
-        return jnp.exp(_cumulants(self)[0])
+        return jnp.exp(_cumulants(self).log_mean)
 
     def variance(self) -> Float[Array, ""]:
         """`int (t - mean)^2 mu(dt)`, by propagation."""
-        log_mean, spread, _ = _cumulants(self)
-        return jnp.exp(2 * log_mean) * spread
+        cumulants = _cumulants(self)
+        return jnp.exp(2 * cumulants.log_mean) * cumulants.spread
 
     def moment(self, k: int) -> Float[Array, ""]:
         """`int t^k mu(dt)`, the trapezoid rule on a circle of curve parameters.
@@ -191,12 +190,24 @@ def jacobian_spectrum(net: AbstractNetwork, side: Literal["input", "output"] = "
     """
     if side not in ("input", "output"):
         raise ValueError(f"`side` must be 'input' or 'output', got {side!r}.")
-    return Spectrum(net.jacobian_curve(side), net.num_atoms)
+    return Spectrum(net.jacobian_curve(side))
+
+
+@eqx.filter_jit
+def fisher_spectrum(net: AbstractNetwork) -> Spectrum:
+    """The limiting spectrum of the dual Fisher information per sample, `(1/N_L) J_theta J_theta^T`, `N_L x N_L`.
+
+    `theta` are all weights of an MLP; the loss is `|f - y|^2 / (2 N_L)` (Hayase and Karakida 2021, Section 3; Collins
+    and Hayase 2021, Corollary 5.2). Eigenvalues are in units of the mean square of the input's entries, `q0`.
+
+    **Raises:** `ValueError` if `net` is not an `MLP`.
+    """
+    return Spectrum(net.fisher_curve())
 
 
 @eqx.filter_jit
 def _atoms(spectrum):
-    return spectrum.curve.atoms(spectrum.num_atoms)
+    return spectrum.curve.atoms()
 
 
 @eqx.filter_jit
@@ -244,8 +255,7 @@ def _on_axis(x: Array) -> Array:
 @_lanes
 def _density(spectrum, x):
     # At 0 the density is infinite or 0, as the bulk reaches it or not.
-    log_mean, *_ = _cumulants(spectrum)
-    near_zero = jnp.exp(log_mean - 0.2 * log_max(x.dtype))
+    near_zero = jnp.exp(_cumulants(spectrum).log_mean - 0.2 * log_max(x.dtype))
     roots, _, G = _values(spectrum.curve, _on_axis(jnp.where(x == 0, near_zero, x)))
     density = jnp.where(roots.certified, jnp.maximum(-G.imag, 0) / jnp.pi, jnp.nan)
     density = jnp.where((x == 0) & (density > 0), jnp.inf, density)
@@ -304,10 +314,9 @@ def _moment(spectrum, k):
     """`m_k = (1/2 pi i) int z^k M dlog z`, on a circle of `omega` around every singularity of the curve."""
     curve = spectrum.curve
     frozen = jax.lax.stop_gradient(curve)
-    _, spread, _ = frozen.cumulants()
-    reach = 1.5 + spread + frozen.reach()
+    reach = frozen.reach()
     num_nodes = 96 + 2 * k
-    angle = jnp.pi * (jnp.arange(num_nodes, dtype=spread.dtype) + 0.5) / num_nodes
+    angle = jnp.pi * (jnp.arange(num_nodes, dtype=reach.dtype) + 0.5) / num_nodes
     omega = reach * jax.lax.complex(jnp.cos(angle), jnp.sin(angle))
     point = curve.point(omega, frozen.settle(omega))
     return jnp.exp(k * point.log_scale) * jnp.mean((point.z**k * point.side * point.m * point.dz).real)
