@@ -75,6 +75,7 @@ class _Look(eqx.Module):
     tangents: Complex[Array, "layers unknowns lanes"]
     error: Float[Array, " lanes"]  # the largest correction, in logarithms
     size: Float[Array, " lanes"]  # the same with changes of `log m` counted too, large next to an atom
+    settled: Bool[Array, " lanes"]  # the error is a few roundings
     code: Int[Array, " lanes"]
 
 
@@ -92,23 +93,23 @@ def _look(curve: Curve, z: Array, omega: Array, unknowns: Array, real: Bool[Arra
     per_start = jnp.square(magnitude(start.m)) / jnp.maximum(magnitude(start.dm), info.tiny)
 
     def visit(carry, before, operation, step):
-        upper, low, high, total, nearest, rough, error, size = carry
+        below, low, high, total, nearest, rough, error, size = carry
         # One over the distance to the operation's singularities, measured in the 1/m of the start.
         stretch = magnitude(before.dm) / (before.side * jnp.square(magnitude(before.m)))
         closeness = step.closeness * stretch * per_start
         for w, dw in (*step.witnesses, (step.point.z, step.point.dz)):
-            upper &= w.imag >= -rounding * magnitude(w)
+            below = jnp.maximum(below, -w.imag / (magnitude(w) * (1 + magnitude(dw))))
             rise = jnp.sign((w * dw).real)
             low, high = jnp.minimum(low, rise), jnp.maximum(high, rise)
         total, nearest = total + jnp.square(closeness), jnp.maximum(nearest, closeness)
         rough, error = jnp.maximum(rough, step.roughness), jnp.maximum(error, step.correction)
-        return upper, low, high, total, nearest, rough, error, jnp.maximum(size, step.mismatch)
+        return below, low, high, total, nearest, rough, error, jnp.maximum(size, step.mismatch)
 
     at_start = magnitude(start.m) / jnp.maximum(magnitude(start.one_plus(1)), info.tiny)
     rise, zero = jnp.sign(omega.real), jnp.zeros_like(z.real)
-    carry = (omega.imag >= 0, rise, rise, jnp.square(at_start), at_start, zero, zero, zero)
+    carry = (jnp.where(omega.imag >= 0, zero, 1), rise, rise, jnp.square(at_start), at_start, zero, zero, zero)
     point, carry, (found, tangents) = curve.fold(visit, carry, start, unknowns)
-    upper, low, high, total, nearest, rough, error, size = carry
+    below, low, high, total, nearest, rough, error, size = carry
 
     origin = _origin(curve)
     moved = reciprocal(point.z - origin)
@@ -123,20 +124,26 @@ def _look(curve: Curve, z: Array, omega: Array, unknowns: Array, real: Bool[Arra
     # First order along the real axis: w rises with z when dw/du has the sign of dz/du.
     direction = jnp.sign((point.z * point.dz).real)
     rising = (low == direction) & (high == direction) & (direction * point.dm.real < 0)
+    # A point may lie below the axis by what it moves with a rounding, or with the rest of Newton's step.
+    upper = below <= jnp.maximum(rounding, 2 * magnitude(step))
     interior = upper & (point.m.imag < 0) & ~_as_good_as_real(z, slope, omega)
     steepness = magnitude(slope) * per_start
     nearest = jnp.maximum(nearest, jnp.where(curve.floor() > 0, steepness, 0))
     gamma = jnp.maximum(total / (2 * steepness), nearest)
-    settled = jnp.maximum(magnitude(residual), error) <= rounding
-    root = settled & (magnitude(residual) / steepness * gamma < 0.157)
+    # Where the curve is steep, next to z = 0 of a shift, only the step can be small.
+    error = jnp.maximum(error, jnp.minimum(magnitude(residual), magnitude(step)))
+    # Expanding layers magnify rounding, so that Newton's method may end well above it.
+    tolerance = max(rounding, float(info.eps) ** 0.6)
+    root = (error <= tolerance) & (magnitude(residual) / steepness * gamma < 0.157)
     code = jnp.where(jnp.where(real, rising, interior), _OK, _WRONG_BRANCH)
     code = jnp.where(rough <= max(1e-8, 100 * float(info.eps)), code, _UNRESOLVED)
     code = jnp.where(root, code, _NO_ROOT)
 
+    settled = error <= rounding
     error = jnp.maximum(error, magnitude(step))
     size = jnp.maximum(size, jnp.maximum(error, magnitude(step) * magnitude(point.dm) / magnitude(point.m)))
     size = jnp.where(jnp.isfinite(size), size, jnp.inf)
-    return _Look(step, slope, found, tangents, error, size, code)
+    return _Look(step, slope, found, tangents, error, size, settled, code)
 
 
 def _limited(step: Array, tangents: Array, limit: Array | float) -> Array:
@@ -159,7 +166,8 @@ class _Search(eqx.Module):
     certified, without the imaginary part where that is rounding only.
 
     `omega` and `unknowns` are the last accepted point, with its slope and tangents. It lies at `ahead` on the arc,
-    which runs from 1, on the axis, to 0, at `z`; `stride` is how far the next step goes.
+    which runs from 1, on the axis, to 0, at `z`; `stride` is how far the next step goes. `bend` tells powers of `u`
+    from exponentials, see `_ahead`.
     """
 
     phase: Int[Array, " lanes"]
@@ -168,6 +176,7 @@ class _Search(eqx.Module):
     omega: Complex[Array, " lanes"]
     unknowns: Complex[Array, "layers unknowns lanes"]
     slope: Complex[Array, " lanes"]
+    bend: Complex[Array, " lanes"]
     tangents: Complex[Array, "layers unknowns lanes"]
     real: Bool[Array, " lanes"]
     code: Int[Array, " lanes"]
@@ -180,7 +189,26 @@ class _Search(eqx.Module):
         code = jnp.full_like(count, _MAX_STEPS)
         no = jnp.zeros(phase.shape, bool)
         slope, tangents = jnp.ones_like(omega), jnp.zeros_like(unknowns)
-        return _Search(phase, one, 0.2 * one, omega, unknowns, slope, tangents, no, code, count, count)
+        return _Search(phase, one, 0.2 * one, omega, unknowns, slope, 0 * slope, tangents, no, code, count, count)
+
+
+def _ahead(log_ratio: Array, slope: Array, bend: Array) -> Array:
+    """The step in `u` along which `z` grows by a ratio, for `z = (1 + bend slope du)^(1 / bend)`.
+
+    That is `exp(slope du)` without bend, as between the decades of a deep spectrum, and linear with bend 1, as around
+    a place where `z` vanishes.
+    """
+    x = bend * log_ratio
+    small = magnitude(x) < 1e-4
+    safe = jnp.where(small, 1, x)
+    return log_ratio * reciprocal(slope) * jnp.where(small, 1 + x / 2, (exponential(x) - 1) * reciprocal(safe))
+
+
+def _bend(old: Array, new: Array, step: Array) -> Array:
+    """The bend that takes the slope from old to new."""
+    bend = (old - new) * reciprocal(step * old * new)
+    size = magnitude(bend)
+    return jnp.where(size < 1e3, bend * jnp.minimum(1, 2 / size), 0)
 
 
 def _on_arc(curve: Curve, z: Array, ahead: Array | float) -> Array:
@@ -215,21 +243,24 @@ def _search(curve: Curve, z: Array, start: _Search, trust: Array | None, max_ste
             look = _look(curve, z, state.omega, state.unknowns, state.real)
             step = _limited(look.step, look.tangents, 1.0)
             omega, unknowns = _moved(state.omega, look.unknowns, look.tangents, step)
-            phase, ahead, stride, good = state.phase, state.ahead, state.stride, True
+            phase, ahead, stride, bend, good = state.phase, state.ahead, state.stride, state.bend, True
         else:
             on_axis, on_arc = state.phase == _AXIS, state.phase == _ARC
             ahead = jnp.where(on_arc, jnp.maximum(state.ahead - state.stride, 0), state.ahead)
-            step = (ahead - state.ahead) * arc * reciprocal(state.slope)
-            step = _limited(step, state.tangents, 1.0)
-            omega, unknowns = _moved(state.omega, state.unknowns, state.tangents, step)
+            predicted = _ahead((ahead - state.ahead) * arc, state.slope, state.bend)
+            predicted = _limited(predicted, state.tangents, 1.0)
+            omega, unknowns = _moved(state.omega, state.unknowns, state.tangents, predicted)
             target = _on_arc(curve, z, ahead)
             target = jnp.where(on_axis, _without_imaginary(on_axis, target), jnp.where(ahead == 0, z, target))
             look = _look(curve, target, omega, unknowns, state.real)
-            step = _limited(look.step, look.tangents, jnp.where(on_axis, 3.0, 1.0))
+            bend = jnp.where(on_arc, _bend(state.slope, look.slope, predicted), 0)
+            missing = look.step * look.slope
+            step = _limited(_ahead(missing, look.slope, bend), look.tangents, jnp.where(on_axis, 3.0, 1.0))
             omega, unknowns = _moved(omega, look.unknowns, look.tangents, step)
-            # On the arc: the correction grows with the square of the stride.
-            good = ~on_arc | (look.size <= trust)
-            factor = jnp.clip(0.8 * jnp.sqrt(trust / jnp.maximum(look.size, 1e-6 * trust)), 0.25, 4.0)
+            # The correction grows with the square of the stride.
+            size = jnp.maximum(look.size, magnitude(bend * missing))
+            good = ~on_arc | (size <= trust)
+            factor = jnp.clip(0.8 * jnp.sqrt(trust / jnp.maximum(size, 1e-6 * trust)), 0.25, 4.0)
             stride = (state.ahead - ahead) * jnp.where(good, factor, jnp.minimum(factor, 0.5))
             stuck = on_arc & ~good & (stride < 16 * eps)
             stride = jnp.where(on_arc, stride, state.stride)
@@ -237,7 +268,8 @@ def _search(curve: Curve, z: Array, start: _Search, trust: Array | None, max_ste
             phase = jnp.where(on_arc & good & (ahead == 0), _POLISH, jnp.where(stuck, _DONE, phase))
 
         polishing = state.phase == _POLISH
-        settled = polishing & ((look.code == _OK) | (look.error <= 64 * eps) | (state.num_in_phase >= 40))
+        enough = (state.num_in_phase >= 40) | ((state.num_in_phase >= 4) & (look.code == _OK))
+        settled = polishing & (look.settled | enough)
         strip = settled & ~state.real & _as_good_as_real(z, look.slope, omega)
         real = state.real | strip
         omega, unknowns = _without_imaginary(real, omega), _without_imaginary(real, unknowns)
@@ -256,6 +288,7 @@ def _search(curve: Curve, z: Array, start: _Search, trust: Array | None, max_ste
             accepted(omega, state.omega),
             accepted(unknowns, state.unknowns),
             accepted(look.slope, state.slope),
+            accepted(bend, state.bend),
             accepted(look.tangents, state.tangents),
             jnp.where(active, real, state.real),
             jnp.where(polishing, look.code, state.code),

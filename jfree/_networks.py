@@ -142,18 +142,19 @@ class MLP(AbstractNetwork):
         weights = weight_factor(self.weights, ratio, sigma_w)
         slopes = slope_factors(self.activations, field.q)
 
-        # What the first layers add to the mean may be less than a rounding of it. All start from the last of these.
+        # What the first layers add to the mean may be less than a rounding of it: the last of these starts it all,
+        # from half of what it adds to the other half.
         log_chi = jnp.log(field.chi)
         later = jnp.cumsum(log_chi[::-1])[::-1] - log_chi
         log_share = jax.lax.cumlogsumexp(jnp.log(amount) + log_chi - 2 * jnp.log(sigma_w) + later)
         first = jnp.sum(log_share < log_share[-1] + 2 * jnp.log(jnp.finfo(ratio.dtype).eps))
         first = jnp.minimum(first, self.depth - 1)
         layer = jnp.arange(self.depth)
-        starts = point_masses(jnp.where(layer == first, amount, 1), weights.law_atoms.size)
+        starts = point_masses(jnp.where(layer == first, amount / 2, 1), weights.law_atoms.size)
         operations = (
             _where(layer > first, weights, starts),
             ChangeSide(jnp.where(layer > first, ratio, 1)),
-            Shift(jnp.where(layer > first, amount, 0)),
+            Shift(jnp.where(layer > first, amount, jnp.where(layer == first, amount / 2, 0))),
             *(_where(layer >= first, slope, _neutral(slope)) for slope in slopes),
         )
         num_atoms = max(slope_atoms(self.activations), min(self.depth + 1, _MAX_ATOMS))
