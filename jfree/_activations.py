@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import erf, ndtr
+from jax.scipy.special import erf, erfc, ndtr
 from jaxtyping import Array, ArrayLike, Float, Inexact
 
 from ._laws import Atoms, Law
@@ -182,8 +182,8 @@ class HardTanh(AbstractTwoSlopes):
     def second_moment(self, q):
         r = q * jnp.square(self.gain / self.limit)
         p = erf(1 / jnp.sqrt(2 * r))
-        # For small r the two terms in brackets agree to all digits with their limits p -> 1, exp -> 0.
-        return jnp.square(self.limit) * (r * (p - jnp.sqrt(2 / (jnp.pi * r)) * jnp.exp(-1 / (2 * r))) + 1 - p)
+        inside = r * (p - jnp.sqrt(2 / (jnp.pi * r)) * jnp.exp(-1 / (2 * r)))
+        return jnp.square(self.limit) * (inside + erfc(1 / jnp.sqrt(2 * r)))
 
     def mean(self, q):
         return jnp.zeros_like(q)

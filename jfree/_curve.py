@@ -13,7 +13,7 @@ import abc
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Complex, Float
+from jaxtyping import Array, ArrayLike, Bool, Complex, Float
 
 from ._implicit import implicit_root
 from ._laws import Atoms, Law, Transform
@@ -60,29 +60,62 @@ def _snap(x: Array) -> Array:
     return x - jax.lax.stop_gradient(jnp.where(jnp.abs(x) < 8 * jnp.finfo(x.dtype).eps, x, 0))
 
 
+class Signs(eqx.Module):
+    """Where subordination points lie: how far `below` and `above` the real axis at most, in units of what a rounding of
+    `u` could move them, and between which signs they rise with `u` along it. The half-plane certificate asks no more.
+    """
+
+    below: Float[Array, " lanes"]
+    above: Float[Array, " lanes"]
+    low: Float[Array, " lanes"]
+    high: Float[Array, " lanes"]
+
+    @staticmethod
+    def of(w: Complex[Array, " lanes"], dw: Complex[Array, " lanes"]) -> "Signs":
+        """Of points `w` with `dw = d log w / du`."""
+        height = w.imag / (magnitude(w) * (1 + magnitude(dw)))
+        rise = jnp.sign((w * dw).real)
+        return Signs(-height, height, rise, rise)
+
+    def __and__(self, other: "Signs") -> "Signs":
+        return Signs(
+            jnp.maximum(self.below, other.below),
+            jnp.maximum(self.above, other.above),
+            jnp.minimum(self.low, other.low),
+            jnp.maximum(self.high, other.high),
+        )
+
+    def flipped(self, where: Bool[Array, " lanes"]) -> "Signs":
+        """As seen from the lower half plane."""
+        upside_down = Signs(self.above, self.below, -self.high, -self.low)
+        return jax.tree.map(lambda x, y: jnp.where(where, x, y), upside_down, self)
+
+
 class Step(eqx.Module):
     """What one operation makes of a point.
 
-    `unknowns` are the operation's own, corrected by one Newton step, with their logarithmic tangents. `witnesses` are
-    subordination points and their tangents, for the half-plane certificate. `correction` is the size of the Newton
-    step, and `mismatch` that of the equations it solves, both in logarithms: next to an atom, a pole of `M`, only the
-    second tells how far the solution is. `closeness` bounds one over the distance, in `1/m`, to the next singularities
+    `unknowns` are the operation's own, corrected by one Newton step, with their logarithmic tangents. `signs` are
+    those of its subordination points, and of the new `z`. `correction` is the size of the Newton step, and `mismatch`
+    that of the equations it solves, both in logarithms: next to an atom, a pole of `M`, only the second tells how far
+    the solution is. `closeness` bounds one over the distance, in `1/m`, to the next singularities
     of the operation, and `roughness` the relative quadrature error behind it.
     """
 
     point: Point
     unknowns: Complex[Array, "unknowns lanes"]
     tangents: Complex[Array, "unknowns lanes"]
-    witnesses: tuple[tuple[Complex[Array, " lanes"], Complex[Array, " lanes"]], ...]
+    signs: Signs
     correction: Float[Array, " lanes"]
     mismatch: Float[Array, " lanes"]
     closeness: Float[Array, " lanes"]
     roughness: Float[Array, " lanes"]
 
     @staticmethod
-    def explicit(point: Point, closeness: Array, *witnesses: tuple[Array, Array]) -> "Step":
+    def explicit(point: Point, closeness: Array, signs: Signs | None = None) -> "Step":
+        """Without unknowns; `signs` are those of the operation's own subordination points."""
         none, zero = jnp.zeros((0, *point.z.shape), point.z.dtype), jnp.zeros_like(closeness)
-        return Step(point, none, none, witnesses, zero, zero, closeness, zero)
+        of_z = Signs.of(point.z, point.dz)
+        return Step(point, none, none, of_z if signs is None else signs & of_z, zero, zero, closeness, zero)
 
 
 class Cumulants(eqx.Module):
@@ -159,7 +192,7 @@ class Factor(AbstractOperation):
         own = one * ratio * reciprocal(m)
         down = _relative(dm, one) - _relative(dm, m) + slope
         closeness = magnitude(m) * magnitude(inverse) * (magnitude(den) + magnitude(num)) * (self.a != self.b)
-        return Step.explicit(point.multiplied(ratio, slope, jnp.log(self.mean)), closeness, (own, down))
+        return Step.explicit(point.multiplied(ratio, slope, jnp.log(self.mean)), closeness, Signs.of(own, down))
 
     def potential(self, psi, log_z, before, step):
         log_ratio = log_lower(before.one_plus(self.b)) - log_lower(before.one_plus(self.a))
@@ -221,7 +254,8 @@ class LawFactor(AbstractOperation):
         derivative = magnitude(moments.slope)
         closeness = jnp.square(magnitude(m)) * moments.total / (0.17 * jnp.square(derivative) * moments.distance)
         mismatch = magnitude(change)
-        return Step(new, w[None], dw[None], ((w, dw),), correction, mismatch, closeness, moments.roughness)
+        signs = Signs.of(w, dw) & Signs.of(new.z, new.dz)
+        return Step(new, w[None], dw[None], signs, correction, mismatch, closeness, moments.roughness)
 
     def potential(self, psi, log_z, before, step):
         (w,) = step.unknowns

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Complex, Float, Int
 
-from ._curve import Curve
+from ._curve import Curve, Signs
 from ._implicit import implicit_root
 from ._misc import exponential, log_max, log_upper, logarithm, magnitude, reciprocal
 
@@ -93,23 +93,19 @@ def _look(curve: Curve, z: Array, omega: Array, unknowns: Array, real: Bool[Arra
     per_start = jnp.square(magnitude(start.m)) / jnp.maximum(magnitude(start.dm), info.tiny)
 
     def visit(carry, before, operation, step):
-        below, low, high, total, nearest, rough, error, size = carry
+        signs, total, nearest, rough, error, size = carry
         # One over the distance to the operation's singularities, measured in the 1/m of the start.
         stretch = magnitude(before.dm) / (before.side * jnp.square(magnitude(before.m)))
         closeness = step.closeness * stretch * per_start
-        for w, dw in (*step.witnesses, (step.point.z, step.point.dz)):
-            below = jnp.maximum(below, -w.imag / (magnitude(w) * (1 + magnitude(dw))))
-            rise = jnp.sign((w * dw).real)
-            low, high = jnp.minimum(low, rise), jnp.maximum(high, rise)
         total, nearest = total + jnp.square(closeness), jnp.maximum(nearest, closeness)
         rough, error = jnp.maximum(rough, step.roughness), jnp.maximum(error, step.correction)
-        return below, low, high, total, nearest, rough, error, jnp.maximum(size, step.mismatch)
+        return signs & step.signs, total, nearest, rough, error, jnp.maximum(size, step.mismatch)
 
     at_start = magnitude(start.m) / jnp.maximum(magnitude(start.one_plus(1)), info.tiny)
-    rise, zero = jnp.sign(omega.real), jnp.zeros_like(z.real)
-    carry = (jnp.where(omega.imag >= 0, zero, 1), rise, rise, jnp.square(at_start), at_start, zero, zero, zero)
+    zero = jnp.zeros_like(z.real)
+    carry = (Signs.of(omega, jnp.ones_like(omega)), jnp.square(at_start), at_start, zero, zero, zero)
     point, carry, (found, tangents) = curve.fold(visit, carry, start, unknowns)
-    below, low, high, total, nearest, rough, error, size = carry
+    signs, total, nearest, rough, error, size = carry
 
     origin = _origin(curve)
     moved = reciprocal(point.z - origin)
@@ -123,9 +119,9 @@ def _look(curve: Curve, z: Array, omega: Array, unknowns: Array, real: Bool[Arra
 
     # First order along the real axis: w rises with z when dw/du has the sign of dz/du.
     direction = jnp.sign((point.z * point.dz).real)
-    rising = (low == direction) & (high == direction) & (direction * point.dm.real < 0)
+    rising = (signs.low == direction) & (signs.high == direction) & (direction * point.dm.real < 0)
     # A point may lie below the axis by what it moves with a rounding, or with the rest of Newton's step.
-    upper = below <= jnp.maximum(rounding, 2 * magnitude(step))
+    upper = signs.below <= jnp.maximum(rounding, 2 * magnitude(step))
     interior = upper & (point.m.imag < 0) & ~_as_good_as_real(z, slope, omega)
     steepness = magnitude(slope) * per_start
     nearest = jnp.maximum(nearest, jnp.where(curve.floor() > 0, steepness, 0))

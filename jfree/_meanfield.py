@@ -66,7 +66,7 @@ def forward(
 
     def layer(phi2, xs):
         index, variance_w, variance_b = xs
-        q = variance_w * phi2 + variance_b
+        q = jnp.maximum(variance_w * phi2 + variance_b, jnp.finfo(phi2.dtype).tiny)  # it may decay out of range
         phi2, slope = moments(index, q)
         return phi2, (q, phi2, variance_w * slope)
 

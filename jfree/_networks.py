@@ -77,10 +77,10 @@ class MLP(AbstractNetwork):
         final_activation: str | AbstractActivation | None = None,
     ):
         dtype = common_dtype(widths, sigma_w, sigma_b, q0)
-        widths = _floats("widths", widths, dtype)
+        widths = floats("widths", widths, dtype)
         if widths.ndim != 1 or widths.shape[0] < 2:
             raise ValueError("`widths` must be a sequence N_0..N_L of at least two widths.")
-        self.widths = check(widths, _positive, "`widths` must be positive and finite.")
+        self.widths = check(widths, positive, "`widths` must be positive and finite.")
         depth = widths.shape[0] - 1
         if isinstance(activation, str | AbstractActivation):
             self.activation = as_activation(activation)
@@ -90,15 +90,15 @@ class MLP(AbstractNetwork):
         elif final_activation is not None:
             raise ValueError("`final_activation` is the last of a sequence of activations: give one or the other.")
         else:
-            self.activation = tuple(as_activation(a) for a in _sequence("activation", activation))
+            self.activation = tuple(as_activation(a) for a in sequence_of("activation", activation))
             self.final_activation = None
             if len(self.activation) != depth:
                 raise ValueError(f"`activation` must be one, or one per layer: {depth}, got {len(self.activation)}.")
-        self.activation, self.final_activation = _cast((self.activation, self.final_activation), dtype)
+        self.activation, self.final_activation = cast((self.activation, self.final_activation), dtype)
         self.weights = _weight_laws(weights, depth)
-        self.sigma_w = _per_layer("sigma_w", _floats("sigma_w", sigma_w, dtype), depth, _positive, "positive")
-        self.sigma_b = _per_layer("sigma_b", _floats("sigma_b", sigma_b, dtype), depth, _nonnegative, "nonnegative")
-        self.q0 = check(_floats("q0", q0, dtype), _positive, "`q0` must be positive and finite.")
+        self.sigma_w = _per_layer("sigma_w", floats("sigma_w", sigma_w, dtype), depth, positive, "positive")
+        self.sigma_b = _per_layer("sigma_b", floats("sigma_b", sigma_b, dtype), depth, nonnegative, "nonnegative")
+        self.q0 = check(floats("q0", q0, dtype), positive, "`q0` must be positive and finite.")
         if self.q0.ndim:
             raise ValueError(f"`q0` must be a scalar, got shape {self.q0.shape}.")
 
@@ -243,25 +243,25 @@ def slope_factors(
     return explicit, LawFactor(law)
 
 
-def _positive(x):
+def positive(x):
     return (x > 0) & (x < np.inf)
 
 
-def _nonnegative(x):
+def nonnegative(x):
     return (x >= 0) & (x < np.inf)
 
 
-def _cast(tree, dtype):
+def cast(tree, dtype):
     return jax.tree.map(lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, tree)
 
 
-def _sequence(name: str, value) -> Sequence:
+def sequence_of(name: str, value) -> Sequence:
     if not isinstance(value, Sequence | np.ndarray):
         raise ValueError(f"`{name}` must be one, or a sequence with one per layer, got {value!r}.")
     return list(value)
 
 
-def _floats(name: str, value: Reals, dtype) -> Array:
+def floats(name: str, value: Reals, dtype) -> Array:
     try:
         return jnp.asarray(value, dtype)
     except (TypeError, ValueError) as error:
@@ -277,7 +277,7 @@ def _per_layer(name: str, value: Array, depth: int, allowed, adjective: str) -> 
 def _weight_laws(weights, depth: int) -> tuple[AbstractWeights, ...]:
     if isinstance(weights, str | AbstractWeights):
         return (as_weights(weights),) * depth
-    laws = tuple(as_weights(w) for w in _sequence("weights", weights))
+    laws = tuple(as_weights(w) for w in sequence_of("weights", weights))
     if len(laws) != depth:
         raise ValueError(f"`weights` must be one, or one per layer: {depth}, got {len(laws)}.")
     return laws
