@@ -13,8 +13,9 @@ from ._curve import Curve
 from ._edges import edges, outside
 from ._follow import RESULTS, Roots, solve
 from ._implicit import implicit_root
-from ._misc import check, complex_dtype, is_concrete, is_finite, log_max, Reals, reciprocal
+from ._misc import check, complex_dtype, inexact_asarray, is_concrete, is_finite, log_max, Reals, reciprocal
 from ._networks import AbstractNetwork
+from ._resnet import universal_curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -203,6 +204,21 @@ def fisher_spectrum(net: AbstractNetwork) -> Spectrum:
     **Raises:** `ValueError` if `net` is not an `MLP`.
     """
     return Spectrum(net.fisher_curve())
+
+
+def universal_resnet_spectrum(theta: ArrayLike) -> Spectrum:
+    """The limit of residual networks of ever more blocks with ever smaller branches, `S(m) = exp(-theta (2 m + 1))`.
+
+    `theta = (c/L) sum_l E phi'(h_l)^2` for `sigma_w^2 = c/L` (Ling, He and Qiu, Theorem 2): whatever the activation
+    and the weights, only `theta` is left. The edges are `(1 + theta -+ r) exp(-+r)`, `r^2 = theta^2 + 2 theta`.
+
+    **Raises:** `ValueError` if `theta` is not positive and finite.
+    """
+    theta = inexact_asarray(theta)
+    if theta.ndim:
+        raise ValueError(f"`theta` must be a scalar, got shape {theta.shape}.")
+    theta = check(theta, lambda t: (t > 0) & (t < np.inf), "`theta` must be positive and finite.")
+    return Spectrum(universal_curve(theta))
 
 
 @eqx.filter_jit

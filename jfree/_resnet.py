@@ -1,0 +1,390 @@
+"""Residual networks: the block `I + Y` as an operation, and the networks made of it."""
+
+from collections.abc import Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Complex, Float
+
+from ._activations import AbstractActivation, as_activation, LeakyReLU, Linear, ReLU
+from ._curve import AbstractOperation, Curve, Point, Signs, Step
+from ._implicit import implicit_root
+from ._laws import Atoms
+from ._meanfield import MeanField, per_layer
+from ._misc import (
+    check,
+    common_dtype,
+    exponential,
+    is_finite,
+    log_lower,
+    log_upper,
+    logarithm,
+    magnitude,
+    Reals,
+    reciprocal,
+)
+from ._networks import AbstractNetwork, cast, floats, nonnegative, positive, sequence_of, slope_atoms, slope_factors
+from ._weights import AbstractWeights, as_weights, weight_factor
+
+
+class _Split(eqx.Module):
+    """`m = b + c`, the shares of the identity and of `Y`, in the ratio `c / b`."""
+
+    b: Complex[Array, " lanes"]
+    c: Complex[Array, " lanes"]
+    one_b: Complex[Array, " lanes"]
+    one_c: Complex[Array, " lanes"]
+
+    @staticmethod
+    def of(m: Array, one: Array, ratio: Array) -> "_Split":
+        whole = reciprocal(1 + ratio)
+        b = m * whole
+        return _Split(b, ratio * b, (ratio + one) * whole, (1 + ratio * one) * whole)
+
+    def branch_start(self) -> Point:
+        """The point of the identity that `c` belongs to, its parameter `c` itself."""
+        one, inverse = self.one_c, reciprocal(self.c)
+        unit = jnp.ones_like(self.c.real[0])
+        ones = jnp.ones_like(self.c)
+        return Point(one * inverse, self.c, one, reciprocal(one) - inverse, ones, unit, unit, 0 * unit)
+
+
+class ResidualBlock(AbstractOperation):
+    """Free multiplication by `(I + Y) (I + Y)^T`, `count` times, `Y` R-diagonal and `branch` the curve of `Y Y^T`.
+
+    With `b` and `c` the values of `M` of the identity and of `Y Y^T` at their subordination points, `m = b + c` and
+    `b (b + 1) = c (c + 1) S_Y(c) = t`, `S(m) = t / (m (m + 1))` (Ling, He and Qiu, Section 4). The unknown is `c / b`,
+    which keeps both accurate however different they are; then come those of the branch.
+    """
+
+    branch: Curve
+    count: Float[Array, " blocks"]
+    layers_per_block: int = eqx.field(static=True)
+
+    @property
+    def num_unknowns(self):
+        return 1 + self.layers_per_block * self.branch.num_unknowns
+
+    def guess(self, point):
+        share = jnp.exp(self.branch.cumulants().log_mean)
+        ratio = jnp.broadcast_to(share, point.z.shape).astype(point.z.dtype)
+        split = _Split.of(point.side * point.m, point.one_plus(1), ratio)
+        inner = self.branch.initial_unknowns(split.branch_start())
+        return jnp.concatenate([ratio[None], inner.reshape(-1, *ratio.shape)])
+
+    def _of_branch(self, unknowns: Array) -> Array:
+        return unknowns[1:].reshape(self.layers_per_block, self.branch.num_unknowns, unknowns.shape[-1])
+
+    def advance(self, point, unknowns):
+        inner = self._of_branch(unknowns)
+        m, one, dm = point.side * point.m, point.one_plus(1), point.side * point.dm
+        ratio = implicit_root(_block_gap, unknowns[0], (self.branch, inner, m, one))
+        old = _Split.of(m, one, ratio)
+
+        def visit(carry, before, operation, step):
+            signs, correction, mismatch, distance, rough = carry
+            # Distances in 1/m of the operation's own place, in units of c.
+            near = step.closeness * magnitude(before.dm) / jnp.square(magnitude(before.m))
+            largest = (jnp.maximum(a, b) for a, b in ((correction, step.correction), (mismatch, step.mismatch)))
+            return signs & step.signs, *largest, jnp.maximum(distance, near), jnp.maximum(rough, step.roughness)
+
+        start, zero = old.branch_start(), jnp.zeros_like(m.real)
+        carry = (Signs.of(start.z, start.dz), zero, zero, zero, zero)
+        end, carry, (inner, tangents) = self.branch.fold(visit, carry, start, inner)
+        signs, correction, mismatch, near, rough = carry
+
+        # Newton's step for log(c / b): c moves by `gain` of it, b by minus that.
+        inverse_b, inverse_c = reciprocal(old.one_b), reciprocal(old.one_c)
+        per_b, per_c = reciprocal(old.b) + inverse_b, end.dz - 2 * inverse_c
+        gain = ratio * old.b * reciprocal(1 + ratio)
+        change = logarithm(_block_ratio(old, end))
+        steepness = gain * (per_c - per_b)
+        step = -change * reciprocal(steepness)
+        correction = jnp.maximum(correction, magnitude(jax.lax.stop_gradient(step)))
+        step = step * jnp.minimum(1, 1 / jnp.maximum(magnitude(jax.lax.stop_gradient(step)), 1))
+        ratio = ratio * exponential(step)
+        inner = inner * exponential(tangents * (gain * step))
+
+        new = _Split.of(m, one, ratio)
+        dratio = -(per_c * ratio + per_b) * reciprocal(1 + ratio) * dm * reciprocal(steepness)
+        db = dm * reciprocal(m) - dratio * ratio * reciprocal(1 + ratio)
+        dc = db + dratio
+        t = new.b * new.one_b
+        dt = db + new.b * db * reciprocal(new.one_b)
+        log_mean = self.branch.cumulants().log_mean
+        growth = m * one * reciprocal(t)
+        slope = dm * (reciprocal(m) + reciprocal(one)) - dt
+
+        own, flipped = _block_signs(one, dm, new, db, dc, t, dt)
+        # The z of Y Y^T and all before it lie in the lower half plane together with the square of omega_2.
+        signs = own & signs.flipped(flipped)
+        total = growth * jnp.exp(-jnp.log1p(jnp.exp(log_mean)))
+        power = logarithm(total)
+        turned = log_upper(point.z).imag + self.count * power.imag
+        end_of_turn = jax.lax.complex(jnp.zeros_like(turned), jnp.clip(turned, -jnp.pi / 2, 1.5 * jnp.pi))
+        far = point.multiplied(
+            jnp.where(self.count == 1, total, exponential(self.count * power)),
+            self.count * slope,
+            self.count * jnp.log1p(jnp.exp(log_mean)),
+        )
+        signs = signs & Signs.of(far.z, far.dz) & Signs.of(exponential(end_of_turn), far.dz)
+        mismatch = jnp.maximum(mismatch, magnitude(change))
+        closeness = _block_closeness(m, old, per_c, near)
+        found = jnp.concatenate([ratio[None], inner.reshape(-1, *ratio.shape)])
+        dinner = tangents * (new.c * dc)
+        tangents = jnp.concatenate([dratio[None], dinner.reshape(-1, *ratio.shape)])
+        return Step(far, found, tangents, signs, correction, mismatch, closeness, rough)
+
+    def potential(self, psi, log_z, before, step):
+        m, one = before.side * before.m, before.one_plus(1)
+        split = _Split.of(m, one, step.unknowns[0])
+        inner = self._of_branch(step.unknowns)
+        omega_1, omega_2, _ = _subordination(one, split, split.b * split.one_b)
+        below_1, below_2 = _in_lower(omega_1), _in_lower(omega_2)
+
+        def mirrored(x, where):
+            return jax.lax.complex(x.real, jnp.where(where, -x.imag, x.imag))
+
+        mirror = jax.tree.map(lambda x: mirrored(x, below_2), split)
+        end, (of_branch, _) = self.branch.potential_from(mirror.branch_start(), mirrored(inner, below_2))
+        turn = jax.lax.complex(jnp.zeros_like(m.real), jnp.where(below_2, 2 * jnp.pi, 0))
+        of_branch = mirrored(of_branch + end.log_scale, below_2) + turn
+        log_one_b = mirrored(log_lower(mirrored(split.one_b, below_1)), below_1)
+        log_mean = self.branch.cumulants().log_mean
+        change = self.count * (log_lower(m) + log_one_b + of_branch - jnp.log1p(jnp.exp(log_mean)))
+        new_log_z = log_upper(step.point.z)
+        return psi + (change - (1 - before.side) * (new_log_z - log_z)) / before.side, new_log_z
+
+    def cumulants(self, c):
+        y = self.branch.cumulants()
+        mean = jnp.exp(y.log_mean)
+        spread = (2 * mean + y.spread * jnp.square(mean)) / jnp.square(1 + mean)
+        return c.times(self.count * jnp.log1p(mean), self.count * spread)
+
+    def atoms(self, atoms):
+        missing = jnp.minimum(1, 2 * (1 - self.branch.atoms().zero))
+        mass = jnp.maximum(0, 1 - self.count * missing)
+        none = jnp.zeros_like(atoms.log_locations)
+        return atoms.times(Atoms(0 * mass, none, none.at[0].set(mass)))
+
+
+def _block_ratio(split: _Split, end: Point) -> Array:
+    """1 where `b (1 + b) = (1 + c)^2 / z`, `z` the point of `Y Y^T` at `c`."""
+    inverse = reciprocal(split.one_c)
+    return end.z * jnp.exp(end.log_scale) * split.b * split.one_b * inverse * inverse
+
+
+def _block_gap(ratio, branch, inner, m, one):
+    split = _Split.of(m, one, ratio)
+    end = branch.fold(lambda carry, *_: carry, None, split.branch_start(), jax.lax.stop_gradient(inner))[0]
+    return _block_ratio(split, end) - 1
+
+
+def _subordination(one: Array, split: _Split, t: Array) -> tuple[Array, Array, Array]:
+    """`omega_1 = (1 + b) / g`, `omega_2 = (1 + c) / g` and `1 / g`, `g = (1 + m) / zeta`, `zeta^2 = (1 + m)^2 / t`."""
+    zeta = exponential(log_upper(one * one * reciprocal(t)) / 2)
+    inverse = zeta * reciprocal(one)
+    return split.one_b * inverse, split.one_c * inverse, inverse
+
+
+def _in_lower(omega: Array) -> Bool[Array, " lanes"]:
+    """Where the square of a point of the upper half plane lies below the axis."""
+    return (omega.real < 0) & (jnp.abs(omega.real) > 1e-6 * magnitude(omega))
+
+
+def _block_signs(one, dm, split, db, dc, t, dt) -> tuple[Signs, Bool[Array, " lanes"]]:
+    """Of `W = zeta^2`, `1 / g` and both `omega`; and where the square of `omega_2` lies below the axis."""
+    omega_1, omega_2, inverse = _subordination(one, split, t)
+    square = one * one * reciprocal(t)
+    down = -dt / 2  # d log (1/g), as zeta / (1 + m) = t^(-1/2)
+    d1 = split.b * db * reciprocal(split.one_b) + down
+    d2 = split.c * dc * reciprocal(split.one_c) + down
+    signs = Signs.of(square, 2 * dm * reciprocal(one) - dt)
+    # On the negative axis zeta is imaginary: squares rise there.
+    negative = (square.imag == 0) & (square.real < 0)
+    for w, dw in ((inverse, down), (omega_1, d1), (omega_2, d2)):
+        signs = signs & Signs.of(jnp.where(negative, w * w, w), jnp.where(negative, 2, 1) * dw)
+    return signs, ~negative & _in_lower(omega_2)
+
+
+def _block_closeness(m: Array, split: _Split, per_c: Array, near: Array) -> Array:
+    """`m = c + b(c)` is analytic in `c` up to where `1 + 2 b = 0` or a singularity of the branch; its inverse is so in
+    a disk of Smale's radius.
+    """
+    t_slope = -split.b * split.one_b * per_c
+    double = 1 + 2 * split.b
+    rise = t_slope * reciprocal(double)
+    distance = 1 / jnp.maximum(4 * magnitude(t_slope) / jnp.square(magnitude(double)), near)
+    return jnp.square(magnitude(m)) * (1 + magnitude(rise)) / (0.17 * jnp.square(magnitude(1 + rise)) * distance)
+
+
+class UniversalFactor(AbstractOperation):
+    """`S(m) = exp(-theta (2 m + 1))`: what very many blocks with very small branches amount to."""
+
+    theta: Float[Array, " layers"]
+
+    def advance(self, point, unknowns):
+        m, dm, one = point.side * point.m, point.side * point.dm, point.one_plus(1)
+        ratio, slope = exponential(2 * self.theta * m), 2 * self.theta * dm
+        own = one * ratio * reciprocal(m)
+        down = dm * (reciprocal(one) - reciprocal(m)) + slope
+        size = magnitude(m)
+        closeness = jnp.maximum(size, 2 * jnp.sqrt(self.theta * size) * size)
+        return Step.explicit(point.multiplied(ratio, slope, self.theta), closeness, Signs.of(own, down))
+
+    def potential(self, psi, log_z, before, step):
+        m = before.side * before.m
+        change = self.theta * m * (m + 2)
+        log_ratio = 2 * self.theta * m
+        return psi + (change - (1 - before.side) * log_ratio) / before.side, log_z + log_ratio
+
+    def cumulants(self, c):
+        return c.times(self.theta, 2 * self.theta)
+
+    def atoms(self, atoms):
+        return Atoms(atoms.zero, atoms.log_locations, jnp.zeros_like(atoms.masses))
+
+
+def universal_curve(theta: Float[Array, ""]) -> Curve:
+    return Curve((UniversalFactor(theta[None]),), (), jnp.ones_like(theta), 1)
+
+
+class ResNet(AbstractNetwork):
+    """`x <- x + f(x)`, `depth` times, `f` of `layers_per_block` layers `phi(W x + b)`, all of one width.
+
+    **Arguments:**
+
+    - `depth`: the number of blocks.
+    - `activation`, `weights`: one, or a sequence of `depth`, one per block.
+    - `sigma_w`, `sigma_b`: scalar, or of shape `(depth,)` or `(depth, layers_per_block)`.
+    - `layers_per_block`: at least 1.
+    - `q0`, `mean0`: mean square and mean of the input's entries.
+
+    **Raises:** `ValueError` naming the argument, for wrong shapes, unknown names, and values out of range.
+    """
+
+    depth: int = eqx.field(static=True)
+    layers_per_block: int = eqx.field(static=True)
+    activation: AbstractActivation | tuple[AbstractActivation, ...]
+    weights: tuple[AbstractWeights, ...]
+    sigma_w: Float[Array, "..."]
+    sigma_b: Float[Array, "..."]
+    q0: Float[Array, ""]
+    mean0: Float[Array, ""]
+
+    def __init__(
+        self,
+        depth: int,
+        activation: str | AbstractActivation | Sequence[str | AbstractActivation] = "tanh",
+        weights: str | AbstractWeights | Sequence[str | AbstractWeights] = "orthogonal",
+        sigma_w: Reals = 1.0,
+        sigma_b: Reals = 0.0,
+        layers_per_block: int = 1,
+        q0: ArrayLike = 1.0,
+        mean0: ArrayLike = 0.0,
+    ):
+        self.depth = _positive_integer("depth", depth)
+        self.layers_per_block = _positive_integer("layers_per_block", layers_per_block)
+        dtype = common_dtype(sigma_w, sigma_b, q0, mean0)
+        if isinstance(activation, str | AbstractActivation):
+            self.activation = cast(as_activation(activation), dtype)
+        else:
+            self.activation = cast(tuple(as_activation(a) for a in sequence_of("activation", activation)), dtype)
+            _check_length("activation", self.activation, self.depth)
+        if isinstance(weights, str | AbstractWeights):
+            self.weights = (as_weights(weights),) * self.depth
+        else:
+            self.weights = tuple(as_weights(w) for w in sequence_of("weights", weights))
+            _check_length("weights", self.weights, self.depth)
+        self.sigma_w = self._scales("sigma_w", floats("sigma_w", sigma_w, dtype), positive, "positive")
+        self.sigma_b = self._scales("sigma_b", floats("sigma_b", sigma_b, dtype), nonnegative, "nonnegative")
+        self.q0 = _scalar("q0", q0, dtype, positive, "positive and finite")
+        self.mean0 = _scalar("mean0", mean0, dtype, is_finite, "finite")
+        check(
+            jnp.square(self.mean0) / self.q0,
+            lambda share: share <= 1 + 1e-6,
+            "`mean0` must be at most sqrt(q0): the mean square of the input is at least its squared mean.",
+        )
+
+    def _scales(self, name: str, value: Array, allowed, adjective: str) -> Array:
+        shapes = ((), (self.depth,), (self.depth, self.layers_per_block))
+        if value.shape not in shapes:
+            raise ValueError(f"`{name}` must be a scalar or of shape {shapes[1]} or {shapes[2]}, got {value.shape}.")
+        return check(value, allowed, f"`{name}` must be {adjective} and finite.")
+
+    @property
+    def activations(self) -> tuple[AbstractActivation, ...]:
+        """One activation per layer, blocks one after the other."""
+        blocks = self.activation if isinstance(self.activation, tuple) else (self.activation,) * self.depth
+        return tuple(a for a in blocks for _ in range(self.layers_per_block))
+
+    def _layers(self) -> tuple[Array, Array]:
+        """`sigma_w` and `sigma_b` of every layer, of shape `(depth, layers_per_block)`."""
+        shape = (self.depth, self.layers_per_block)
+
+        def spread(x):
+            return jnp.broadcast_to(x[:, None] if x.ndim == 1 else x, shape)
+
+        return spread(self.sigma_w), spread(self.sigma_b)
+
+    def propagate(self) -> MeanField:
+        moments = per_layer(self.activations, lambda phi, q: (phi.second_moment(q), phi.mean(q), phi.slope_moment(q)))
+
+        def layer(state, xs):
+            square, _ = state
+            index, variance_w, variance_b = xs
+            q = jnp.maximum(variance_w * square + variance_b, jnp.finfo(square.dtype).tiny)
+            phi2, mean, slope = moments(index, q)
+            return (phi2, mean), (q, phi2, variance_w * slope)
+
+        def block(state, xs):
+            square, mean = state
+            (phi2, shift), found = jax.lax.scan(layer, state, xs)
+            return (square + phi2 + 2 * mean * shift, mean + shift), found
+
+        sigma_w, sigma_b = self._layers()
+        index = jnp.arange(sigma_w.size).reshape(sigma_w.shape)
+        found = jax.lax.scan(block, (self.q0, self.mean0), (index, jnp.square(sigma_w), jnp.square(sigma_b)))[1]
+        return MeanField(*(x.ravel() for x in found))
+
+    def jacobian_curve(self, side: str) -> Curve:
+        """Both sides are alike: all widths are one."""
+        sigma_w, _ = self._layers()
+        laws = tuple(law for law in self.weights for _ in range(self.layers_per_block))
+        weights = weight_factor(laws, jnp.ones(sigma_w.size, sigma_w.dtype), sigma_w.ravel())
+        layers = (weights, *slope_factors(self.activations, self.propagate().q))
+        layers = jax.tree.map(lambda x: x.reshape(*sigma_w.shape, *x.shape[1:]), layers)
+        count = 1
+        if self._alike:
+            layers, count = jax.tree.map(lambda x: x[:1], layers), self.depth
+        blocks = layers[0].mean.shape[0]
+        num_atoms = slope_atoms(self.activations)
+        branch = Curve(layers, (), jnp.ones(blocks, sigma_w.dtype), num_atoms)
+        block = ResidualBlock(branch, jnp.full(blocks, count, sigma_w.dtype), self.layers_per_block)
+        return Curve((block,), (), jnp.ones((), sigma_w.dtype), 1)
+
+    @property
+    def _alike(self) -> bool:
+        """Whether all blocks have one law, whatever the variances: then one stands for all."""
+        homogeneous = isinstance(self.activation, Linear | ReLU | LeakyReLU)
+        return homogeneous and self.sigma_w.ndim == 0 and len(set(self.weights)) == 1
+
+
+def _positive_integer(name: str, value: int) -> int:
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
+    return int(value)
+
+
+def _check_length(name: str, value: Sequence, depth: int) -> None:
+    if len(value) != depth:
+        raise ValueError(f"`{name}` must be one, or one per block: {depth}, got {len(value)}.")
+
+
+def _scalar(name: str, value: ArrayLike, dtype, allowed, adjective: str) -> Array:
+    array = floats(name, value, dtype)
+    if array.ndim:
+        raise ValueError(f"`{name}` must be a scalar, got shape {array.shape}.")
+    return check(array, allowed, f"`{name}` must be {adjective}.")
