@@ -85,6 +85,11 @@ class Signs(eqx.Module):
             jnp.maximum(self.high, other.high),
         )
 
+    def along(self, dv: Complex[Array, " lanes"]) -> "Signs":
+        """For a parameter `u` in place of `v`, which rises with it or falls as `dv / du` says."""
+        falling = Signs(self.below, self.above, -self.high, -self.low)
+        return jax.tree.map(lambda x, y: jnp.where(dv.real < 0, x, y), falling, self)
+
     def flipped(self, where: Bool[Array, " lanes"]) -> "Signs":
         """As seen from the lower half plane."""
         upside_down = Signs(self.above, self.below, -self.high, -self.low)

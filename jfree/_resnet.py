@@ -44,11 +44,10 @@ class _Split(eqx.Module):
         return _Split(b, ratio * b, (ratio + one) * whole, (1 + ratio * one) * whole)
 
     def branch_start(self) -> Point:
-        """The point of the identity that `c` belongs to, its parameter `c` itself."""
-        one, inverse = self.one_c, reciprocal(self.c)
+        """The point of the identity that `c` belongs to, with tangents along `log c`."""
+        one = self.one_c
         unit = jnp.ones_like(self.c.real[0])
-        ones = jnp.ones_like(self.c)
-        return Point(one * inverse, self.c, one, reciprocal(one) - inverse, ones, unit, unit, 0 * unit)
+        return Point(one * reciprocal(self.c), self.c, one, self.c * reciprocal(one) - 1, self.c, unit, unit, 0 * unit)
 
 
 class ResidualBlock(AbstractOperation):
@@ -86,7 +85,7 @@ class ResidualBlock(AbstractOperation):
         def visit(carry, before, operation, step):
             signs, correction, mismatch, distance, rough = carry
             # Distances in 1/m of the operation's own place, in units of c.
-            near = step.closeness * magnitude(before.dm) / jnp.square(magnitude(before.m))
+            near = step.closeness * magnitude(before.dm) / jnp.square(magnitude(before.m)) / magnitude(old.c)
             largest = (jnp.maximum(a, b) for a, b in ((correction, step.correction), (mismatch, step.mismatch)))
             return signs & step.signs, *largest, jnp.maximum(distance, near), jnp.maximum(rough, step.roughness)
 
@@ -95,9 +94,9 @@ class ResidualBlock(AbstractOperation):
         end, carry, (inner, tangents) = self.branch.fold(visit, carry, start, inner)
         signs, correction, mismatch, near, rough = carry
 
-        # Newton's step for log(c / b): c moves by `gain` of it, b by minus that.
+        # Newton's step for log(c / b): c moves by `gain` times it, b by minus that.
         inverse_b, inverse_c = reciprocal(old.one_b), reciprocal(old.one_c)
-        per_b, per_c = reciprocal(old.b) + inverse_b, end.dz - 2 * inverse_c
+        per_b, per_c = reciprocal(old.b) + inverse_b, end.dz * reciprocal(old.c) - 2 * inverse_c
         gain = ratio * old.b * reciprocal(1 + ratio)
         change = logarithm(_block_ratio(old, end))
         steepness = gain * (per_c - per_b)
@@ -105,7 +104,7 @@ class ResidualBlock(AbstractOperation):
         correction = jnp.maximum(correction, magnitude(jax.lax.stop_gradient(step)))
         step = step * jnp.minimum(1, 1 / jnp.maximum(magnitude(jax.lax.stop_gradient(step)), 1))
         ratio = ratio * exponential(step)
-        inner = inner * exponential(tangents * (gain * step))
+        inner = inner * exponential(tangents * (reciprocal(1 + ratio) * step))
 
         new = _Split.of(m, one, ratio)
         dratio = -(per_c * ratio + per_b) * reciprocal(1 + ratio) * dm * reciprocal(steepness)
@@ -119,7 +118,7 @@ class ResidualBlock(AbstractOperation):
 
         own, flipped = _block_signs(one, dm, new, db, dc, t, dt)
         # The z of Y Y^T and all before it lie in the lower half plane together with the square of omega_2.
-        signs = own & signs.flipped(flipped)
+        signs = own & signs.along(dc).flipped(flipped)
         total = growth * jnp.exp(-jnp.log1p(jnp.exp(log_mean)))
         power = logarithm(total)
         turned = log_upper(point.z).imag + self.count * power.imag
@@ -133,7 +132,7 @@ class ResidualBlock(AbstractOperation):
         mismatch = jnp.maximum(mismatch, magnitude(change))
         closeness = _block_closeness(m, old, per_c, near)
         found = jnp.concatenate([ratio[None], inner.reshape(-1, *ratio.shape)])
-        dinner = tangents * (new.c * dc)
+        dinner = tangents * dc
         tangents = jnp.concatenate([dratio[None], dinner.reshape(-1, *ratio.shape)])
         return Step(far, found, tangents, signs, correction, mismatch, closeness, rough)
 
