@@ -259,7 +259,7 @@ def _limited(height: float, q: Array) -> Array:
 class Tanh(AbstractSmooth):
     """`tanh(x)`."""
 
-    num_nodes = 128
+    num_nodes = 160
     even = True
     clusters = ((0.0, 1e-4),)
 
@@ -279,7 +279,7 @@ class Tanh(AbstractSmooth):
 class Sigmoid(AbstractSmooth):
     """`1 / (1 + exp(-x))`."""
 
-    num_nodes = 128
+    num_nodes = 160
     even = True
     clusters = ((0.0, 1e-4),)
 
@@ -299,7 +299,7 @@ class Sigmoid(AbstractSmooth):
 class Erf(AbstractSmooth):
     """`erf(x) = 2/sqrt(pi) int_0^x exp(-t^2) dt`."""
 
-    num_nodes = 128
+    num_nodes = 512
     even = True
     clusters = ((0.0, 1e-4),)
 
@@ -339,7 +339,7 @@ class Softplus(AbstractSmooth):
 class SiLU(AbstractSmooth):
     """`x / (1 + exp(-x))`, also called swish."""
 
-    num_nodes = 320
+    num_nodes = 480
     even = False
     clusters = ((-2.3993572805154674, 1e-3), (-1.2784645427610738, 1e-7), (2.3993572805154674, 1e-3))
 
@@ -357,7 +357,7 @@ class SiLU(AbstractSmooth):
 class GELU(AbstractSmooth):
     """`x ndtr(x)`, the exact form."""
 
-    num_nodes = 320
+    num_nodes = 640
     even = False
     clusters = ((-1.4142135623730951, 1e-3), (-0.7517915240843226, 1e-7), (1.4142135623730951, 1e-3))
 

@@ -132,7 +132,7 @@ def _look(curve: Curve, z: Array, omega: Array, unknowns: Array, real: Bool[Arra
     tolerance = max(rounding, float(info.eps) ** 0.6)
     root = (error <= tolerance) & (magnitude(residual) / steepness * gamma < 0.157)
     code = jnp.where(jnp.where(real, rising, interior), _OK, _WRONG_BRANCH)
-    code = jnp.where(rough <= max(1e-8, 100 * float(info.eps)), code, _UNRESOLVED)
+    code = jnp.where(rough <= max(1e-7, 100 * float(info.eps)), code, _UNRESOLVED)
     code = jnp.where(root, code, _NO_ROOT)
 
     settled = error <= rounding

@@ -38,6 +38,21 @@ def random_mlp(rng, depth, names):
     return jfree.MLP(widths, activations, list(weights), sigma_w, sigma_b, q0=float(np.exp(rng.normal())))
 
 
+def random_resnet(rng, depth, names):
+    """One or two layers per block; branches from negligible to larger than the identity."""
+    names = rng.choice(names, size=rng.integers(1, 3))
+    activations = [make_activation(rng.choice(names), rng) for _ in range(depth)]
+    if rng.random() < 0.3:
+        activations = activations[0]
+    layers = int(rng.choice([1, 1, 2]))
+    shape = [(), (depth,), (depth, layers)][rng.integers(3)]
+    sigma_w = np.exp(rng.uniform(np.log(0.1), np.log(2), shape)) / depth ** rng.choice([0, 0.5])
+    weights = [str(w) for w in rng.choice(["gaussian", "orthogonal"], size=depth)]
+    sigma_b, q0 = rng.choice([0.0, 0.1, 0.5]), float(np.exp(rng.normal()))
+    mean0 = float(rng.choice([0.0, 0.5])) * q0**0.5
+    return jfree.ResNet(depth, activations, weights, sigma_w, sigma_b, layers, q0, mean0)
+
+
 def fuzz_points(spectrum, rng, num):
     """Log-uniform over the spectrum and beyond, crowded near edges, atoms and 0."""
     lower, upper = (float(e) for e in spectrum.edges())
@@ -57,7 +72,7 @@ def fuzz_points(spectrum, rng, num):
 def slow_solve(curve, x, steps_per_decade=16):
     """Straight down from far above `x`, in steps so small that Newton's method cannot leave its branch.
 
-    Returns the curve parameter at `x + i0`, and the largest correction that any step needed.
+    Returns the curve parameter at `x + i0`, and whether it is to be relied on.
     """
     c = curve.cumulants()
     x = x * jnp.exp(-c.log_scale)
@@ -89,5 +104,9 @@ def slow_solve(curve, x, steps_per_decade=16):
         omega, unknowns, size = newton(z, state, 1.0)
         return omega, unknowns, size
 
-    omega, _, last = jax.lax.fori_loop(0, 8, finish, state)
-    return omega, state[2], last
+    omega, unknowns, last = jax.lax.fori_loop(0, 8, finish, state)
+    real = jnp.abs(omega.imag) < 1e-9 * jnp.abs(omega)
+    stripped = jax.lax.complex(omega.real, jnp.where(real, 0, omega.imag))
+    # Where steps were too long, or rounding too large, it does not end on the branch.
+    reliable = (state[2] < 0.3) & (last < 1e-4) & (_look(curve, z, stripped, unknowns, real).code == 0)
+    return omega, reliable
