@@ -66,8 +66,8 @@ class Roots(eqx.Module):
     num_steps: Int[Array, " lanes"]
 
 
-class _Look(eqx.Module):
-    """One evaluation of the curve at a guess: Newton's step in `u = log omega`, tangents, and the certificate."""
+class _Newton(eqx.Module):
+    """One evaluation of the curve: Newton's step in `u = log omega`, and the tangents that predict the next point."""
 
     step: Complex[Array, " lanes"]
     slope: Complex[Array, " lanes"]
@@ -75,8 +75,6 @@ class _Look(eqx.Module):
     tangents: Complex[Array, "layers unknowns lanes"]
     error: Float[Array, " lanes"]  # the largest correction, in logarithms
     size: Float[Array, " lanes"]  # the same with changes of `log m` counted too, large next to an atom
-    settled: Bool[Array, " lanes"]  # the error is a few roundings
-    code: Int[Array, " lanes"]
 
 
 def _origin(curve: Curve) -> Array:
@@ -85,8 +83,34 @@ def _origin(curve: Curve) -> Array:
     return jax.lax.complex(jnp.zeros_like(floor), -floor)
 
 
-def _look(curve: Curve, z: Array, omega: Array, unknowns: Array, real: Bool[Array, " lanes"]) -> _Look:
-    """Where `real`, the root is to be certified as one off the support."""
+def _newton(curve: Curve, z: Array, omega: Array, unknowns: Array) -> _Newton:
+    def largest(sizes, before, operation, step):
+        return jnp.maximum(sizes[0], step.correction), jnp.maximum(sizes[1], step.mismatch)
+
+    zero = jnp.zeros_like(z.real)
+    point, sizes, (found, tangents) = curve.fold(largest, (zero, zero), curve.start(omega), unknowns)
+    return _newton_at(curve, z, point, found, tangents, *sizes)
+
+
+def _newton_at(curve, z, point, unknowns, tangents, error, size) -> _Newton:
+    origin = _origin(curve)
+    moved = reciprocal(point.z - origin)
+    ratio = (point.z - origin) * reciprocal(z - origin)
+    slope = point.dz * point.z * moved
+    # A far guess may leave the range of floats, thousands of layers deep: go back by as much as that range.
+    far = log_max(z.dtype) / 2
+    above, below = ~jnp.isfinite(magnitude(ratio)), magnitude(ratio) == 0
+    residual = jnp.where(above, far, jnp.where(below, -far, logarithm(ratio)))
+    step = -residual * reciprocal(slope)
+    error = jnp.maximum(error, magnitude(step))
+    size = jnp.maximum(size, jnp.maximum(error, magnitude(step) * magnitude(point.dm) / magnitude(point.m)))
+    return _Newton(step, slope, unknowns, tangents, error, jnp.where(jnp.isfinite(size), size, jnp.inf))
+
+
+def _certify(
+    curve: Curve, z: Array, omega: Array, unknowns: Array, real: Bool[Array, " lanes"]
+) -> tuple[_Newton, Bool[Array, " lanes"], Int[Array, " lanes"]]:
+    """Newton's step, whether it is down to a few roundings, and the verdict; off the support where `real`."""
     info = jnp.finfo(z.dtype)
     rounding = 256 * float(info.eps) * (1 + curve.num_layers / 16)
     start = curve.start(omega)
@@ -106,16 +130,8 @@ def _look(curve: Curve, z: Array, omega: Array, unknowns: Array, real: Bool[Arra
     carry = (Signs.of(omega, jnp.ones_like(omega)), jnp.square(at_start), at_start, zero, zero, zero)
     point, carry, (found, tangents) = curve.fold(visit, carry, start, unknowns)
     signs, total, nearest, rough, error, size = carry
-
-    origin = _origin(curve)
-    moved = reciprocal(point.z - origin)
-    ratio = (point.z - origin) * reciprocal(z - origin)
-    slope = point.dz * point.z * moved
-    # A far guess may leave the range of floats, thousands of layers deep: go back by as much as that range.
-    far = log_max(z.dtype) / 2
-    above, below = ~jnp.isfinite(magnitude(ratio)), magnitude(ratio) == 0
-    residual = jnp.where(above, far, jnp.where(below, -far, logarithm(ratio)))
-    step = -residual * reciprocal(slope)
+    newton = _newton_at(curve, z, point, found, tangents, error, size)
+    step, slope, residual = newton.step, newton.slope, newton.step * newton.slope
 
     # First order along the real axis: w rises with z when dw/du has the sign of dz/du.
     direction = jnp.sign((point.z * point.dz).real)
@@ -134,12 +150,7 @@ def _look(curve: Curve, z: Array, omega: Array, unknowns: Array, real: Bool[Arra
     code = jnp.where(jnp.where(real, rising, interior), _OK, _WRONG_BRANCH)
     code = jnp.where(rough <= max(1e-7, 100 * float(info.eps)), code, _UNRESOLVED)
     code = jnp.where(root, code, _NO_ROOT)
-
-    settled = error <= rounding
-    error = jnp.maximum(error, magnitude(step))
-    size = jnp.maximum(size, jnp.maximum(error, magnitude(step) * magnitude(point.dm) / magnitude(point.m)))
-    size = jnp.where(jnp.isfinite(size), size, jnp.inf)
-    return _Look(step, slope, found, tangents, error, size, settled, code)
+    return newton, error <= rounding, code
 
 
 def _limited(step: Array, tangents: Array, limit: Array | float) -> Array:
@@ -151,41 +162,6 @@ def _limited(step: Array, tangents: Array, limit: Array | float) -> Array:
 def _moved(omega, unknowns, tangents, step):
     """Updates are multiplicative: what is real stays real."""
     return omega * exponential(step), unknowns * exponential(tangents * step)
-
-
-_AXIS, _ARC, _POLISH, _DONE = range(4)
-
-
-class _Search(eqx.Module):
-    """What every lane is at. Newton's method finds a root on the negative axis, where `log|z|` is a monotone function
-    of `log|omega|`; predictor and corrector carry it along an arc to `z`; Newton's method polishes it there until it is
-    certified, without the imaginary part where that is rounding only.
-
-    `omega` and `unknowns` are the last accepted point, with its slope and tangents. It lies at `ahead` on the arc,
-    which runs from 1, on the axis, to 0, at `z`; `stride` is how far the next step goes. `bend` tells powers of `u`
-    from exponentials, see `_ahead`.
-    """
-
-    phase: Int[Array, " lanes"]
-    ahead: Float[Array, " lanes"]
-    stride: Float[Array, " lanes"]
-    omega: Complex[Array, " lanes"]
-    unknowns: Complex[Array, "layers unknowns lanes"]
-    slope: Complex[Array, " lanes"]
-    bend: Complex[Array, " lanes"]
-    tangents: Complex[Array, "layers unknowns lanes"]
-    real: Bool[Array, " lanes"]
-    code: Int[Array, " lanes"]
-    num_in_phase: Int[Array, " lanes"]
-    num_steps: Int[Array, " lanes"]
-
-    @staticmethod
-    def at(phase: Array, omega: Array, unknowns: Array) -> "_Search":
-        one, count = jnp.ones_like(omega.real), jnp.zeros(phase.shape, int)
-        code = jnp.full_like(count, _MAX_STEPS)
-        no = jnp.zeros(phase.shape, bool)
-        slope, tangents = jnp.ones_like(omega), jnp.zeros_like(unknowns)
-        return _Search(phase, one, 0.2 * one, omega, unknowns, slope, 0 * slope, tangents, no, code, count, count)
 
 
 def _ahead(log_ratio: Array, slope: Array, bend: Array) -> Array:
@@ -216,89 +192,6 @@ def _on_arc(curve: Curve, z: Array, ahead: Array | float) -> Array:
     return origin + end * exponential(ahead * turn)
 
 
-def _from_axis(curve: Curve, z: Array, lanes: Array) -> _Search:
-    """Omega grows like z at infinity; towards 0 like a root of z, the higher the wider the spectrum."""
-    radius = jnp.maximum(magnitude(z), curve.far())
-    spread = curve.cumulants().spread
-    omega = -curve.rank * jnp.where(radius < 1, radius ** (1 / (1 + jnp.maximum(spread, 0))), radius)
-    omega = jax.lax.complex(omega, jnp.zeros_like(radius))
-    return _Search.at(jnp.where(lanes, _AXIS, _DONE), omega, curve.initial_unknowns(curve.start(omega)))
-
-
-def _search(curve: Curve, z: Array, start: _Search, trust: Array | None, max_steps: int) -> _Search:
-    """Moves all lanes on to the end; a step along the arc is taken when its correction is at most `trust`.
-
-    Without `trust`, no lane is on the axis or the arc.
-    """
-    eps = float(jnp.finfo(z.dtype).eps)
-    origin = _origin(curve)
-    arc = log_upper(_on_arc(curve, z, 1.0) - origin) - log_upper(z - origin)
-
-    def advance(state: _Search) -> _Search:
-        if trust is None:
-            look = _look(curve, z, state.omega, state.unknowns, state.real)
-            step = _limited(look.step, look.tangents, 1.0)
-            omega, unknowns = _moved(state.omega, look.unknowns, look.tangents, step)
-            phase, ahead, stride, bend, good = state.phase, state.ahead, state.stride, state.bend, True
-        else:
-            on_axis, on_arc = state.phase == _AXIS, state.phase == _ARC
-            ahead = jnp.where(on_arc, jnp.maximum(state.ahead - state.stride, 0), state.ahead)
-            predicted = _ahead((ahead - state.ahead) * arc, state.slope, state.bend)
-            predicted = _limited(predicted, state.tangents, 1.0)
-            omega, unknowns = _moved(state.omega, state.unknowns, state.tangents, predicted)
-            target = _on_arc(curve, z, ahead)
-            target = jnp.where(on_axis, _without_imaginary(on_axis, target), jnp.where(ahead == 0, z, target))
-            look = _look(curve, target, omega, unknowns, state.real)
-            bend = jnp.where(on_arc, _bend(state.slope, look.slope, predicted), 0)
-            missing = look.step * look.slope
-            step = _limited(_ahead(missing, look.slope, bend), look.tangents, jnp.where(on_axis, 3.0, 1.0))
-            omega, unknowns = _moved(omega, look.unknowns, look.tangents, step)
-            # The correction grows with the square of the stride.
-            size = jnp.maximum(look.size, magnitude(bend * missing))
-            good = ~on_arc | (size <= trust)
-            factor = jnp.clip(0.8 * jnp.sqrt(trust / jnp.maximum(size, 1e-6 * trust)), 0.25, 4.0)
-            stride = (state.ahead - ahead) * jnp.where(good, factor, jnp.minimum(factor, 0.5))
-            stuck = on_arc & ~good & (stride < 16 * eps)
-            stride = jnp.where(on_arc, stride, state.stride)
-            phase = jnp.where(on_axis & (look.error <= eps**0.5), _ARC, state.phase)
-            phase = jnp.where(on_arc & good & (ahead == 0), _POLISH, jnp.where(stuck, _DONE, phase))
-
-        polishing = state.phase == _POLISH
-        enough = (state.num_in_phase >= 40) | ((state.num_in_phase >= 4) & (look.code == _OK))
-        settled = polishing & (look.settled | enough)
-        strip = settled & ~state.real & _as_good_as_real(z, look.slope, omega)
-        real = state.real | strip
-        omega, unknowns = _without_imaginary(real, omega), _without_imaginary(real, unknowns)
-        phase = jnp.where(settled & ~strip, _DONE, phase)
-
-        active = state.phase != _DONE
-        taken = active & good
-
-        def accepted(new, old):
-            return jnp.where(taken, new, old)
-
-        return _Search(
-            phase,
-            accepted(ahead, state.ahead),
-            stride,
-            accepted(omega, state.omega),
-            accepted(unknowns, state.unknowns),
-            accepted(look.slope, state.slope),
-            accepted(bend, state.bend),
-            accepted(look.tangents, state.tangents),
-            jnp.where(active, real, state.real),
-            jnp.where(polishing, look.code, state.code),
-            jnp.where((phase == state.phase) & ~strip, state.num_in_phase + 1, 0),
-            state.num_steps + active,
-        )
-
-    def unfinished(carry):
-        k, state = carry
-        return (k < max_steps) & jnp.any(state.phase != _DONE)
-
-    return jax.lax.while_loop(unfinished, lambda carry: (carry[0] + 1, advance(carry[1])), (0, start))[1]
-
-
 def _as_good_as_real(z: Array, slope: Array, omega: Array) -> Bool[Array, " lanes"]:
     """Off the support the root is real, and an imaginary part is rounding, magnified by 1/slope."""
     noise = 200 * float(jnp.finfo(z.dtype).eps) / jnp.minimum(magnitude(slope), 1)
@@ -309,13 +202,102 @@ def _without_imaginary(real: Bool[Array, " lanes"], x: Array) -> Array:
     return jax.lax.complex(x.real, jnp.where(real, 0, x.imag))
 
 
-def _residual(omega, curve, unknowns, z):
-    point = curve.point(omega, unknowns)
-    return logarithm(point.z * reciprocal(z)) + point.log_scale
+_AXIS, _ARC, _POLISH, _DONE = range(4)
+
+
+class _Path(eqx.Module):
+    """What every lane is at. Newton's method finds a root on the negative axis, where `log|z|` is a monotone function
+    of `log|omega|`; predictor and corrector carry it along an arc to `z`; Newton's method polishes it there.
+
+    `omega` and `unknowns` are the last accepted point, with its slope and tangents. It lies at `ahead` on the arc,
+    which runs from 1, on the axis, to 0, at `z`; `stride` is how far the next step goes. `bend` tells powers of `u`
+    from exponentials, see `_ahead`.
+    """
+
+    phase: Int[Array, " lanes"]
+    ahead: Float[Array, " lanes"]
+    stride: Float[Array, " lanes"]
+    omega: Complex[Array, " lanes"]
+    unknowns: Complex[Array, "layers unknowns lanes"]
+    slope: Complex[Array, " lanes"]
+    bend: Complex[Array, " lanes"]
+    tangents: Complex[Array, "layers unknowns lanes"]
+    num_in_phase: Int[Array, " lanes"]
+    num_steps: Int[Array, " lanes"]
+
+
+def _start(curve: Curve, z: Array, lanes: Array) -> _Path:
+    """Omega grows like z at infinity; towards 0 like a root of z, the higher the wider the spectrum."""
+    radius = jnp.maximum(magnitude(z), curve.far())
+    spread = curve.cumulants().spread
+    omega = -curve.rank * jnp.where(radius < 1, radius ** (1 / (1 + jnp.maximum(spread, 0))), radius)
+    omega = jax.lax.complex(omega, jnp.zeros_like(radius))
+    unknowns = curve.initial_unknowns(curve.start(omega))
+    one, count, slope = jnp.ones_like(radius), jnp.zeros(z.shape, int), jnp.ones_like(omega)
+    phase = jnp.where(lanes, _AXIS, _DONE)
+    return _Path(phase, one, 0.2 * one, omega, unknowns, slope, 0 * slope, jnp.zeros_like(unknowns), count, count)
+
+
+def _follow(curve: Curve, z: Array, lanes: Array, trust: Array, max_steps: int) -> _Path:
+    """Takes `lanes` to `z`; a step along the arc is accepted when its correction is at most `trust`."""
+    eps = float(jnp.finfo(z.dtype).eps)
+    origin = _origin(curve)
+    arc = log_upper(_on_arc(curve, z, 1.0) - origin) - log_upper(z - origin)
+
+    def advance(path: _Path) -> _Path:
+        on_axis, on_arc, polishing = (path.phase == phase for phase in (_AXIS, _ARC, _POLISH))
+        ahead = jnp.where(on_arc, jnp.maximum(path.ahead - path.stride, 0), path.ahead)
+        predicted = _limited(_ahead((ahead - path.ahead) * arc, path.slope, path.bend), path.tangents, 1.0)
+        omega, unknowns = _moved(path.omega, path.unknowns, path.tangents, predicted)
+        target = _on_arc(curve, z, ahead)
+        target = jnp.where(on_axis, _without_imaginary(on_axis, target), jnp.where(ahead == 0, z, target))
+        newton = _newton(curve, target, omega, unknowns)
+        bend = jnp.where(on_arc, _bend(path.slope, newton.slope, predicted), 0)
+        missing = newton.step * newton.slope
+        step = _limited(_ahead(missing, newton.slope, bend), newton.tangents, jnp.where(on_axis, 3.0, 1.0))
+        omega, unknowns = _moved(omega, newton.unknowns, newton.tangents, step)
+
+        # The correction grows with the square of the stride.
+        size = jnp.maximum(newton.size, magnitude(bend * missing))
+        good = ~on_arc | (size <= trust)
+        factor = jnp.clip(0.8 * jnp.sqrt(trust / jnp.maximum(size, 1e-6 * trust)), 0.25, 4.0)
+        stride = (path.ahead - ahead) * jnp.where(good, factor, jnp.minimum(factor, 0.5))
+        stuck = on_arc & ~good & (stride < 16 * eps)
+
+        close = newton.error <= eps**0.5
+        slow = path.num_in_phase >= jnp.where(close, 8, 40)
+        phase = jnp.where(on_axis & close, _ARC, path.phase)
+        phase = jnp.where(on_arc & good & (ahead == 0), _POLISH, phase)
+        phase = jnp.where(stuck | (polishing & ((newton.error <= 64 * eps) | slow)), _DONE, phase)
+        active = path.phase != _DONE
+        taken = active & good
+
+        def accepted(new, old):
+            return jnp.where(taken, new, old)
+
+        return _Path(
+            phase,
+            accepted(ahead, path.ahead),
+            jnp.where(on_arc, stride, path.stride),
+            accepted(omega, path.omega),
+            accepted(unknowns, path.unknowns),
+            accepted(newton.slope, path.slope),
+            accepted(bend, path.bend),
+            accepted(newton.tangents, path.tangents),
+            jnp.where(phase == path.phase, path.num_in_phase + 1, 0),
+            path.num_steps + active,
+        )
+
+    def unfinished(carry):
+        k, path = carry
+        return (k < max_steps) & jnp.any(path.phase != _DONE)
+
+    start = (0, _start(curve, z, lanes))
+    return jax.lax.while_loop(unfinished, lambda carry: (carry[0] + 1, advance(carry[1])), start)[1]
 
 
 class _Work(eqx.Module):
-    """Every lane's best so far, with slope and tangents there; `attempts` counts its own searches."""
+    """Every lane's best so far, with slope and tangents there; `attempts` counts the paths followed to it."""
 
     omega: Complex[Array, " lanes"]
     unknowns: Complex[Array, "layers unknowns lanes"]
@@ -329,40 +311,37 @@ class _Work(eqx.Module):
     def pending(self) -> Bool[Array, " lanes"]:
         return (self.code != _OK) & (self.attempts < 2)
 
-    def updated(self, found: _Search, lanes: Array, attempts: Array) -> "_Work":
-        def pick(new, old):
-            return jnp.where(lanes, new, old)
 
-        return _Work(
-            pick(found.omega, self.omega),
-            pick(found.unknowns, self.unknowns),
-            pick(found.slope, self.slope),
-            pick(found.tangents, self.tangents),
-            pick(found.code, self.code),
-            attempts,
-            self.num_steps + found.num_steps,
-        )
+def _search(curve: Curve, z: Array, work: _Work, chosen: Int[Array, " anchors"], max_steps: int) -> _Work:
+    """Follows paths to the chosen lanes: first in long strides, where that has failed in short ones."""
+    attempts = work.attempts[chosen]
+    trust = jnp.where(attempts == 0, 0.3, 0.02).astype(z.real.dtype)
+    path = _follow(curve, z[chosen], work.pending[chosen], trust, max_steps)
 
+    def put(old, new):
+        return old.at[..., chosen].set(new)
 
-def _attempt(curve: Curve, z: Array, work: _Work, max_steps: int) -> _Work:
-    """Searches all lanes that are pending, first in long strides, then in short ones."""
-    lanes = work.pending
-    trust = jnp.where(work.attempts == 0, 0.3, 0.02).astype(z.real.dtype)
-    found = _search(curve, z, _from_axis(curve, z, lanes), trust, max_steps)
-    return work.updated(found, lanes, work.attempts + lanes)
+    return _Work(
+        put(work.omega, path.omega),
+        put(work.unknowns, path.unknowns),
+        put(work.slope, path.slope),
+        put(work.tangents, path.tangents),
+        work.code,
+        put(work.attempts, attempts + 1),
+        put(work.num_steps, work.num_steps[chosen] + path.num_steps),
+    )
 
 
-def _fill_in(curve: Curve, z: Array, work: _Work) -> _Work:
-    """Newton's method on the pending lanes from their certified neighbours, by cubic interpolation in `log z`."""
+def _between(z: Array, work: _Work, anchors: Bool[Array, " lanes"]) -> tuple[Array, Array]:
+    """Roots at all lanes by cubic interpolation in `log z` between the nearest anchors, `z` as seen from the origin."""
     num_lanes = z.shape[0]
     index = jnp.arange(num_lanes)
-    certified = work.code == _OK
-    left = jax.lax.cummax(jnp.where(certified, index, -1))
-    right = jax.lax.cummin(jnp.where(certified, index, num_lanes), reverse=True)
+    left = jax.lax.cummax(jnp.where(anchors, index, -1))
+    right = jax.lax.cummin(jnp.where(anchors, index, num_lanes), reverse=True)
     left, right = jnp.where(left < 0, right, left), jnp.where(right == num_lanes, left, right)
     left, right = jnp.clip(left, 0, num_lanes - 1), jnp.clip(right, 0, num_lanes - 1)
     rate = reciprocal(work.slope)
-    log_z = log_upper(z - _origin(curve))
+    log_z = log_upper(z)
     span = log_z[right] - log_z[left]
     t = jnp.where(span == 0, 0, (log_z - log_z[left]) * reciprocal(span + (span == 0)))
 
@@ -373,11 +352,54 @@ def _fill_in(curve: Curve, z: Array, work: _Work) -> _Work:
         first, last = span * rate[..., left] - rise, span * rate[..., right] - rise
         return exponential(start + t * (rise + (1 - t) * ((1 - t) * first - t * last)))
 
-    omega, unknowns = interpolated(work.omega, rate), interpolated(work.unknowns, work.tangents * rate)
+    return interpolated(work.omega, rate), interpolated(work.unknowns, work.tangents * rate)
+
+
+def _polish(curve: Curve, z: Array, work: _Work, anchors: Bool[Array, " lanes"], max_steps: int = 8) -> _Work:
+    """Newton's method on the pending lanes, until certified; without the imaginary part where that is rounding only."""
+    omega, unknowns = _between(z - _origin(curve), work, anchors)
+    omega, unknowns = jnp.where(anchors, work.omega, omega), jnp.where(anchors, work.unknowns, unknowns)
+
+    def advance(state):
+        k, active, real, work = state
+        newton, settled, code = _certify(curve, z, work.omega, work.unknowns, real)
+        step = _limited(newton.step, newton.tangents, 1.0)
+        omega, unknowns = _moved(work.omega, newton.unknowns, newton.tangents, step)
+        settled |= (k >= 4) & (code == _OK)
+        strip = active & settled & ~real & _as_good_as_real(z, newton.slope, omega)
+        omega, unknowns = _without_imaginary(real | strip, omega), _without_imaginary(real | strip, unknowns)
+
+        def pick(new, old):
+            return jnp.where(active, new, old)
+
+        new = _Work(
+            pick(omega, work.omega),
+            pick(unknowns, work.unknowns),
+            pick(newton.slope, work.slope),
+            pick(newton.tangents, work.tangents),
+            pick(code, work.code),
+            work.attempts,
+            work.num_steps + active,
+        )
+        return k + 1, active & (strip | ~settled), real | strip, new
+
+    def unfinished(state):
+        k, active, *_ = state
+        return (k < max_steps) & jnp.any(active)
+
     pending = work.pending
-    start = _Search.at(jnp.where(pending, _POLISH, _DONE), omega, unknowns)
-    found = _search(curve, z, start, None, 6)
-    return work.updated(found, pending & (found.code == _OK), work.attempts)
+    guess = eqx.tree_at(lambda w: (w.omega, w.unknowns), work, (omega, unknowns))
+    start = (0, pending, jnp.zeros(z.shape, bool), guess)
+    _, active, _, found = jax.lax.while_loop(unfinished, advance, start)
+    code = jnp.where(active & (found.code == _OK), _NO_ROOT, found.code)
+    solved = ~pending | (code == _OK)
+    keep = solved | (work.attempts > 0)
+    return jax.tree.map(lambda new, old: jnp.where(keep, new, old), eqx.tree_at(lambda w: w.code, found, code), work)
+
+
+def _residual(omega, curve, unknowns, z):
+    point = curve.point(omega, unknowns)
+    return logarithm(point.z * reciprocal(z)) + point.log_scale
 
 
 _CHUNK = 4096  # lanes worked on together: their state stays in cache
@@ -385,33 +407,24 @@ _ANCHORS = 64
 
 
 def _work_through(curve: Curve, z: Array, valid: Array, max_steps: int) -> _Work:
-    """Solves sorted lanes: searches for a few spread over those pending, fills in between, until none is pending."""
-    count = jnp.zeros(z.shape, int)
-    unknowns = jnp.ones((curve.num_layers, curve.num_unknowns, *z.shape), z.dtype)
+    """Solves sorted lanes: follows paths to a few spread over those pending, fills in between, until none is."""
+    count, num_lanes = jnp.zeros(z.shape, int), z.shape[0]
+    unknowns = jnp.ones((curve.num_layers, curve.num_unknowns, num_lanes), z.dtype)
     code, attempts = jnp.where(valid, _MAX_STEPS, _INVALID), jnp.where(valid, count, 2)
     work = _Work(z, unknowns, jnp.ones_like(z), unknowns, code, attempts, count)
-    num_lanes = z.shape[0]
-    size = max(_ANCHORS, num_lanes // 16)
-    if num_lanes <= 2 * _ANCHORS:
-
-        def all_lanes(work):
-            return _attempt(curve, z, work, max_steps)
-
-        return jax.lax.while_loop(lambda work: jnp.any(work.pending), all_lanes, work)
+    size = num_lanes if num_lanes <= 2 * _ANCHORS else max(_ANCHORS, num_lanes // 16)
 
     def round_of(work):
         rank = jnp.cumsum(work.pending)
-        chosen = jnp.searchsorted(rank, 1 + (jnp.arange(size) * (rank[-1] - 1)) // (size - 1))
-        some = jax.tree.map(lambda x: x[..., chosen], work)
-        some = _attempt(curve, z[chosen], some, max_steps)
-        work = jax.tree.map(lambda all, new: all.at[..., chosen].set(new), work, some)
-        fresh = jnp.sum(work.pending & (work.attempts == 0))
-        return jax.lax.cond(fresh > size // 2, lambda w: _fill_in(curve, z, w), lambda w: w, work)
+        chosen = jnp.searchsorted(rank, 1 + (jnp.arange(size) * (rank[-1] - 1)) // max(size - 1, 1))
+        before = work.attempts
+        work = _search(curve, z, work, chosen, max_steps)
+        return _polish(curve, z, work, (work.code == _OK) | (work.attempts > before))
 
     return jax.lax.while_loop(lambda work: jnp.any(work.pending), round_of, work)
 
 
-def solve(curve: Curve, z: Complex[Array, " lanes"], max_steps: int = 200) -> Roots:
+def solve(curve: Curve, z: Complex[Array, " lanes"], max_steps: int = 100) -> Roots:
     """Certified roots `omega` of `z(omega) = z`; real positive `z` is the limit from above.
 
     The roots carry the derivatives of the implicit function; the search itself is not differentiated.
