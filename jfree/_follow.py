@@ -346,11 +346,10 @@ def _between(z: Array, work: _Work, anchors: Bool[Array, " lanes"]) -> tuple[Arr
     t = jnp.where(span == 0, 0, (log_z - log_z[left]) * reciprocal(span + (span == 0)))
 
     def interpolated(value, rate):
-        value = log_upper(value)
-        start, end = value[..., left], value[..., right]
-        rise = end - start
+        start = value[..., left]
+        rise = logarithm(value[..., right] * reciprocal(start))
         first, last = span * rate[..., left] - rise, span * rate[..., right] - rise
-        return exponential(start + t * (rise + (1 - t) * ((1 - t) * first - t * last)))
+        return start * exponential(t * (rise + (1 - t) * ((1 - t) * first - t * last)))
 
     return interpolated(work.omega, rate), interpolated(work.unknowns, work.tangents * rate)
 
