@@ -9,6 +9,7 @@ next to `m` stands `n = m + rank`, so that `1 + b m` keeps its relative accuracy
 """
 
 import abc
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -102,8 +103,9 @@ class Step(eqx.Module):
     `unknowns` are the operation's own, corrected by one Newton step, with their logarithmic tangents. `signs` are
     those of its subordination points, and of the new `z`. `correction` is the size of the Newton step, and `mismatch`
     that of the equations it solves, both in logarithms: next to an atom, a pole of `M`, only the second tells how far
-    the solution is. `closeness` bounds one over the distance, in `1/m`, to the next singularities
-    of the operation, and `roughness` the relative quadrature error behind it.
+    the solution is. `closeness` bounds one over the distance, in `1/m`, to the next
+    singularities of the operation, but for zeros of `z`, singular for `log z` only, which have their own;
+    `roughness` is the relative quadrature error behind it.
     """
 
     point: Point
@@ -113,14 +115,18 @@ class Step(eqx.Module):
     correction: Float[Array, " lanes"]
     mismatch: Float[Array, " lanes"]
     closeness: Float[Array, " lanes"]
+    closeness_to_zeros: Float[Array, " lanes"]
     roughness: Float[Array, " lanes"]
 
     @staticmethod
-    def explicit(point: Point, closeness: Array, signs: Signs | None = None) -> "Step":
+    def explicit(
+        point: Point, signs: Signs | None = None, closeness: Array | float = 0, closeness_to_zeros: Array | float = 0
+    ) -> "Step":
         """Without unknowns; `signs` are those of the operation's own subordination points."""
-        none, zero = jnp.zeros((0, *point.z.shape), point.z.dtype), jnp.zeros_like(closeness)
+        none, zero = jnp.zeros((0, *point.z.shape), point.z.dtype), jnp.zeros_like(point.z.real)
         of_z = Signs.of(point.z, point.dz)
-        return Step(point, none, none, of_z if signs is None else signs & of_z, zero, zero, closeness, zero)
+        signs = of_z if signs is None else signs & of_z
+        return Step(point, none, none, signs, zero, zero, zero + closeness, zero + closeness_to_zeros, zero)
 
 
 class Cumulants(eqx.Module):
@@ -142,6 +148,8 @@ class Cumulants(eqx.Module):
 
 class AbstractOperation(eqx.Module):
     """A matrix operation, as it acts on a curve. Leaves carry a leading axis over layers; methods see one layer."""
+
+    moves_zeros: ClassVar[bool] = False  # of z, so that those before it are no longer singular
 
     @property
     def num_unknowns(self) -> int:
@@ -196,8 +204,9 @@ class Factor(AbstractOperation):
         one = point.one_plus(1)
         own = one * ratio * reciprocal(m)
         down = _relative(dm, one) - _relative(dm, m) + slope
-        closeness = magnitude(m) * magnitude(inverse) * (magnitude(den) + magnitude(num)) * (self.a != self.b)
-        return Step.explicit(point.multiplied(ratio, slope, jnp.log(self.mean)), closeness, Signs.of(own, down))
+        size = magnitude(m) * magnitude(inverse) * (self.a != self.b)
+        new = point.multiplied(ratio, slope, jnp.log(self.mean))
+        return Step.explicit(new, Signs.of(own, down), size * magnitude(num), size * magnitude(den))
 
     def potential(self, psi, log_z, before, step):
         log_ratio = log_lower(before.one_plus(self.b)) - log_lower(before.one_plus(self.a))
@@ -260,7 +269,8 @@ class LawFactor(AbstractOperation):
         closeness = jnp.square(magnitude(m)) * moments.total / (0.17 * jnp.square(derivative) * moments.distance)
         mismatch = magnitude(change)
         signs = Signs.of(w, dw) & Signs.of(new.z, new.dz)
-        return Step(new, w[None], dw[None], signs, correction, mismatch, closeness, moments.roughness)
+        zero = jnp.zeros_like(mismatch)
+        return Step(new, w[None], dw[None], signs, correction, mismatch, closeness, zero, moments.roughness)
 
     def potential(self, psi, log_z, before, step):
         (w,) = step.unknowns
@@ -299,7 +309,7 @@ class ChangeSide(AbstractOperation):
 
     def advance(self, point, unknowns):
         new = eqx.tree_at(lambda p: p.side, point, point.side * self.ratio)
-        return Step.explicit(new, jnp.zeros_like(point.m.real))
+        return Step.explicit(new)
 
     def potential(self, psi, log_z, before, step):
         return psi, log_z
@@ -316,6 +326,8 @@ class Shift(AbstractOperation):
 
     amount: Float[Array, " layers"]
 
+    moves_zeros = True
+
     def advance(self, point, unknowns):
         share = self.amount * jnp.exp(-point.log_scale) * reciprocal(point.z)
         one, growth = point.one_plus(1), 1 + share
@@ -326,7 +338,7 @@ class Shift(AbstractOperation):
         unit = jnp.ones_like(point.rank)
         m = point.side * point.m + share * one
         new = Point(point.z * growth, m, rest, dz, dm, unit, unit, point.log_scale)
-        return Step.explicit(new, jnp.zeros_like(m.real))
+        return Step.explicit(new)
 
     def potential(self, psi, log_z, before, step):
         return before.side * psi + (1 - before.side) * log_z, log_upper(step.point.z)
@@ -361,6 +373,11 @@ class Curve(eqx.Module):
     def num_unknowns(self) -> int:
         """Unknowns of every layer."""
         return sum(operation.num_unknowns for operation in self.operations)
+
+    @property
+    def has_shifts(self) -> bool:
+        """Whether the end of the curve at `z = 0` lies at some `omega < 0`, rather than at 0."""
+        return any(isinstance(operation, Shift) for operation in self.operations)
 
     def start(self, omega: Complex[Array, " lanes"]) -> Point:
         rank = self.rank

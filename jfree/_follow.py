@@ -107,6 +107,20 @@ def _newton_at(curve, z, point, unknowns, tangents, error, size) -> _Newton:
     return _Newton(step, slope, unknowns, tangents, error, jnp.where(jnp.isfinite(size), size, jnp.inf))
 
 
+class _Nearness(eqx.Module):
+    """One over the distances to singularities: the sum of their squares, and the largest."""
+
+    squares: Float[Array, " lanes"]
+    largest: Float[Array, " lanes"]
+
+    @staticmethod
+    def to(closeness: Float[Array, " lanes"]) -> "_Nearness":
+        return _Nearness(jnp.square(closeness), closeness)
+
+    def __and__(self, other: "_Nearness") -> "_Nearness":
+        return _Nearness(self.squares + other.squares, jnp.maximum(self.largest, other.largest))
+
+
 def _certify(
     curve: Curve, z: Array, omega: Array, unknowns: Array, real: Bool[Array, " lanes"]
 ) -> tuple[_Newton, Bool[Array, " lanes"], Int[Array, " lanes"]]:
@@ -117,19 +131,21 @@ def _certify(
     per_start = jnp.square(magnitude(start.m)) / jnp.maximum(magnitude(start.dm), info.tiny)
 
     def visit(carry, before, operation, step):
-        signs, total, nearest, rough, error, size = carry
+        signs, others, zeros, rough, error, size = carry
         # One over the distance to the operation's singularities, measured in the 1/m of the start.
-        stretch = magnitude(before.dm) / (before.side * jnp.square(magnitude(before.m)))
-        closeness = step.closeness * stretch * per_start
-        total, nearest = total + jnp.square(closeness), jnp.maximum(nearest, closeness)
+        stretch = magnitude(before.dm) / (before.side * jnp.square(magnitude(before.m))) * per_start
+        if operation.moves_zeros:
+            zeros = _Nearness.to(zero)
+        others &= _Nearness.to(step.closeness * stretch)
+        zeros &= _Nearness.to(step.closeness_to_zeros * stretch)
         rough, error = jnp.maximum(rough, step.roughness), jnp.maximum(error, step.correction)
-        return signs & step.signs, total, nearest, rough, error, jnp.maximum(size, step.mismatch)
+        return signs & step.signs, others, zeros, rough, error, jnp.maximum(size, step.mismatch)
 
     at_start = magnitude(start.m) / jnp.maximum(magnitude(start.one_plus(1)), info.tiny)
     zero = jnp.zeros_like(z.real)
-    carry = (Signs.of(omega, jnp.ones_like(omega)), jnp.square(at_start), at_start, zero, zero, zero)
+    carry = (Signs.of(omega, jnp.ones_like(omega)), _Nearness.to(zero), _Nearness.to(at_start), zero, zero, zero)
     point, carry, (found, tangents) = curve.fold(visit, carry, start, unknowns)
-    signs, total, nearest, rough, error, size = carry
+    signs, others, zeros, rough, error, size = carry
     newton = _newton_at(curve, z, point, found, tangents, error, size)
     step, slope, residual = newton.step, newton.slope, newton.step * newton.slope
 
@@ -140,8 +156,8 @@ def _certify(
     upper = signs.below <= jnp.maximum(rounding, 2 * magnitude(step))
     interior = upper & (point.m.imag < 0) & ~_as_good_as_real(z, slope, omega)
     steepness = magnitude(slope) * per_start
-    nearest = jnp.maximum(nearest, jnp.where(curve.floor() > 0, steepness, 0))
-    gamma = jnp.maximum(total / (2 * steepness), nearest)
+    near = others & zeros & _Nearness.to(jnp.where(curve.floor() > 0, steepness, 0))
+    gamma = jnp.maximum(near.squares / (2 * steepness), near.largest)
     # Where the curve is steep, next to z = 0 of a shift, only the step can be small.
     error = jnp.maximum(error, jnp.minimum(magnitude(residual), magnitude(step)))
     # Expanding layers magnify rounding, so that Newton's method may end well above it.

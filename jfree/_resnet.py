@@ -85,7 +85,8 @@ class ResidualBlock(AbstractOperation):
         def visit(carry, before, operation, step):
             signs, correction, mismatch, distance, rough = carry
             # Distances in 1/m of the operation's own place, in units of c.
-            near = step.closeness * magnitude(before.dm) / jnp.square(magnitude(before.m)) / magnitude(old.c)
+            near = jnp.maximum(step.closeness, step.closeness_to_zeros)
+            near = near * magnitude(before.dm) / jnp.square(magnitude(before.m)) / magnitude(old.c)
             largest = (jnp.maximum(a, b) for a, b in ((correction, step.correction), (mismatch, step.mismatch)))
             return signs & step.signs, *largest, jnp.maximum(distance, near), jnp.maximum(rough, step.roughness)
 
@@ -134,7 +135,7 @@ class ResidualBlock(AbstractOperation):
         found = jnp.concatenate([ratio[None], inner.reshape(-1, *ratio.shape)])
         dinner = tangents * dc
         tangents = jnp.concatenate([dratio[None], dinner.reshape(-1, *ratio.shape)])
-        return Step(far, found, tangents, signs, correction, mismatch, closeness, rough)
+        return Step(far, found, tangents, signs, correction, mismatch, closeness, zero, rough)
 
     def potential(self, psi, log_z, before, step):
         m, one = before.side * before.m, before.one_plus(1)
@@ -231,7 +232,7 @@ class UniversalFactor(AbstractOperation):
         down = dm * (reciprocal(one) - reciprocal(m)) + slope
         size = magnitude(m)
         closeness = jnp.maximum(size, 2 * jnp.sqrt(self.theta * size) * size)
-        return Step.explicit(point.multiplied(ratio, slope, self.theta), closeness, Signs.of(own, down))
+        return Step.explicit(point.multiplied(ratio, slope, self.theta), Signs.of(own, down), closeness)
 
     def potential(self, psi, log_z, before, step):
         m = before.side * before.m
@@ -290,8 +291,9 @@ class ResNet(AbstractNetwork):
         if isinstance(activation, str | AbstractActivation):
             self.activation = cast(as_activation(activation), dtype)
         else:
-            self.activation = cast(tuple(as_activation(a) for a in sequence_of("activation", activation)), dtype)
-            _check_length("activation", self.activation, self.depth)
+            blocks = tuple(as_activation(a) for a in sequence_of("activation", activation))
+            _check_length("activation", blocks, self.depth)
+            self.activation = cast(blocks, dtype)
         if isinstance(weights, str | AbstractWeights):
             self.weights = (as_weights(weights),) * self.depth
         else:

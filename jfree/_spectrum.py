@@ -283,13 +283,13 @@ _BESIDE = 0.45  # exponent of the distance, in roundings, at which the two sides
 
 def _beside_atoms(spectrum, x):
     """Moves what lies on an atom just above it, what lies just below it just below: the curve is singular there."""
-    width = jnp.finfo(x.dtype).eps ** _BESIDE
+    eps = jnp.finfo(x.dtype).eps
+    width = eps**_BESIDE
     atoms = jax.lax.stop_gradient(_atoms(spectrum))
-    for log_location, mass in zip(atoms.log_locations, atoms.masses, strict=True):
-        atom = jnp.exp(log_location)
-        near = (mass > 0) & (jnp.abs(x - atom) < width * atom)
-        x = jnp.where(near, atom * jnp.where(x >= atom * (1 - 8 * jnp.finfo(x.dtype).eps), 1 + width, 1 - width), x)
-    return x
+    places = jnp.where(atoms.masses > 0, jnp.exp(atoms.log_locations), jnp.inf)
+    atom = places[jnp.argmin(jnp.abs(x[:, None] - places), axis=1)]
+    beside = atom * jnp.where(x >= atom * (1 - 8 * eps), 1 + width, 1 - width)
+    return jnp.where(jnp.abs(x - atom) < width * atom, beside, x)
 
 
 def _phi(spectrum, x):
@@ -316,11 +316,16 @@ def _log_potential(spectrum, x):
 
 @eqx.filter_jit
 def _mean_log(spectrum):
-    """`Phi(z) - mu({0}) log z` as `z -> 0-`, which is `omega -> 0-`: logarithms of `omega` cancel."""
+    """`Phi(z) - mu({0}) log z` as `z -> 0-`: logarithms of `z` cancel."""
     curve, zero = spectrum.curve, spectrum.mass_at_zero()
-    tiny = jnp.finfo(curve.rank.dtype).eps
-    omega = jnp.full(1, -(tiny**1.25), complex_dtype(curve.rank.dtype))
-    unknowns = jax.lax.stop_gradient(curve).settle(omega)
+    eps = float(jnp.finfo(curve.rank.dtype).eps)
+    if curve.has_shifts:
+        z = -eps * jnp.exp(curve.cumulants().log_floor)
+        roots = solve(curve, jax.lax.complex(z, jnp.zeros_like(z))[None])
+        omega, unknowns = roots.omega, roots.unknowns
+    else:  # omega -> 0- with z, and more slowly
+        omega = jnp.full(1, -(eps**1.25), complex_dtype(curve.rank.dtype))
+        unknowns = jax.lax.stop_gradient(curve).settle(omega)
     _, phi, log_z = curve.potential(omega, unknowns)
     return ((phi.real - zero * log_z.real) / (1 - zero))[0]
 
@@ -369,9 +374,11 @@ def _quantile(spectrum, p):
     quantile = _quantile_between((spectrum, places, heights[: table.size]), p)
 
     slack = 64 * float(jnp.finfo(p.dtype).eps)
-    for log_location, mass, top in zip(atoms.log_locations, atoms.masses, heights[table.size :], strict=True):
-        inside = (mass > 0) & (p <= top + slack) & (p > top - mass + slack)
-        quantile = jnp.where(inside, jnp.exp(log_location), quantile)
+    top = heights[table.size :]
+    level = p[..., None]
+    inside = (atoms.masses > 0) & (level <= top + slack) & (level > top - atoms.masses + slack)
+    on_atom = jnp.exp(atoms.log_locations)[jnp.argmax(inside, axis=-1)]
+    quantile = jnp.where(jnp.any(inside, axis=-1), on_atom, quantile)
     quantile = jnp.where(p >= 1, upper, quantile)
     return jnp.where(p <= now.zero, jnp.where(now.zero > 0, 0, lower), quantile)
 

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ._networks import MLP
+from ._networks import AbstractNetwork, MLP
+from ._resnet import ResNet
 from ._spectrum import Spectrum
 from ._weights import AbstractWeights, Gaussian, Orthogonal
 
 
 def jacobian_eigenvalues(
-    net: MLP,
+    net: AbstractNetwork,
     key: PRNGKeyArray,
     width: int | None = None,
     num_samples: int = 1,
@@ -25,7 +26,8 @@ def jacobian_eigenvalues(
 
     - `net`: what to sample. The input is Gaussian, scaled such that `|x_0|^2 / N_0 = q0`.
     - `key`: of `jax.random`.
-    - `width`: the largest width; the others keep their ratios to it, rounded. By default `net.widths` are the widths.
+    - `width`: the largest width; the others keep their ratios to it, rounded. By default `net.widths` are the widths;
+        a `ResNet` has none, and needs it.
     - `num_samples`: how many networks, all drawn independently.
     - `side`: `"input"` for the `N_0` eigenvalues of `J^T J`, `"output"` for the `N_L` of `J J^T`, zeros included.
 
@@ -36,12 +38,28 @@ def jacobian_eigenvalues(
     """
     if side not in ("input", "output"):
         raise ValueError(f"`side` must be 'input' or 'output', got {side!r}.")
-    if not _positive_integer(num_samples):
-        raise ValueError(f"`num_samples` must be a positive integer, got {num_samples!r}.")
-    widths = _integer_widths(net, width)
+    widths = _checked(net, width, num_samples)
     size = widths[0 if side == "input" else -1]
     jacobians = (_sample_jacobian(net, widths, k) for k in jax.random.split(key, num_samples))
     return jnp.stack([_squared_singular_values(jacobian, size) for jacobian in jacobians])
+
+
+def fisher_eigenvalues(
+    net: MLP, key: PRNGKeyArray, width: int | None = None, num_samples: int = 1
+) -> Float[Array, "samples N"]:
+    """Eigenvalues of `(1/N_L) J_theta J_theta^T` of sampled MLPs of finite width, at a random input (host).
+
+    Arguments as for `jacobian_eigenvalues`; `theta` are the weights, without the biases.
+
+    **Returns:** `N_L` eigenvalues per network, ascending, zeros included.
+
+    **Raises:** `ValueError` as `jacobian_eigenvalues`, and if `net` is not an `MLP`.
+    """
+    if not isinstance(net, MLP):
+        raise ValueError(f"`net` must be an MLP, got {type(net).__name__}: no other Fisher spectrum is available.")
+    widths = _checked(net, width, num_samples)
+    fishers = (_sample_fisher(net, widths, k) for k in jax.random.split(key, num_samples))
+    return jnp.stack([jnp.maximum(jnp.linalg.eigvalsh(fisher), 0) for fisher in fishers])
 
 
 def ks_distance(eigenvalues: Float[Array | np.ndarray, "..."], spectrum: Spectrum) -> Float[Array, ""]:
@@ -81,6 +99,16 @@ def _positive_integer(n: object) -> bool:
     return isinstance(n, int | np.integer) and not isinstance(n, bool) and int(n) > 0
 
 
+def _checked(net: AbstractNetwork, width: int | None, num_samples: int) -> list[int]:
+    if not _positive_integer(num_samples):
+        raise ValueError(f"`num_samples` must be a positive integer, got {num_samples!r}.")
+    if isinstance(net, MLP):
+        return _integer_widths(net, width)
+    if width is None or not _positive_integer(width):
+        raise ValueError(f"`width` of a {type(net).__name__} must be a positive integer, got {width!r}.")
+    return [int(width)] * 2
+
+
 def _integer_widths(net: MLP, width: int | None) -> list[int]:
     widths = np.asarray(net.widths, np.float64)
     if width is not None:
@@ -109,21 +137,65 @@ def _sample_weight(law: AbstractWeights, shape: tuple[int, int], sigma_w: Array,
     raise ValueError(f"`weights` of type {type(law).__name__} cannot be sampled.")
 
 
-def _sample_jacobian(net: MLP, widths: list[int], key: PRNGKeyArray) -> Array:
-    """One forward pass, the Jacobian carried along."""
-    dtype = jnp.result_type(net.sigma_w, net.sigma_b, net.q0, net.widths)
-    sigma_w, sigma_b = (jnp.broadcast_to(s, net.depth).astype(dtype) for s in (net.sigma_w, net.sigma_b))
+def _forward(net: MLP, widths: list[int], key: PRNGKeyArray):
+    """Per layer: the mean square of its input, its weights, and the slopes of its activation."""
+    sigma_w, sigma_b = (jnp.broadcast_to(s, net.depth) for s in (net.sigma_w, net.sigma_b))
     input_key, key = jax.random.split(key)
-    x = jax.random.normal(input_key, widths[:1], dtype)
+    x = jax.random.normal(input_key, widths[:1], sigma_w.dtype)
     x = x * jnp.sqrt(net.q0 * widths[0] / jnp.sum(jnp.square(x)))
-    jacobian = jnp.eye(widths[0], dtype=dtype)
     layers = zip(net.activations, net.weights, sigma_w, sigma_b, jax.random.split(key, net.depth), strict=True)
     for (activation, law, scale, bias_scale, layer_key), num_out in zip(layers, widths[1:], strict=True):
         weight_key, bias_key = jax.random.split(layer_key)
         weight = _sample_weight(law, (num_out, x.size), scale, weight_key)
-        h = weight @ x + bias_scale * jax.random.normal(bias_key, (num_out,), dtype)
-        jacobian = activation.derivative(h)[:, None] * (weight @ jacobian)
+        h = weight @ x + bias_scale * jax.random.normal(bias_key, (num_out,), sigma_w.dtype)
+        yield jnp.mean(jnp.square(x)), weight, activation.derivative(h)
         x = activation(h)
+
+
+def _sample_jacobian(net: AbstractNetwork, widths: list[int], key: PRNGKeyArray) -> Array:
+    match net:
+        case MLP():
+            return _sample_plain(net, widths, key)
+        case ResNet():
+            return _sample_residual(net, widths[0], key)
+    raise ValueError(f"`net` must be an MLP or a ResNet, got {type(net).__name__}.")
+
+
+def _sample_plain(net: MLP, widths: list[int], key: PRNGKeyArray) -> Array:
+    jacobian = jnp.eye(widths[0], dtype=net.sigma_w.dtype)
+    for _, weight, slopes in _forward(net, widths, key):
+        jacobian = slopes[:, None] * (weight @ jacobian)
+    return jacobian
+
+
+def _sample_fisher(net: MLP, widths: list[int], key: PRNGKeyArray) -> Array:
+    """`H_l = D_l (W_l H_{l-1} W_l^T + |x_{l-1}|^2 / N_L) D_l`."""
+    fisher = jnp.zeros((widths[0], widths[0]), net.sigma_w.dtype)
+    for (square, weight, slopes), num_in in zip(_forward(net, widths, key), widths[:-1], strict=True):
+        fisher = weight @ fisher @ weight.T + num_in / widths[-1] * square * jnp.eye(slopes.size, dtype=fisher.dtype)
+        fisher = slopes[:, None] * fisher * slopes
+    return fisher
+
+
+def _sample_residual(net: ResNet, size: int, key: PRNGKeyArray) -> Array:
+    """One forward pass, the Jacobian carried along; the entries of the input have the mean of the network's."""
+    shape = (net.depth, net.layers_per_block)
+    sigma_w, sigma_b = ((s[:, None] if s.ndim == 1 else s) for s in (net.sigma_w, net.sigma_b))
+    sigma_w, sigma_b = jnp.broadcast_to(sigma_w, shape), jnp.broadcast_to(sigma_b, shape)
+    input_key, *keys = jax.random.split(key, 1 + net.depth * net.layers_per_block)
+    x = jax.random.normal(input_key, (size,), sigma_w.dtype)
+    x = (x - jnp.mean(x)) / jnp.std(x) * jnp.sqrt(net.q0 - jnp.square(net.mean0)) + net.mean0
+    jacobian = jnp.eye(size, dtype=sigma_w.dtype)
+    for block in range(net.depth):
+        y, branch = x, jacobian
+        for layer in range(net.layers_per_block):
+            index = block * net.layers_per_block + layer
+            weight_key, bias_key = jax.random.split(keys[index])
+            weight = _sample_weight(net.weights[block], (size, size), sigma_w[block, layer], weight_key)
+            h = weight @ y + sigma_b[block, layer] * jax.random.normal(bias_key, (size,), sigma_w.dtype)
+            activation = net.activations[index]
+            y, branch = activation(h), activation.derivative(h)[:, None] * (weight @ branch)
+        x, jacobian = x + y, jacobian + branch
     return jacobian
 
 
