@@ -103,9 +103,8 @@ class Step(eqx.Module):
     `unknowns` are the operation's own, corrected by one Newton step, with their logarithmic tangents. `signs` are
     those of its subordination points, and of the new `z`. `correction` is the size of the Newton step, and `mismatch`
     that of the equations it solves, both in logarithms: next to an atom, a pole of `M`, only the second tells how far
-    the solution is. `closeness` bounds one over the distance, in `1/m`, to the next
-    singularities of the operation, but for zeros of `z`, singular for `log z` only, which have their own;
-    `roughness` is the relative quadrature error behind it.
+    the solution is. `closeness` bounds one over the distance, in `1/m`, to the operation's next singularities, but for
+    zeros of `z`, singular for `log z` only, which have their own; `roughness` is the quadrature's relative error.
     """
 
     point: Point
@@ -150,6 +149,7 @@ class AbstractOperation(eqx.Module):
     """A matrix operation, as it acts on a curve. Leaves carry a leading axis over layers; methods see one layer."""
 
     moves_zeros: ClassVar[bool] = False  # of z, so that those before it are no longer singular
+    starts_far: ClassVar[bool] = False  # on the negative axis guesses are good far from 0 only
 
     @property
     def num_unknowns(self) -> int:
@@ -327,6 +327,7 @@ class Shift(AbstractOperation):
     amount: Float[Array, " layers"]
 
     moves_zeros = True
+    starts_far = True
 
     def advance(self, point, unknowns):
         share = self.amount * jnp.exp(-point.log_scale) * reciprocal(point.z)
@@ -450,12 +451,13 @@ class Curve(eqx.Module):
         return jax.lax.while_loop(unfinished, correct, state)[1]
 
     def far(self) -> Float[Array, ""]:
-        """The negative axis is on the curve, for `omega < 0`, from minus infinity to at least minus this.
-
-        That is 0 without shifts, and with them, near the mean of the measure. In units of the last points.
+        """Paths start on the negative axis, at least this far from 0; with some operations that is where the measure
+        is hardly more than its mean. In units of the last points.
         """
+        if not any(operation.starts_far for operation in self.operations):
+            return jnp.zeros_like(self.rank)
         c = self.cumulants()
-        return jnp.where(jnp.isfinite(c.log_floor), 2 * (2 + c.spread) * jnp.exp(c.log_mean - c.log_scale), 0)
+        return 2 * (2 + c.spread) * jnp.exp(c.log_mean - c.log_scale)
 
     def floor(self) -> Float[Array, ""]:
         """What the last shift adds to the mean, in units of the last points: `|z|` has no smaller scale."""

@@ -62,6 +62,8 @@ class ResidualBlock(AbstractOperation):
     count: Float[Array, " blocks"]
     layers_per_block: int = eqx.field(static=True)
 
+    starts_far = True
+
     @property
     def num_unknowns(self):
         return 1 + self.layers_per_block * self.branch.num_unknowns
