@@ -133,14 +133,15 @@ class MLP(AbstractNetwork):
         return curve_of(operations, last, per_output, max(2, slope_atoms(self.activations)))
 
     def fisher_curve(self):
-        """`H_l = D_l (W_l H_{l-1} W_l^T + a_l I) D_l`: the Jacobian's layers, with shifts
-        `a_l = (N_{l-1} / N_L) E x_{l-1}^2` (Hayase and Karakida, Section 4; Collins and Hayase, Corollary 5.2).
+        """`H_l = W_l D_{l-1} H_{l-1} D_{l-1} W_l^T + a_l I`, `a_l = (N_{l-1} / N_L) E x_{l-1}^2`, and `D_L` if it is
+        not 1: the Jacobian's layers, with shifts (Hayase and Karakida, Section 3; Collins and Hayase, Corollary 5.2).
         """
         ratio, sigma_w, _ = self._layers()
         field = self.propagate()
         amount = self.widths[:-1] / self.widths[-1] * jnp.append(self.q0, field.phi2[:-1])
-        weights = weight_factor(self.weights, ratio, sigma_w)
-        slopes = slope_factors(self.activations, field.q)
+        # A layer begins with the slopes of the one before.
+        activations, q = (Linear(), *self.activations[:-1]), jnp.append(field.q[:1], field.q[:-1])
+        laws, layer = self.weights, jnp.arange(self.depth)
 
         # What the first layers add to the mean may be less than a rounding of it: the last of these starts it all,
         # from half of what it adds to the other half.
@@ -149,13 +150,20 @@ class MLP(AbstractNetwork):
         log_share = jax.lax.cumlogsumexp(jnp.log(amount) + log_chi - 2 * jnp.log(sigma_w) + later)
         first = jnp.sum(log_share < log_share[-1] + 2 * jnp.log(jnp.finfo(ratio.dtype).eps))
         first = jnp.minimum(first, self.depth - 1)
-        layer = jnp.arange(self.depth)
+
+        if not isinstance(self.activations[-1], Linear | HardSine):
+            activations, q = (*activations, self.activations[-1]), jnp.append(q, field.q[-1])
+            laws, layer = (*laws, laws[-1]), jnp.arange(self.depth + 1)
+            ratio, sigma_w, amount = (jnp.append(x, y) for x, y in ((ratio, 1), (sigma_w, 1), (amount, 0)))
+        weighted = (layer > first) & (layer < self.depth)
+        weights = weight_factor(laws, ratio, sigma_w)
         starts = point_masses(jnp.where(layer == first, amount / 2, 1), weights.law_atoms.size)
+        slopes = slope_factors(activations, q)
         operations = (
-            _where(layer > first, weights, starts),
-            ChangeSide(jnp.where(layer > first, ratio, 1)),
-            Shift(jnp.where(layer > first, amount, jnp.where(layer == first, amount / 2, 0))),
-            *(_where(layer >= first, slope, _neutral(slope)) for slope in slopes),
+            *(_where(layer > first, slope, _neutral(slope)) for slope in slopes),
+            _where(weighted, weights, starts),
+            ChangeSide(jnp.where(weighted, ratio, 1)),
+            Shift(jnp.where(weighted, amount, jnp.where(layer == first, amount / 2, 0))),
         )
         num_atoms = max(slope_atoms(self.activations), min(self.depth + 1, _MAX_ATOMS))
         return Curve(operations, (), jnp.ones_like(ratio[0]), num_atoms)

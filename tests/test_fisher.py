@@ -106,7 +106,7 @@ def test_samples(activation, weights, final):
     # A sample has its atoms elsewhere: look where there are none near.
     places, masses = (np.asarray(a) for a in spectrum.atoms())
     values = np.sort(np.asarray(eigenvalues).ravel())
-    x = np.quantile(values, np.linspace(0.01, 0.99, 99))
+    x = np.quantile(values, np.linspace(0.25, 0.99, 75))  # below, a peak at the last shift is elsewhere, too
     for place in places[(masses > 1e-3) & (places > 0)]:
         x = x[np.abs(np.log(x / place)) > 0.4]
     assert x.size
