@@ -22,12 +22,22 @@ def network(kind, theta):
     return jfree.MLP(widths, activation, weights, sigma_w, 0.1 + theta, q0=1 + theta, final_activation="linear")
 
 
+def spectrum_of(kind, theta):
+    if kind == "fisher":
+        return jfree.fisher_spectrum(network("explicit", theta))
+    if kind == "residual":
+        sigma_w = jnp.stack([0.5 + theta, 0.7 - theta])
+        return jfree.jacobian_spectrum(jfree.ResNet(2, "tanh", "orthogonal", sigma_w, 0.1 + theta, q0=1 + theta))
+    return jfree.jacobian_spectrum(network(kind, theta))
+
+
 X = jnp.asarray([0.3, 1.1])
+INSIDE = {"fisher": jnp.asarray([0.9, 1.3]), "residual": jnp.asarray([0.8, 2.0])}
 QUANTITIES = {
-    "density": lambda s: s.density(X),
+    "density": lambda s, x=X: s.density(x),
     "smoothed": lambda s: s.density(X, smoothing=0.1),
     "cdf": lambda s: s.cdf(X),
-    "log_potential": lambda s: s.log_potential(X),
+    "log_potential": lambda s, x=X: s.log_potential(x),
     "quantile": lambda s: s.quantile(jnp.asarray([0.7, 0.9])),
     "upper": lambda s: s.edges()[1],
     "moment": lambda s: s.moment(3),
@@ -38,12 +48,16 @@ QUANTITIES = {
 CASES = [("explicit", name) for name in QUANTITIES] + [
     (kind, name) for kind in ("leaky", "smooth") for name in ("density", "log_potential", "mean_log")
 ]
+CASES += [(kind, name) for kind in INSIDE for name in ("density", "log_potential", "upper", "mean_log")]
 
 
 @pytest.mark.parametrize(("kind", "name"), CASES)
 def test_first_and_second_order(kind, name):
     def value(theta):
-        return QUANTITIES[name](jfree.jacobian_spectrum(network(kind, theta)))
+        spectrum = spectrum_of(kind, theta)
+        if kind in INSIDE and name in ("density", "log_potential"):
+            return QUANTITIES[name](spectrum, INSIDE[kind])
+        return QUANTITIES[name](spectrum)
 
     def first(theta):
         return jax.jvp(value, (theta,), (jnp.ones(()),))

@@ -1,5 +1,7 @@
 """Residual networks: closed forms, the universal limit, samples."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,8 @@ import pytest
 
 import jfree
 from jfree.empirical import jacobian_eigenvalues, ks_distance
+
+FULL = bool(os.environ.get("JFREE_FULL"))
 
 
 @pytest.mark.parametrize("theta", [0.05, 0.7, 3.0])
@@ -25,18 +29,18 @@ def test_universal_limit(theta):
 def test_deep_networks_approach_it():
     """`sigma_w^2 = c / L`; the distance halves when the depth doubles."""
     errors = []
-    for depth in (250, 500, 1000):
+    for depth in (500, 1000):
         net = jfree.ResNet(depth, "tanh", "gaussian", (0.8 / depth) ** 0.5)
         spectrum = jfree.jacobian_spectrum(net)
         universal = jfree.universal_resnet_spectrum(jnp.sum(jfree.propagate(net).chi))
         errors.append(float(jnp.log(spectrum.edges()[1] / universal.edges()[1])))
     assert abs(errors[-1]) < 2e-3
-    np.testing.assert_allclose(np.array(errors[:-1]) / errors[1:], 2, rtol=0.03)
+    np.testing.assert_allclose(errors[0] / errors[1], 2, rtol=0.03)
 
 
-@pytest.mark.parametrize("weights", ["gaussian", "orthogonal"])
-@pytest.mark.parametrize("layers", [1, 2])
-@pytest.mark.parametrize("activation", ["relu", "tanh"])
+@pytest.mark.parametrize(
+    ("activation", "layers", "weights"), [("relu", 1, "orthogonal"), ("relu", 2, "gaussian"), ("tanh", 2, "orthogonal")]
+)
 def test_moments(activation, layers, weights):
     """Ling, He and Qiu, Corollary 1 and Theorem 2: `m_1 = 1 + y_1`, `m_2 = 1 + 4 y_1 + y_2` per block."""
     depth = 3
@@ -101,10 +105,15 @@ def test_dead_units_leave_an_atom_at_one():
     [
         (1, "leaky_relu", "gaussian", 1, 1.2, 8),
         (5, "relu", "orthogonal", 2, 0.6, 24),
-        (5, "sigmoid", "gaussian", 1, 1.0, 16),
-        (10, "silu", "orthogonal", 1, 0.4, 24),
+        (10, "sigmoid", "gaussian", 1, 1.0, 16),
+        (100, "hard_tanh", "gaussian", 1, 0.1, 12),
+    ]
+    + [
+        (5, "silu", "orthogonal", 1, 0.6, 24),
+        (10, "tanh", "orthogonal", 2, 0.8, 24),
         (100, "tanh", "gaussian", 1, 0.1, 12),
-    ],
+    ]
+    * FULL,
 )
 def test_samples(depth, activation, weights, layers, sigma_w, samples):
     net = jfree.ResNet(depth, activation, weights, sigma_w, 0.1, layers, q0=1.0, mean0=0.2)
