@@ -131,7 +131,7 @@ class LeakyReLU(AbstractManySlopes):
         half = jnp.asarray(0.5, q.dtype)
         zero = jnp.where(square == 0, half, 0)
         atoms = Atoms(
-            zero, jnp.stack([jnp.zeros_like(q), jnp.log(square + (square == 0))]), jnp.stack([half, half - zero])
+            1 - zero, jnp.stack([jnp.zeros_like(q), jnp.log(square + (square == 0))]), jnp.stack([half, half - zero])
         )
         weights = jnp.stack([half, half])
         return Law.from_points(jnp.stack([jnp.ones_like(q), square]), weights, weights, atoms)
@@ -456,7 +456,7 @@ class FromFunction(AbstractManySlopes):
         low, high = jnp.min(points, 1), jnp.max(points, 1)
         flat = high - low <= 16 * jnp.finfo(q.dtype).eps * high
         atoms = Atoms(
-            jnp.sum(jnp.where(flat & (high == 0), mass, 0)),
+            1 - jnp.sum(jnp.where(flat & (high == 0), mass, 0)),
             jnp.log(jnp.where(flat & (high > 0), high, 1)),
             jnp.where(flat & (high > 0), mass, 0),
         )
@@ -469,7 +469,7 @@ def _merged(atoms: Atoms) -> Atoms:
     same = jnp.abs(atoms.log_locations[:, None] - atoms.log_locations) < 1e-6
     first = jnp.argmax(same & (atoms.masses > 0), axis=1) == jnp.arange(atoms.size)
     masses = jnp.sum(jnp.where(same, atoms.masses, 0), 1)
-    return Atoms(atoms.zero, atoms.log_locations, jnp.where(first & (atoms.masses > 0), masses, 0))
+    return Atoms(atoms.rank, atoms.log_locations, jnp.where(first & (atoms.masses > 0), masses, 0))
 
 
 def _finite(name: str, value: ArrayLike) -> Array:

@@ -32,7 +32,7 @@ def edges(curve: Curve, atoms: Atoms) -> tuple[Float[Array, ""], Float[Array, ""
     dtype = log_mean.dtype
     reach = 0.45 * log_max(dtype)
     negligible = min(1e5 * float(jnp.finfo(dtype).eps), 1e-3)
-    total = 1 - atoms_now.zero
+    total = atoms_now.rank
     # The mean of what is not at 0 lies between the edges. Lower end first.
     inside = jnp.stack([log_mean, log_mean]) - jnp.log(total)
     beyond = log_mean + jnp.asarray([-reach, reach], dtype)

@@ -381,7 +381,7 @@ def _polish(curve: Curve, z: Array, work: _Work, anchors: Bool[Array, " lanes"],
         step = _limited(newton.step, newton.tangents, 1.0)
         omega, unknowns = _moved(work.omega, newton.unknowns, newton.tangents, step)
         settled |= (k >= 4) & (code == _OK)
-        strip = active & settled & ~real & _as_good_as_real(z, newton.slope, omega)
+        strip = active & (settled | (k >= 3)) & ~real & _as_good_as_real(z, newton.slope, omega)
         omega, unknowns = _without_imaginary(real | strip, omega), _without_imaginary(real | strip, unknowns)
 
         def pick(new, old):

@@ -9,20 +9,26 @@ from ._misc import log_upper, magnitude, reciprocal
 
 
 class Atoms(eqx.Module):
-    """Mass at zero, and logarithms of the other atoms with their masses; a free slot has mass 0."""
+    """What is not at zero, and logarithms of the other atoms with their masses; a free slot has mass 0."""
 
-    zero: Float[Array, "..."]
+    rank: Float[Array, "..."]
     log_locations: Float[Array, "... atoms"]
     masses: Float[Array, "... atoms"]
 
     @staticmethod
-    def none(dtype, zero=0.0) -> "Atoms":
-        return Atoms(jnp.asarray(zero, dtype), jnp.zeros(1, dtype), jnp.zeros(1, dtype))
+    def none(dtype) -> "Atoms":
+        return Atoms(jnp.ones((), dtype), jnp.zeros(1, dtype), jnp.zeros(1, dtype))
 
     @staticmethod
     def identity(size: int, dtype) -> "Atoms":
         masses = jnp.zeros(size, dtype).at[0].set(1)
-        return Atoms(jnp.zeros((), dtype), jnp.zeros(size, dtype), masses)
+        return Atoms(jnp.ones((), dtype), jnp.zeros(size, dtype), masses)
+
+    @property
+    def zero(self) -> Float[Array, "..."]:
+        """The mass at zero."""
+        zero = 1 - self.rank
+        return jnp.where(zero > 64 * jnp.finfo(zero.dtype).eps, zero, 0)
 
     @property
     def size(self) -> int:
@@ -30,7 +36,7 @@ class Atoms(eqx.Module):
 
     def resized(self, size: int) -> "Atoms":
         pad = [(0, 0)] * (self.masses.ndim - 1) + [(0, size - self.size)]
-        return Atoms(self.zero, jnp.pad(self.log_locations, pad), jnp.pad(self.masses, pad))
+        return Atoms(self.rank, jnp.pad(self.log_locations, pad), jnp.pad(self.masses, pad))
 
     def times(self, other: "Atoms") -> "Atoms":
         """Free multiplicative convolution: an atom at ab where the two masses exceed 1 (Belinschi 2003).
@@ -41,7 +47,7 @@ class Atoms(eqx.Module):
         mass = jnp.where(mass > 64 * jnp.finfo(mass.dtype).eps, mass, 0)
         where = (self.log_locations[:, None] + other.log_locations[None, :]).ravel()
         kept, index = lax.top_k(mass, self.size)
-        return Atoms(jnp.maximum(self.zero, other.zero), jnp.where(kept > 0, where[index], 0), kept)
+        return Atoms(jnp.minimum(self.rank, other.rank), jnp.where(kept > 0, where[index], 0), kept)
 
     def plus(self, amount: Float[Array, ""]) -> "Atoms":
         """Of `A + amount I`; what was at zero takes a free slot."""
@@ -49,12 +55,10 @@ class Atoms(eqx.Module):
         free = jnp.arange(self.size) == jnp.argmin(self.masses)
         moved = free & (amount > 0)
         locations = jnp.where(moved, log_amount, jnp.logaddexp(self.log_locations, log_amount))
-        return Atoms(jnp.where(amount > 0, 0, self.zero), locations, jnp.where(moved, self.zero, self.masses))
+        return Atoms(jnp.where(amount > 0, 1, self.rank), locations, jnp.where(moved, self.zero, self.masses))
 
     def other_side(self, ratio: Float[Array, ""]) -> "Atoms":
-        zero = 1 - ratio * (1 - self.zero)
-        zero = jnp.where(zero > 64 * jnp.finfo(zero.dtype).eps, zero, 0)
-        return Atoms(zero, self.log_locations, ratio * self.masses)
+        return Atoms(ratio * self.rank, self.log_locations, ratio * self.masses)
 
 
 class Transform(eqx.Module):
@@ -95,7 +99,7 @@ class Law(eqx.Module):
     @staticmethod
     def point_mass(dtype) -> "Law":
         one, zero = jnp.ones(1, dtype), jnp.zeros((), dtype)
-        return Law(one, one, one, zero, zero, Atoms(zero, jnp.zeros(1, dtype), one))
+        return Law(one, one, one, zero, zero, Atoms(one[0], jnp.zeros(1, dtype), one))
 
     def resized(self, num_points: int, num_atoms: int, dtype) -> "Law":
         """Padded with points of weight zero, so that laws of several layers stack."""

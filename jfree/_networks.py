@@ -172,7 +172,7 @@ class MLP(AbstractNetwork):
 def point_masses(location: Float[Array, " layers"], num_atoms: int) -> Factor:
     """Free factors that are multiples of the identity."""
     zero = jnp.zeros_like(location)
-    one_atom = Atoms(zero, jnp.log(location)[:, None], jnp.ones_like(location)[:, None])
+    one_atom = Atoms(zero + 1, jnp.log(location)[:, None], jnp.ones_like(location)[:, None])
     return Factor(location, zero, zero, one_atom.resized(num_atoms))
 
 
@@ -194,8 +194,7 @@ def curve_of(operations, last, input_per_output: Array, num_atoms: int) -> Curve
     """A curve whose parameter starts at the rank that its last operation leaves, so that `omega = 0` at `z = 0`."""
     last = tuple(jax.tree.map(lambda x: x[0], operation) for operation in last)
     curve = Curve(operations, last, jnp.ones_like(input_per_output), num_atoms)
-    mass = curve.atoms().zero
-    return eqx.tree_at(lambda c: c.rank, curve, (1 - mass) / input_per_output)
+    return eqx.tree_at(lambda c: c.rank, curve, curve.atoms().rank / input_per_output)
 
 
 def slope_atoms(activations: tuple[AbstractActivation, ...]) -> int:
@@ -228,7 +227,7 @@ def slope_factors(
         if isinstance(activation, AbstractTwoSlopes):
             alpha, gamma = activation.slopes(q)
             alpha, gamma = jnp.asarray(alpha, dtype), jnp.asarray(gamma, dtype)
-            atoms = Atoms(1 - alpha, jnp.log(gamma)[None], alpha[None]).resized(size)
+            atoms = Atoms(alpha, jnp.log(gamma)[None], alpha[None]).resized(size)
             return Factor(alpha * gamma, jnp.ones_like(q), 1 / alpha, atoms)
         one = jnp.ones_like(q)
         return Factor(one, 0 * one, 0 * one, Atoms.identity(size, dtype))

@@ -166,10 +166,10 @@ class ResidualBlock(AbstractOperation):
         return c.times(self.count * jnp.log1p(mean), self.count * spread)
 
     def atoms(self, atoms):
-        missing = jnp.minimum(1, 2 * (1 - self.branch.atoms().zero))
+        missing = jnp.minimum(1, 2 * self.branch.atoms().rank)
         mass = jnp.maximum(0, 1 - self.count * missing)
         none = jnp.zeros_like(atoms.log_locations)
-        return atoms.times(Atoms(0 * mass, none, none.at[0].set(mass)))
+        return atoms.times(Atoms(0 * mass + 1, none, none.at[0].set(mass)))
 
 
 def _block_ratio(split: _Split, end: Point) -> Array:
@@ -246,7 +246,7 @@ class UniversalFactor(AbstractOperation):
         return c.times(self.theta, 2 * self.theta)
 
     def atoms(self, atoms):
-        return Atoms(atoms.zero, atoms.log_locations, jnp.zeros_like(atoms.masses))
+        return Atoms(atoms.rank, atoms.log_locations, jnp.zeros_like(atoms.masses))
 
 
 def universal_curve(theta: Float[Array, ""]) -> Curve:

@@ -324,7 +324,7 @@ def _mean_log(spectrum):
         roots = solve(curve, jax.lax.complex(z, jnp.zeros_like(z))[None])
         omega, unknowns = roots.omega, roots.unknowns
     else:  # omega -> 0- with z, and more slowly
-        omega = jnp.full(1, -(eps**1.25), complex_dtype(curve.rank.dtype))
+        omega = jnp.full(1, -eps, complex_dtype(curve.rank.dtype))
         unknowns = jax.lax.stop_gradient(curve).settle(omega)
     _, phi, log_z = curve.potential(omega, unknowns)
     return ((phi.real - zero * log_z.real) / (1 - zero))[0]

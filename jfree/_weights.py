@@ -54,8 +54,8 @@ def weight_factor(laws: tuple[AbstractWeights, ...], ratio: Array, sigma_w: Arra
         mass = jnp.where(mine, kind.point_mass(ratio), mass)
     variance = jnp.square(sigma_w)
     location = jnp.log(variance * jnp.maximum(1, 1 / ratio))
-    zero = 1 - 1 / jnp.maximum(1, ratio)
-    return Factor(variance / ratio, a, b, Atoms(zero, location[:, None], mass[:, None]))
+    rank = 1 / jnp.maximum(1, ratio)
+    return Factor(variance / ratio, a, b, Atoms(rank, location[:, None], mass[:, None]))
 
 
 _BY_NAME = {"gaussian": Gaussian, "orthogonal": Orthogonal}

@@ -103,7 +103,7 @@ def test_dead_units_leave_an_atom_at_one():
 @pytest.mark.parametrize(
     ("depth", "activation", "weights", "layers", "sigma_w", "samples"),
     [
-        (1, "leaky_relu", "gaussian", 1, 1.2, 8),
+        (1, "leaky_relu", "gaussian", 1, 1.2, 64),
         (5, "relu", "orthogonal", 2, 0.6, 24),
         (10, "sigmoid", "gaussian", 1, 1.0, 16),
         (100, "hard_tanh", "gaussian", 1, 0.1, 12),
