@@ -370,7 +370,7 @@ def _between(z: Array, work: _Work, anchors: Bool[Array, " lanes"]) -> tuple[Arr
     return interpolated(work.omega, rate), interpolated(work.unknowns, work.tangents * rate)
 
 
-def _polish(curve: Curve, z: Array, work: _Work, anchors: Bool[Array, " lanes"], max_steps: int = 8) -> _Work:
+def _polish(curve: Curve, z: Array, work: _Work, anchors: Bool[Array, " lanes"], max_steps: int = 10) -> _Work:
     """Newton's method on the pending lanes, until certified; without the imaginary part where that is rounding only."""
     omega, unknowns = _between(z - _origin(curve), work, anchors)
     omega, unknowns = jnp.where(anchors, work.omega, omega), jnp.where(anchors, work.unknowns, unknowns)
@@ -380,7 +380,8 @@ def _polish(curve: Curve, z: Array, work: _Work, anchors: Bool[Array, " lanes"],
         newton, settled, code = _certify(curve, z, work.omega, work.unknowns, real)
         step = _limited(newton.step, newton.tangents, 1.0)
         omega, unknowns = _moved(work.omega, newton.unknowns, newton.tangents, step)
-        settled |= (k >= 4) & (code == _OK)
+        # Next to an atom the last rounding decides whether the alpha test holds.
+        settled = (settled & ((code != _NO_ROOT) | (k >= 8))) | ((k >= 4) & (code == _OK))
         strip = active & (settled | (k >= 3)) & ~real & _as_good_as_real(z, newton.slope, omega)
         omega, unknowns = _without_imaginary(real | strip, omega), _without_imaginary(real | strip, unknowns)
 

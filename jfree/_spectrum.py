@@ -324,10 +324,12 @@ def _mean_log(spectrum):
         roots = solve(curve, jax.lax.complex(z, jnp.zeros_like(z))[None])
         omega, unknowns = roots.omega, roots.unknowns
     else:  # omega -> 0- with z, and more slowly
-        omega = jnp.full(1, -eps, complex_dtype(curve.rank.dtype))
+        near = eps if curve.num_unknowns else eps**0.5
+        omega = jnp.asarray([-near, -2 * near], complex_dtype(curve.rank.dtype))
         unknowns = jax.lax.stop_gradient(curve).settle(omega)
     _, phi, log_z = curve.potential(omega, unknowns)
-    return ((phi.real - zero * log_z.real) / (1 - zero))[0]
+    value = (phi.real - zero * log_z.real) / (1 - zero)
+    return 2 * value[0] - value[-1]  # analytic in omega, as far as all is explicit: the linear term cancels
 
 
 @eqx.filter_jit
