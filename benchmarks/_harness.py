@@ -80,6 +80,14 @@ def save(name: str, claim: str, tables: dict[str, list[dict[str, Any]]]) -> path
     return path
 
 
+def report(name: str, description: str | None, tables: dict[str, list[dict[str, Any]]]) -> None:
+    """Prints and saves the tables; the claim is the first line of the description."""
+    for title, rows in tables.items():
+        print_table(title, rows)
+    claim = (description or "").splitlines()[0].removeprefix("Claim: ")
+    print(f"\nSaved {save(name, claim, tables).name}.")
+
+
 def print_table(title: str, rows: list[dict[str, Any]]) -> None:
     """One line per row, one column per key, minima left to the record; blank where a row has no value."""
     keys = [key for key in rows[0] if not key.endswith("_min_ms")]

@@ -19,7 +19,7 @@ import tyro
 import jfree
 
 from . import _baselines as baselines
-from ._harness import measure, print_table, save
+from ._harness import measure, report
 
 SMOOTHING = 1e-4
 PAPER = {100: 38.1, 200: 57.4, 400: 95.4, 1000: 220.7}  # ms, Table 5.1, on an Intel i7-9850H
@@ -133,10 +133,7 @@ def main(
     }
     if monte_carlo:
         tables["Figure 5.1: singular values of 4 ReLU layers, sampled"] = [sampled(monte_carlo)]
-    for title, rows in tables.items():
-        print_table(title, rows)
-    claim = (__doc__ or "").splitlines()[0].removeprefix("Claim: ")
-    print(f"\nSaved {save('density', claim, tables).name}.")
+    report("density", __doc__, tables)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import tyro
 
 import jfree
 
-from ._harness import measure, print_table, save
+from ._harness import measure, report
 
 Row = dict[str, Any]
 
@@ -63,10 +63,7 @@ def main(quick: bool = False) -> None:
         "Residual networks, smooth": [residual(b, 1000, "tanh") for b in blocks[:2]],
         "Residual networks, more points": [residual(20, n, "hard_tanh") for n in sizes],
     }
-    for title, rows in tables.items():
-        print_table(title, rows)
-    claim = (__doc__ or "").splitlines()[0].removeprefix("Claim: ")
-    print(f"\nSaved {save('networks', claim, tables).name}.")
+    report("networks", __doc__, tables)
 
 
 if __name__ == "__main__":

@@ -140,9 +140,9 @@ class Cumulants(eqx.Module):
 
     def times(self, log_mean: Array, spread: Array) -> "Cumulants":
         """After free multiplication by a law with these two."""
-        logs = (x + log_mean for x in (self.log_mean, self.log_scale, self.log_floor))
-        mean, scale, floor = logs
-        return Cumulants(mean, self.spread + spread, scale, floor)
+        return Cumulants(
+            self.log_mean + log_mean, self.spread + spread, self.log_scale + log_mean, self.log_floor + log_mean
+        )
 
 
 class AbstractOperation(eqx.Module):
@@ -175,7 +175,7 @@ class AbstractOperation(eqx.Module):
         """
 
     @abc.abstractmethod
-    def cumulants(self, c: "Cumulants") -> "Cumulants":
+    def cumulants(self, c: Cumulants) -> Cumulants:
         """What the operation makes of them."""
 
     @abc.abstractmethod
@@ -358,13 +358,38 @@ class Curve(eqx.Module):
     """A sequence of operations, applied to the identity layer after layer, and what stands after the last layer.
 
     The parameter of the curve is `omega = 1 + rank/m` at the start, `log omega = u`: it keeps to the upper half plane
-    with `z`, is negative exactly when `z` is, and is proportional to `z` at infinity.
+    with `z`, is negative exactly when `z` is, and is proportional to `z` at infinity. `cumulants` are those of the
+    whole, found once.
     """
 
     operations: tuple[AbstractOperation, ...]
     last: tuple[AbstractOperation, ...]
     rank: Float[Array, ""]
+    cumulants: Cumulants
     num_atoms: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        operations: tuple[AbstractOperation, ...],
+        last: tuple[AbstractOperation, ...],
+        rank: Float[Array, ""],
+        num_atoms: int,
+    ):
+        self.operations, self.last, self.rank, self.num_atoms = operations, last, rank, num_atoms
+        zero = jnp.zeros_like(rank)
+        identity = Cumulants(zero, zero, zero, zero - jnp.inf)
+        self.cumulants = self._propagated(lambda operation, c: operation.cumulants(c), identity)
+
+    def _propagated(self, apply, state):
+        def layer(state, operations):
+            for operation in operations:
+                state = apply(operation, state)
+            return state, None
+
+        state, _ = jax.lax.scan(layer, state, self.operations)
+        for operation in self.last:
+            state = apply(operation, state)
+        return state
 
     @property
     def num_layers(self) -> int:
@@ -456,17 +481,17 @@ class Curve(eqx.Module):
         """
         if not any(operation.starts_far for operation in self.operations):
             return jnp.zeros_like(self.rank)
-        c = self.cumulants()
+        c = self.cumulants
         return 2 * (2 + c.spread) * jnp.exp(c.log_mean - c.log_scale)
 
     def floor(self) -> Float[Array, ""]:
         """What the last shift adds to the mean, in units of the last points: `|z|` has no smaller scale."""
-        c = self.cumulants()
+        c = self.cumulants
         return jnp.exp(c.log_floor - c.log_scale)
 
     def reach(self) -> Float[Array, ""]:
         """A radius of `omega` that all singularities of the curve lie within."""
-        reach = 1.5 + self.cumulants().spread + self.far()
+        reach = 1.5 + self.cumulants.spread + self.far()
         for operation in self.operations:
             if isinstance(operation, LawFactor):
                 reach = jnp.maximum(reach, 3 * jnp.max(jnp.abs(operation.law.points)))
@@ -499,29 +524,7 @@ class Curve(eqx.Module):
         carry = (-log_m, log_lower(start.one_plus(1)) - log_m)
         return self.fold(visit, carry, start, unknowns)[:2]
 
-    def cumulants(self) -> Cumulants:
-        """By propagation, from the identity."""
-
-        def layer(state, operations):
-            for operation in operations:
-                state = operation.cumulants(state)
-            return state, None
-
-        zero = jnp.zeros_like(self.rank)
-        state, _ = jax.lax.scan(layer, Cumulants(zero, zero, zero, zero - jnp.inf), self.operations)
-        for operation in self.last:
-            state = operation.cumulants(state)
-        return state
-
     def atoms(self) -> Atoms:
         """Atoms by propagation: zero first, then at most `num_atoms` others."""
-
-        def layer(atoms, operations):
-            for operation in operations:
-                atoms = operation.atoms(atoms)
-            return atoms, None
-
-        atoms, _ = jax.lax.scan(layer, Atoms.identity(self.num_atoms, self.rank.dtype), self.operations)
-        for operation in self.last:
-            atoms = operation.atoms(atoms)
-        return atoms
+        identity = Atoms.identity(self.num_atoms, self.rank.dtype)
+        return self._propagated(lambda operation, atoms: operation.atoms(atoms), identity)

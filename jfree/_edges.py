@@ -28,7 +28,7 @@ def edges(curve: Curve, atoms: Atoms) -> tuple[Float[Array, ""], Float[Array, ""
     Newton's method goes to the critical point of the curve, unless an atom stands in the last section.
     """
     frozen, atoms_now = jax.lax.stop_gradient((curve, atoms))
-    log_mean = frozen.cumulants().log_mean
+    log_mean = frozen.cumulants.log_mean
     dtype = log_mean.dtype
     reach = 0.45 * log_max(dtype)
     negligible = min(1e5 * float(jnp.finfo(dtype).eps), 1e-3)

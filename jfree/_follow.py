@@ -8,8 +8,9 @@ A root is accepted for its certificate, never for how it was found. Two things a
 - that a root is there: Smale's alpha test, `alpha = |f/f'| gamma < 0.157` for `f(1/m) = log z(1/m) - log z`, with
   `gamma` bounded by the distances of `1/m` to the singularities of `f`, of which an atom, `m` infinite, is none.
 
-What finds the roots is Newton's method along the arc from `-|z|`, where the curve is real and monotone, to `z`: an arc
-has the same length at every scale, so that spectra of forty decades need no more steps than narrow ones.
+What finds the roots is Newton's method along the arc from `-|z|`, where the curve is real and monotone, to `z`, for a
+few of them, and from their interpolation for the others. An arc has the same length at every scale, so that spectra of
+forty decades need no more steps than narrow ones.
 """
 
 import equinox as eqx
@@ -164,8 +165,8 @@ def _certify(
     tolerance = max(rounding, float(info.eps) ** 0.6)
     root = (error <= tolerance) & (magnitude(residual) / steepness * gamma < 0.157)
     code = jnp.where(jnp.where(real, rising, interior), _OK, _WRONG_BRANCH)
-    code = jnp.where(rough <= max(1e-7, 100 * float(info.eps)), code, _UNRESOLVED)
     code = jnp.where(root, code, _NO_ROOT)
+    code = jnp.where(rough <= max(1e-7, 100 * float(info.eps)), code, _UNRESOLVED)
     return newton, error <= rounding, code
 
 
@@ -245,7 +246,7 @@ class _Path(eqx.Module):
 def _start(curve: Curve, z: Array, lanes: Array) -> _Path:
     """Omega grows like z at infinity; towards 0 like a root of z, the higher the wider the spectrum."""
     radius = jnp.maximum(magnitude(z), curve.far())
-    spread = curve.cumulants().spread
+    spread = curve.cumulants.spread
     omega = -curve.rank * jnp.where(radius < 1, radius ** (1 / (1 + jnp.maximum(spread, 0))), radius)
     omega = jax.lax.complex(omega, jnp.zeros_like(radius))
     unknowns = curve.initial_unknowns(curve.start(omega))
@@ -334,6 +335,8 @@ def _search(curve: Curve, z: Array, work: _Work, chosen: Int[Array, " anchors"],
     trust = jnp.where(attempts == 0, 0.3, 0.02).astype(z.real.dtype)
     path = _follow(curve, z[chosen], work.pending[chosen], trust, max_steps)
 
+    arrived = (path.ahead == 0) & (path.phase == _DONE)
+
     def put(old, new):
         return old.at[..., chosen].set(new)
 
@@ -342,7 +345,7 @@ def _search(curve: Curve, z: Array, work: _Work, chosen: Int[Array, " anchors"],
         put(work.unknowns, path.unknowns),
         put(work.slope, path.slope),
         put(work.tangents, path.tangents),
-        work.code,
+        put(work.code, jnp.where(arrived, _NO_ROOT, _MAX_STEPS)),
         put(work.attempts, attempts + 1),
         put(work.num_steps, work.num_steps[chosen] + path.num_steps),
     )
@@ -370,7 +373,7 @@ def _between(z: Array, work: _Work, anchors: Bool[Array, " lanes"]) -> tuple[Arr
     return interpolated(work.omega, rate), interpolated(work.unknowns, work.tangents * rate)
 
 
-def _polish(curve: Curve, z: Array, work: _Work, anchors: Bool[Array, " lanes"], max_steps: int = 10) -> _Work:
+def _polish(curve: Curve, z: Array, work: _Work, pending: Array, anchors: Array, max_steps: int = 10) -> _Work:
     """Newton's method on the pending lanes, until certified; without the imaginary part where that is rounding only."""
     omega, unknowns = _between(z - _origin(curve), work, anchors)
     omega, unknowns = jnp.where(anchors, work.omega, omega), jnp.where(anchors, work.unknowns, unknowns)
@@ -403,11 +406,12 @@ def _polish(curve: Curve, z: Array, work: _Work, anchors: Bool[Array, " lanes"],
         k, active, *_ = state
         return (k < max_steps) & jnp.any(active)
 
-    pending = work.pending
     guess = eqx.tree_at(lambda w: (w.omega, w.unknowns), work, (omega, unknowns))
     start = (0, pending, jnp.zeros(z.shape, bool), guess)
     _, active, _, found = jax.lax.while_loop(unfinished, advance, start)
     code = jnp.where(active & (found.code == _OK), _NO_ROOT, found.code)
+    nothing = (code == _NO_ROOT) | (code == _WRONG_BRANCH)
+    code = jnp.where(nothing & (work.code == _MAX_STEPS), _MAX_STEPS, code)
     solved = ~pending | (code == _OK)
     keep = solved | (work.attempts > 0)
     return jax.tree.map(lambda new, old: jnp.where(keep, new, old), eqx.tree_at(lambda w: w.code, found, code), work)
@@ -433,9 +437,10 @@ def _work_through(curve: Curve, z: Array, valid: Array, max_steps: int) -> _Work
     def round_of(work):
         rank = jnp.cumsum(work.pending)
         chosen = jnp.searchsorted(rank, 1 + (jnp.arange(size) * (rank[-1] - 1)) // max(size - 1, 1))
-        before = work.attempts
+        pending, before = work.pending, work.attempts
         work = _search(curve, z, work, chosen, max_steps)
-        return _polish(curve, z, work, (work.code == _OK) | (work.attempts > before))
+        arrived = (work.attempts > before) & (work.code != _MAX_STEPS)
+        return _polish(curve, z, work, pending, (work.code == _OK) | arrived)
 
     return jax.lax.while_loop(lambda work: jnp.any(work.pending), round_of, work)
 
@@ -446,7 +451,7 @@ def solve(curve: Curve, z: Complex[Array, " lanes"], max_steps: int = 100) -> Ro
     The roots carry the derivatives of the implicit function; the search itself is not differentiated.
     """
     frozen = jax.lax.stop_gradient(curve)
-    target = jax.lax.stop_gradient(z) * jnp.exp(-frozen.cumulants().log_scale)
+    target = jax.lax.stop_gradient(z) * jnp.exp(-frozen.cumulants.log_scale)
     valid = jnp.isfinite(target.real) & jnp.isfinite(target.imag) & (target != 0)
     target = jnp.where(valid, target, -1)
 

@@ -13,18 +13,15 @@ from jaxtyping import Array, ArrayLike
 Reals = ArrayLike | Sequence[float]
 
 
-def inexact_asarray(x: ArrayLike) -> Array:
-    """`x` as a floating-point array; integers take JAX's default float dtype."""
-    dtype = jnp.result_type(x)
-    if not jnp.issubdtype(dtype, jnp.inexact):
-        dtype = jnp.result_type(float)
-    return jnp.asarray(x, dtype=dtype)
-
-
 def common_dtype(*values: ArrayLike | Sequence) -> jnp.dtype:
     """The floating-point dtype of the arrays among `values`; Python numbers and sequences of them follow it."""
     dtypes = [v.dtype for v in values if isinstance(v, jax.Array | np.ndarray) and jnp.issubdtype(v.dtype, jnp.inexact)]
     return jnp.result_type(*dtypes) if dtypes else jnp.result_type(float)
+
+
+def inexact_asarray(x: Reals) -> Array:
+    """`x` as a floating-point array; Python numbers and integers take JAX's default float dtype."""
+    return jnp.asarray(x, common_dtype(x))
 
 
 def is_concrete(x) -> bool:

@@ -1,7 +1,7 @@
 """Networks: what they are, and which operations on curves they amount to."""
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import equinox as eqx
 import jax
@@ -90,17 +90,13 @@ class MLP(AbstractNetwork):
         elif final_activation is not None:
             raise ValueError("`final_activation` is the last of a sequence of activations: give one or the other.")
         else:
-            self.activation = tuple(as_activation(a) for a in sequence_of("activation", activation))
+            self.activation = several("activation", activation, as_activation, depth, "layer")
             self.final_activation = None
-            if len(self.activation) != depth:
-                raise ValueError(f"`activation` must be one, or one per layer: {depth}, got {len(self.activation)}.")
         self.activation, self.final_activation = cast((self.activation, self.final_activation), dtype)
-        self.weights = _weight_laws(weights, depth)
+        self.weights = weight_laws(weights, depth, "layer")
         self.sigma_w = _per_layer("sigma_w", floats("sigma_w", sigma_w, dtype), depth, positive, "positive")
         self.sigma_b = _per_layer("sigma_b", floats("sigma_b", sigma_b, dtype), depth, nonnegative, "nonnegative")
-        self.q0 = check(floats("q0", q0, dtype), positive, "`q0` must be positive and finite.")
-        if self.q0.ndim:
-            raise ValueError(f"`q0` must be a scalar, got shape {self.q0.shape}.")
+        self.q0 = scalar("q0", q0, dtype, positive, "positive and finite")
 
     @property
     def depth(self) -> int:
@@ -132,7 +128,7 @@ class MLP(AbstractNetwork):
         per_output = jnp.prod(ratio) if side == "output" else jnp.ones_like(ratio[0])
         return curve_of(operations, last, per_output, max(2, slope_atoms(self.activations)))
 
-    def fisher_curve(self):
+    def fisher_curve(self) -> Curve:
         """`H_l = W_l D_{l-1} H_{l-1} D_{l-1} W_l^T + a_l I`, `a_l = (N_{l-1} / N_L) E x_{l-1}^2`, and `D_L` if it is
         not 1: the Jacobian's layers, with shifts (Hayase and Karakida, Section 3; Collins and Hayase, Corollary 5.2).
         """
@@ -262,10 +258,13 @@ def cast(tree, dtype):
     return jax.tree.map(lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, tree)
 
 
-def sequence_of(name: str, value) -> Sequence:
-    if not isinstance(value, Sequence | np.ndarray):
-        raise ValueError(f"`{name}` must be one, or a sequence with one per layer, got {value!r}.")
-    return list(value)
+def several(name: str, values, parse: Callable, number: int, unit: str) -> tuple:
+    """Parses a sequence of one value per layer, or block."""
+    if not isinstance(values, Sequence | np.ndarray):
+        raise ValueError(f"`{name}` must be one, or a sequence with one per {unit}, got {values!r}.")
+    if len(values) != number:
+        raise ValueError(f"`{name}` must be one, or one per {unit}: {number}, got {len(values)}.")
+    return tuple(parse(value) for value in values)
 
 
 def floats(name: str, value: Reals, dtype) -> Array:
@@ -275,19 +274,23 @@ def floats(name: str, value: Reals, dtype) -> Array:
         raise ValueError(f"`{name}` must be numbers, got {value!r}.") from error
 
 
+def scalar(name: str, value: ArrayLike, dtype, allowed, adjective: str) -> Array:
+    array = floats(name, value, dtype)
+    if array.ndim:
+        raise ValueError(f"`{name}` must be a scalar, got shape {array.shape}.")
+    return check(array, allowed, f"`{name}` must be {adjective}.")
+
+
 def _per_layer(name: str, value: Array, depth: int, allowed, adjective: str) -> Array:
     if value.shape not in ((), (depth,)):
         raise ValueError(f"`{name}` must be a scalar or of shape ({depth},), one per layer, got {value.shape}.")
     return check(value, allowed, f"`{name}` must be {adjective} and finite.")
 
 
-def _weight_laws(weights, depth: int) -> tuple[AbstractWeights, ...]:
+def weight_laws(weights, number: int, unit: str) -> tuple[AbstractWeights, ...]:
     if isinstance(weights, str | AbstractWeights):
-        return (as_weights(weights),) * depth
-    laws = tuple(as_weights(w) for w in sequence_of("weights", weights))
-    if len(laws) != depth:
-        raise ValueError(f"`weights` must be one, or one per layer: {depth}, got {len(laws)}.")
-    return laws
+        return (as_weights(weights),) * number
+    return several("weights", weights, as_weights, number, unit)
 
 
 @eqx.filter_jit

@@ -25,8 +25,19 @@ from ._misc import (
     Reals,
     reciprocal,
 )
-from ._networks import AbstractNetwork, cast, floats, nonnegative, positive, sequence_of, slope_atoms, slope_factors
-from ._weights import AbstractWeights, as_weights, weight_factor
+from ._networks import (
+    AbstractNetwork,
+    cast,
+    floats,
+    nonnegative,
+    positive,
+    scalar,
+    several,
+    slope_atoms,
+    slope_factors,
+    weight_laws,
+)
+from ._weights import AbstractWeights, weight_factor
 
 
 class _Split(eqx.Module):
@@ -68,9 +79,14 @@ class ResidualBlock(AbstractOperation):
     def num_unknowns(self):
         return 1 + self.layers_per_block * self.branch.num_unknowns
 
+    @property
+    def _log_mean(self) -> Float[Array, " blocks"]:
+        """Of one block: `1 + y_1`, with `y_1` the mean of `Y Y^T`."""
+        return jnp.log1p(jnp.exp(self.branch.cumulants.log_mean))
+
     def guess(self, point):
-        share = jnp.exp(self.branch.cumulants().log_mean)
-        ratio = jnp.broadcast_to(share, point.z.shape).astype(point.z.dtype)
+        mean = jnp.exp(self.branch.cumulants.log_mean)
+        ratio = jnp.broadcast_to(mean, point.z.shape).astype(point.z.dtype)
         split = _Split.of(point.side * point.m, point.one_plus(1), ratio)
         inner = self.branch.initial_unknowns(split.branch_start())
         return jnp.concatenate([ratio[None], inner.reshape(-1, *ratio.shape)])
@@ -115,29 +131,28 @@ class ResidualBlock(AbstractOperation):
         dc = db + dratio
         t = new.b * new.one_b
         dt = db + new.b * db * reciprocal(new.one_b)
-        log_mean = self.branch.cumulants().log_mean
-        growth = m * one * reciprocal(t)
+        growth = m * one * reciprocal(t) * jnp.exp(-self._log_mean)
         slope = dm * (reciprocal(m) + reciprocal(one)) - dt
 
         own, flipped = _block_signs(one, dm, new, db, dc, t, dt)
         # The z of Y Y^T and all before it lie in the lower half plane together with the square of omega_2.
         signs = own & signs.along(dc).flipped(flipped)
-        total = growth * jnp.exp(-jnp.log1p(jnp.exp(log_mean)))
-        power = logarithm(total)
+        power = logarithm(growth)
+        # Of many blocks together, z must not have turned past the half plane and back into it.
         turned = log_upper(point.z).imag + self.count * power.imag
-        end_of_turn = jax.lax.complex(jnp.zeros_like(turned), jnp.clip(turned, -jnp.pi / 2, 1.5 * jnp.pi))
-        far = point.multiplied(
-            jnp.where(self.count == 1, total, exponential(self.count * power)),
+        turned = jax.lax.complex(jnp.zeros_like(turned), jnp.clip(turned, -jnp.pi / 2, 1.5 * jnp.pi))
+        after = point.multiplied(
+            jnp.where(self.count == 1, growth, exponential(self.count * power)),
             self.count * slope,
-            self.count * jnp.log1p(jnp.exp(log_mean)),
+            self.count * self._log_mean,
         )
-        signs = signs & Signs.of(far.z, far.dz) & Signs.of(exponential(end_of_turn), far.dz)
+        signs = signs & Signs.of(after.z, after.dz) & Signs.of(exponential(turned), after.dz)
         mismatch = jnp.maximum(mismatch, magnitude(change))
         closeness = _block_closeness(m, old, per_c, near)
         found = jnp.concatenate([ratio[None], inner.reshape(-1, *ratio.shape)])
         dinner = tangents * dc
         tangents = jnp.concatenate([dratio[None], dinner.reshape(-1, *ratio.shape)])
-        return Step(far, found, tangents, signs, correction, mismatch, closeness, zero, rough)
+        return Step(after, found, tangents, signs, correction, mismatch, closeness, zero, rough)
 
     def potential(self, psi, log_z, before, step):
         m, one = before.side * before.m, before.one_plus(1)
@@ -154,16 +169,15 @@ class ResidualBlock(AbstractOperation):
         turn = jax.lax.complex(jnp.zeros_like(m.real), jnp.where(below_2, 2 * jnp.pi, 0))
         of_branch = mirrored(of_branch + end.log_scale, below_2) + turn
         log_one_b = mirrored(log_lower(mirrored(split.one_b, below_1)), below_1)
-        log_mean = self.branch.cumulants().log_mean
-        change = self.count * (log_lower(m) + log_one_b + of_branch - jnp.log1p(jnp.exp(log_mean)))
+        change = self.count * (log_lower(m) + log_one_b + of_branch - self._log_mean)
         new_log_z = log_upper(step.point.z)
         return psi + (change - (1 - before.side) * (new_log_z - log_z)) / before.side, new_log_z
 
     def cumulants(self, c):
-        y = self.branch.cumulants()
+        y = self.branch.cumulants
         mean = jnp.exp(y.log_mean)
         spread = (2 * mean + y.spread * jnp.square(mean)) / jnp.square(1 + mean)
-        return c.times(self.count * jnp.log1p(mean), self.count * spread)
+        return c.times(self.count * self._log_mean, self.count * spread)
 
     def atoms(self, atoms):
         missing = jnp.minimum(1, 2 * self.branch.atoms().rank)
@@ -293,18 +307,12 @@ class ResNet(AbstractNetwork):
         if isinstance(activation, str | AbstractActivation):
             self.activation = cast(as_activation(activation), dtype)
         else:
-            blocks = tuple(as_activation(a) for a in sequence_of("activation", activation))
-            _check_length("activation", blocks, self.depth)
-            self.activation = cast(blocks, dtype)
-        if isinstance(weights, str | AbstractWeights):
-            self.weights = (as_weights(weights),) * self.depth
-        else:
-            self.weights = tuple(as_weights(w) for w in sequence_of("weights", weights))
-            _check_length("weights", self.weights, self.depth)
+            self.activation = cast(several("activation", activation, as_activation, self.depth, "block"), dtype)
+        self.weights = weight_laws(weights, self.depth, "block")
         self.sigma_w = self._scales("sigma_w", floats("sigma_w", sigma_w, dtype), positive, "positive")
         self.sigma_b = self._scales("sigma_b", floats("sigma_b", sigma_b, dtype), nonnegative, "nonnegative")
-        self.q0 = _scalar("q0", q0, dtype, positive, "positive and finite")
-        self.mean0 = _scalar("mean0", mean0, dtype, is_finite, "finite")
+        self.q0 = scalar("q0", q0, dtype, positive, "positive and finite")
+        self.mean0 = scalar("mean0", mean0, dtype, is_finite, "finite")
         check(
             jnp.square(self.mean0) / self.q0,
             lambda share: share <= 1 + 1e-6,
@@ -364,9 +372,10 @@ class ResNet(AbstractNetwork):
             layers, count = jax.tree.map(lambda x: x[:1], layers), self.depth
         blocks = layers[0].mean.shape[0]
         num_atoms = slope_atoms(self.activations)
-        branch = Curve(layers, (), jnp.ones(blocks, sigma_w.dtype), num_atoms)
+        one = jnp.ones((), sigma_w.dtype)
+        branch = jax.vmap(lambda layers: Curve(layers, (), one, num_atoms))(layers)
         block = ResidualBlock(branch, jnp.full(blocks, count, sigma_w.dtype), self.layers_per_block)
-        return Curve((block,), (), jnp.ones((), sigma_w.dtype), 1)
+        return Curve((block,), (), one, 1)
 
     @property
     def _alike(self) -> bool:
@@ -379,15 +388,3 @@ def _positive_integer(name: str, value: int) -> int:
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
         raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
     return int(value)
-
-
-def _check_length(name: str, value: Sequence, depth: int) -> None:
-    if len(value) != depth:
-        raise ValueError(f"`{name}` must be one, or one per block: {depth}, got {len(value)}.")
-
-
-def _scalar(name: str, value: ArrayLike, dtype, allowed, adjective: str) -> Array:
-    array = floats(name, value, dtype)
-    if array.ndim:
-        raise ValueError(f"`{name}` must be a scalar, got shape {array.shape}.")
-    return check(array, allowed, f"`{name}` must be {adjective}.")

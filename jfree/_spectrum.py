@@ -123,11 +123,11 @@ class Spectrum(eqx.Module):
 
     def mean(self) -> Float[Array, ""]:
         """`int t mu(dt)`, by propagation."""
-        return jnp.exp(_cumulants(self).log_mean)
+        return jnp.exp(self.curve.cumulants.log_mean)
 
     def variance(self) -> Float[Array, ""]:
         """`int (t - mean)^2 mu(dt)`, by propagation."""
-        cumulants = _cumulants(self)
+        cumulants = self.curve.cumulants
         return jnp.exp(2 * cumulants.log_mean) * cumulants.spread
 
     def moment(self, k: int) -> Float[Array, ""]:
@@ -226,11 +226,6 @@ def _atoms(spectrum):
     return spectrum.curve.atoms()
 
 
-@eqx.filter_jit
-def _cumulants(spectrum):
-    return spectrum.curve.cumulants()
-
-
 def _lanes(fn):
     """Lets `fn(spectrum, lanes)` take arrays of any shape: at most eight sizes per doubling are compiled."""
     compiled = eqx.filter_jit(fn)
@@ -271,7 +266,7 @@ def _on_axis(x: Array) -> Array:
 @_lanes
 def _density(spectrum, x):
     # At 0 the density is infinite or 0, as the bulk reaches it or not.
-    near_zero = jnp.exp(_cumulants(spectrum).log_mean - 0.2 * log_max(x.dtype))
+    near_zero = jnp.exp(spectrum.curve.cumulants.log_mean - 0.2 * log_max(x.dtype))
     roots, _, G = _values(spectrum.curve, _on_axis(jnp.where(x == 0, near_zero, x)))
     density = jnp.where(roots.certified, jnp.maximum(-G.imag, 0) / jnp.pi, jnp.nan)
     density = jnp.where((x == 0) & (density > 0), jnp.inf, density)
@@ -320,7 +315,7 @@ def _mean_log(spectrum):
     curve, zero = spectrum.curve, spectrum.mass_at_zero()
     eps = float(jnp.finfo(curve.rank.dtype).eps)
     if curve.has_shifts:
-        z = -eps * jnp.exp(curve.cumulants().log_floor)
+        z = -eps * jnp.exp(curve.cumulants.log_floor)
         roots = solve(curve, jax.lax.complex(z, jnp.zeros_like(z))[None])
         omega, unknowns = roots.omega, roots.unknowns
     else:  # omega -> 0- with z, and more slowly

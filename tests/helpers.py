@@ -60,7 +60,8 @@ def fuzz_points(spectrum, rng, num):
     low = max(low, upper * 1e-30) if np.isfinite(low) and low > 0 else upper * 1e-6
     spread = np.exp(rng.uniform(np.log(low) - 3, np.log(upper) + 1, num - num // 4))
     places, masses = (np.asarray(a) for a in spectrum.atoms())
-    special = np.append(places[(masses > 0) & (places > 0)], [e for e in (lower, upper) if e > 0])
+    ends = [end for end in np.ravel(spectrum.support()) if end > 0]
+    special = np.concatenate([places[(masses > 0) & (places > 0)], [e for e in (lower, upper) if e > 0], ends])
     special = special if len(special) else np.array([upper])
     near = rng.choice(special, num // 4)
     near = near * (1 + rng.choice([-1, 1], near.size) * 10 ** rng.uniform(-12, -1, near.size))
@@ -74,7 +75,7 @@ def slow_solve(curve, x, steps_per_decade=16):
 
     Returns the curve parameter at `x + i0`, and whether it is to be relied on.
     """
-    c = curve.cumulants()
+    c = curve.cumulants
     x = x * jnp.exp(-c.log_scale)
     top = 100 * (1 + c.spread) * jnp.exp(c.log_mean - c.log_scale) + x
     decades = jnp.log10(jnp.max(top / x)) + 10
