@@ -1,10 +1,18 @@
 from importlib.metadata import version
 
-from . import activations as activations
+from . import activations as activations, constraints as constraints, objectives as objectives
 from ._follow import RESULTS as RESULTS
+from ._interop import (
+    from_equinox as from_equinox,
+    reinitialize as reinitialize,
+    ResidualMLP as ResidualMLP,
+    to_equinox as to_equinox,
+)
 from ._meanfield import critical_sigma_w as critical_sigma_w, fixed_point as fixed_point, MeanField as MeanField
+from ._measured import from_weights as from_weights
 from ._networks import AbstractNetwork as AbstractNetwork, MLP as MLP, propagate as propagate
 from ._resnet import ResNet as ResNet
+from ._sampling import sample_weights as sample_weights
 from ._spectrum import (
     fisher_spectrum as fisher_spectrum,
     jacobian_spectrum as jacobian_spectrum,
@@ -12,6 +20,7 @@ from ._spectrum import (
     Spectrum as Spectrum,
     universal_resnet_spectrum as universal_resnet_spectrum,
 )
+from ._tune import tune as tune, TuneResult as TuneResult
 from ._weights import Gaussian as Gaussian, Orthogonal as Orthogonal
 
 __version__ = version("jfree")

@@ -480,7 +480,7 @@ def _positive(name: str, value: ArrayLike) -> Array:
     return check(inexact_asarray(value), lambda x: (x > 0) & (x < np.inf), f"`{name}` must be positive and finite.")
 
 
-_BY_NAME: dict[str, Callable[[], AbstractActivation]] = {
+BY_NAME: dict[str, Callable[[], AbstractActivation]] = {
     "linear": Linear,
     "relu": ReLU,
     "leaky_relu": LeakyReLU,
@@ -498,9 +498,9 @@ _BY_NAME: dict[str, Callable[[], AbstractActivation]] = {
 def as_activation(activation: str | AbstractActivation, argument: str = "activation") -> AbstractActivation:
     if isinstance(activation, AbstractActivation):
         return activation
-    if isinstance(activation, str) and activation in _BY_NAME:
-        return _BY_NAME[activation]()
+    if isinstance(activation, str) and activation in BY_NAME:
+        return BY_NAME[activation]()
     raise ValueError(
-        f"`{argument}` must be one of {', '.join(map(repr, _BY_NAME))} or an activation from `jfree.activations`, "
+        f"`{argument}` must be one of {', '.join(map(repr, BY_NAME))} or an activation from `jfree.activations`, "
         f"got {activation!r}."
     )

@@ -258,8 +258,10 @@ class LawFactor(AbstractOperation):
         stiffness = -have * reciprocal(w * moments.slope)
         change = jnp.where(magnitude(have) > 1, 1 - have * reciprocal(want), logarithm(want * reciprocal(have)))
         step = change * stiffness
-        correction = magnitude(jax.lax.stop_gradient(step))
-        w = w * exponential(step * jnp.minimum(1, 2 / jnp.maximum(correction, 1)))
+        step = jax.lax.stop_gradient(step)  # w has its derivatives already
+        correction = magnitude(step)
+        limit = jnp.where(unknown.imag == 0, 8, 2)
+        w = w * exponential(step * jnp.minimum(1, limit / jnp.maximum(correction, limit / 2)))
         dw = _relative(dm, want) * stiffness
         slope = _relative(dm, m) - _relative(dm, one) + dw
         new = point.multiplied(m * w * reciprocal(one), slope, self.law.log_mean)
@@ -267,6 +269,7 @@ class LawFactor(AbstractOperation):
         # at w is at most total / distance^(k-1).
         derivative = magnitude(moments.slope)
         closeness = jnp.square(magnitude(m)) * moments.total / (0.17 * jnp.square(derivative) * moments.distance)
+        closeness = closeness * (self.law.spread > 0)  # that of a point mass is entire
         mismatch = magnitude(change)
         signs = Signs.of(w, dw) & Signs.of(new.z, new.dz)
         zero = jnp.zeros_like(mismatch)
@@ -458,7 +461,7 @@ class Curve(eqx.Module):
         """The unknowns at given `omega`: the equations of the layers' laws, without one for `z`."""
         start = self.start(omega)
         unknowns = self.initial_unknowns(start)
-        tolerance = 64 * jnp.finfo(omega.dtype).eps
+        tolerance = jnp.finfo(omega.dtype).eps ** 0.5  # of the last correction: the rest is its square
 
         def largest(size, before, operation, step):
             return jnp.maximum(size, step.correction)

@@ -93,12 +93,12 @@ def fixed_point(activation: str | AbstractActivation, sigma_w: ArrayLike, sigma_
     gain = jax.vmap(lambda v: _variance_map(v, *jax.lax.stop_gradient(args)))(grid)
     last = jnp.max(jnp.where(gain > 0, jnp.arange(grid.size), -1))
     low = grid[jnp.maximum(last, 0)]
-    root = _bisect(lambda v: -_variance_map(v, *jax.lax.stop_gradient(args)), low, low + (grid[1] - grid[0]))
+    root = bisect(lambda v: -_variance_map(v, *jax.lax.stop_gradient(args)), low, low + (grid[1] - grid[0]))
     q = jnp.exp(implicit_root(_variance_map, root, args))
     return jnp.where(last < 0, 0, jnp.where(last == grid.size - 1, jnp.nan, q))
 
 
-def _bisect(fn, low, high):
+def bisect(fn, low, high):
     """The sign change of a scalar function that goes from negative to positive."""
 
     def halve(_, bracket):
@@ -137,7 +137,7 @@ def critical_sigma_w(
     flat = jnp.abs(value[0]) < 1e-6
     crossing = jnp.argmax((value[1:] > 0) & (value[:-1] <= 0))
     found = jnp.any((value[1:] > 0) & (value[:-1] <= 0))
-    root = _bisect(lambda v: _criticality(v, *frozen), grid[crossing], grid[crossing + 1])
+    root = bisect(lambda v: _criticality(v, *frozen), grid[crossing], grid[crossing + 1])
     q = jnp.exp(implicit_root(_criticality, root, args))
     q = jnp.where(flat, jnp.exp(grid[0]), q)
     sigma_w = jnp.sqrt((q - jnp.where(flat, 0, jnp.square(sigma_b))) / activation.second_moment(q))

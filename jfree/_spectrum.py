@@ -143,6 +143,14 @@ class Spectrum(eqx.Module):
         """`int_{t>0} log t mu(dt) / mu((0, inf))`: twice the mean logarithm of the nonzero singular values."""
         return _mean_log(self)
 
+    def log_variance(self) -> Float[Array, ""]:
+        """`int_{t>0} (log t - mean_log)^2 mu(dt) / mu((0, inf))`: four times that of the nonzero singular values.
+
+        A quadrature along the negative axis, where nothing is singular: it is defined and smooth whatever the spectrum,
+        good to ten digits for explicit laws, and NaN where its error may exceed a hundredth.
+        """
+        return _log_variance(self)
+
     def condition_number(self) -> Float[Array, ""]:
         """`sqrt(upper / lower)` of `edges()`: of the matrix whose squared singular values these are."""
         lower, upper = self.edges()
@@ -325,6 +333,33 @@ def _mean_log(spectrum):
     _, phi, log_z = curve.potential(omega, unknowns)
     value = (phi.real - zero * log_z.real) / (1 - zero)
     return 2 * value[0] - value[-1]  # analytic in omega, as far as all is explicit: the linear term cancels
+
+
+@eqx.filter_jit
+def _log_variance(spectrum):
+    """`-M(-y) = int t / (t + y) mu(dt)` is the mass above `log y` of log t with logistic noise, of variance pi^2/3."""
+    curve = spectrum.curve
+    if curve.has_shifts:
+        c = jax.lax.stop_gradient(curve.cumulants)
+        log_y = jnp.linspace(c.log_floor - 36, c.log_mean + 36, 385, dtype=c.log_mean.dtype)
+        z = jax.lax.complex(-jnp.exp(log_y), jnp.zeros_like(log_y))
+        roots = solve(curve, z)
+        point = curve.point(roots.omega, roots.unknowns)
+        density = (point.side * point.dm * reciprocal(point.dz)).real * (log_y[1] - log_y[0])
+    else:
+        s = jnp.linspace(-36, 36, 97, dtype=curve.rank.dtype)
+        omega = jax.lax.complex(-jnp.exp(s), jnp.zeros_like(s))
+        unknowns = jax.lax.stop_gradient(curve).settle(omega)
+        log_y = curve.potential(omega, unknowns)[2].real
+        density = jax.nn.sigmoid(s) * jax.nn.sigmoid(-s) * (s[1] - s[0])
+
+    def variance(log_y, density):
+        density = density / jnp.sum(density)
+        mean = jnp.sum(density * log_y)
+        return jnp.sum(density * jnp.square(log_y - mean)) - jnp.pi**2 / 3
+
+    fine, coarse = variance(log_y, density), variance(log_y[::2], density[::2])
+    return jnp.where(jnp.abs(fine - coarse) <= 1e-2 * (1 + jnp.abs(fine)), fine, jnp.nan)
 
 
 @eqx.filter_jit

@@ -58,12 +58,12 @@ def weight_factor(laws: tuple[AbstractWeights, ...], ratio: Array, sigma_w: Arra
     return Factor(variance / ratio, a, b, Atoms(rank, location[:, None], mass[:, None]))
 
 
-_BY_NAME = {"gaussian": Gaussian, "orthogonal": Orthogonal}
+BY_NAME = {"gaussian": Gaussian, "orthogonal": Orthogonal}
 
 
 def as_weights(weights: str | AbstractWeights) -> AbstractWeights:
     if isinstance(weights, AbstractWeights):
         return weights
-    if isinstance(weights, str) and weights in _BY_NAME:
-        return _BY_NAME[weights]()
+    if isinstance(weights, str) and weights in BY_NAME:
+        return BY_NAME[weights]()
     raise ValueError(f"`weights` must be 'gaussian' or 'orthogonal', one or one per layer, got {weights!r}.")

@@ -1,5 +1,7 @@
 """Finite random networks, to hold limiting spectra against."""
 
+from collections.abc import Iterator
+from itertools import islice
 from typing import Literal
 
 import jax
@@ -9,8 +11,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from ._networks import AbstractNetwork, MLP
 from ._resnet import ResNet
+from ._sampling import integer_widths, is_positive_integer, sample_layers
 from ._spectrum import Spectrum
-from ._weights import AbstractWeights, Gaussian, Orthogonal
 
 
 def jacobian_eigenvalues(
@@ -95,61 +97,10 @@ def ks_distance(eigenvalues: Float[Array | np.ndarray, "..."], spectrum: Spectru
     return jnp.asarray(np.nanmax(distances) if np.any(np.isfinite(above)) else np.nan)
 
 
-def _positive_integer(n: object) -> bool:
-    return isinstance(n, int | np.integer) and not isinstance(n, bool) and int(n) > 0
-
-
 def _checked(net: AbstractNetwork, width: int | None, num_samples: int) -> list[int]:
-    if not _positive_integer(num_samples):
+    if not is_positive_integer(num_samples):
         raise ValueError(f"`num_samples` must be a positive integer, got {num_samples!r}.")
-    if isinstance(net, MLP):
-        return _integer_widths(net, width)
-    if width is None or not _positive_integer(width):
-        raise ValueError(f"`width` of a {type(net).__name__} must be a positive integer, got {width!r}.")
-    return [int(width)] * 2
-
-
-def _integer_widths(net: MLP, width: int | None) -> list[int]:
-    widths = np.asarray(net.widths, np.float64)
-    if width is not None:
-        if not _positive_integer(width):
-            raise ValueError(f"`width` must be a positive integer, got {width!r}.")
-        widths = widths * (width / widths.max())
-    rounded = np.round(widths)
-    if width is None and not np.allclose(widths, rounded, rtol=1e-6, atol=0):
-        raise ValueError("`widths` of `net` must be integers to be sampled; or give the largest as `width`.")
-    if rounded.min() < 1:
-        raise ValueError("`width` is too small: a layer would have no units.")
-    return [int(n) for n in rounded]
-
-
-def _sample_weight(law: AbstractWeights, shape: tuple[int, int], sigma_w: Array, key: PRNGKeyArray) -> Array:
-    num_out, num_in = shape
-    normal = jax.random.normal(key, shape, sigma_w.dtype)
-    match law:
-        case Gaussian():
-            return normal * (sigma_w / num_in**0.5)
-        case Orthogonal():
-            tall = normal if num_out >= num_in else normal.T
-            q, r = jnp.linalg.qr(tall)
-            q = q * jnp.where(jnp.diagonal(r) < 0, -1, 1)  # without these signs Q would not be Haar distributed
-            return (q if num_out >= num_in else q.T) * (sigma_w * max(1, num_out / num_in) ** 0.5)
-    raise ValueError(f"`weights` of type {type(law).__name__} cannot be sampled.")
-
-
-def _forward(net: MLP, widths: list[int], key: PRNGKeyArray):
-    """Per layer: the mean square of its input, its weights, and the slopes of its activation."""
-    sigma_w, sigma_b = (jnp.broadcast_to(s, net.depth) for s in (net.sigma_w, net.sigma_b))
-    input_key, key = jax.random.split(key)
-    x = jax.random.normal(input_key, widths[:1], sigma_w.dtype)
-    x = x * jnp.sqrt(net.q0 * widths[0] / jnp.sum(jnp.square(x)))
-    layers = zip(net.activations, net.weights, sigma_w, sigma_b, jax.random.split(key, net.depth), strict=True)
-    for (activation, law, scale, bias_scale, layer_key), num_out in zip(layers, widths[1:], strict=True):
-        weight_key, bias_key = jax.random.split(layer_key)
-        weight = _sample_weight(law, (num_out, x.size), scale, weight_key)
-        h = weight @ x + bias_scale * jax.random.normal(bias_key, (num_out,), sigma_w.dtype)
-        yield jnp.mean(jnp.square(x)), weight, activation.derivative(h)
-        x = activation(h)
+    return integer_widths(net, width)
 
 
 def _sample_jacobian(net: AbstractNetwork, widths: list[int], key: PRNGKeyArray) -> Array:
@@ -157,7 +108,7 @@ def _sample_jacobian(net: AbstractNetwork, widths: list[int], key: PRNGKeyArray)
         case MLP():
             return _sample_plain(net, widths, key)
         case ResNet():
-            return _sample_residual(net, widths[0], key)
+            return _sample_residual(net, widths, key)
     raise ValueError(f"`net` must be an MLP or a ResNet, got {type(net).__name__}.")
 
 
@@ -171,29 +122,35 @@ def _sample_plain(net: MLP, widths: list[int], key: PRNGKeyArray) -> Array:
 def _sample_fisher(net: MLP, widths: list[int], key: PRNGKeyArray) -> Array:
     """`H_l = D_l (W_l H_{l-1} W_l^T + |x_{l-1}|^2 / N_L) D_l`."""
     fisher = jnp.zeros((widths[0], widths[0]), net.sigma_w.dtype)
-    for (square, weight, slopes), num_in in zip(_forward(net, widths, key), widths[:-1], strict=True):
-        fisher = weight @ fisher @ weight.T + num_in / widths[-1] * square * jnp.eye(slopes.size, dtype=fisher.dtype)
+    for x, weight, slopes in _forward(net, widths, key):
+        share = jnp.sum(jnp.square(x)) / widths[-1]
+        fisher = weight @ fisher @ weight.T + share * jnp.eye(slopes.size, dtype=fisher.dtype)
         fisher = slopes[:, None] * fisher * slopes
     return fisher
 
 
-def _sample_residual(net: ResNet, size: int, key: PRNGKeyArray) -> Array:
+def _forward(net: MLP, widths: list[int], key: PRNGKeyArray) -> Iterator[tuple[Array, Array, Array]]:
+    """Per layer: its input, its weights, and the slopes of its activation."""
+    input_key, key = jax.random.split(key)
+    x = jax.random.normal(input_key, widths[:1], net.sigma_w.dtype)
+    x = x * jnp.sqrt(net.q0 * widths[0] / jnp.sum(jnp.square(x)))
+    for activation, (weight, bias) in zip(net.activations, sample_layers(net, widths, key), strict=True):
+        h = weight @ x + bias
+        yield x, weight, activation.derivative(h)
+        x = activation(h)
+
+
+def _sample_residual(net: ResNet, widths: list[int], key: PRNGKeyArray) -> Array:
     """One forward pass, the Jacobian carried along; the entries of the input have the mean of the network's."""
-    shape = (net.depth, net.layers_per_block)
-    sigma_w, sigma_b = ((s[:, None] if s.ndim == 1 else s) for s in (net.sigma_w, net.sigma_b))
-    sigma_w, sigma_b = jnp.broadcast_to(sigma_w, shape), jnp.broadcast_to(sigma_b, shape)
-    input_key, *keys = jax.random.split(key, 1 + net.depth * net.layers_per_block)
-    x = jax.random.normal(input_key, (size,), sigma_w.dtype)
+    input_key, key = jax.random.split(key)
+    x = jax.random.normal(input_key, widths[:1], net.sigma_w.dtype)
     x = (x - jnp.mean(x)) / jnp.std(x) * jnp.sqrt(net.q0 - jnp.square(net.mean0)) + net.mean0
-    jacobian = jnp.eye(size, dtype=sigma_w.dtype)
-    for block in range(net.depth):
+    jacobian = jnp.eye(x.size, dtype=x.dtype)
+    layers = zip(net.activations, sample_layers(net, widths, key), strict=True)
+    for _ in range(net.depth):
         y, branch = x, jacobian
-        for layer in range(net.layers_per_block):
-            index = block * net.layers_per_block + layer
-            weight_key, bias_key = jax.random.split(keys[index])
-            weight = _sample_weight(net.weights[block], (size, size), sigma_w[block, layer], weight_key)
-            h = weight @ y + sigma_b[block, layer] * jax.random.normal(bias_key, (size,), sigma_w.dtype)
-            activation = net.activations[index]
+        for activation, (weight, bias) in islice(layers, net.layers_per_block):
+            h = weight @ y + bias
             y, branch = activation(h), activation.derivative(h)[:, None] * (weight @ branch)
         x, jacobian = x + y, jacobian + branch
     return jacobian

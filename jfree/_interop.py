@@ -1,0 +1,320 @@
+"""From networks in the wide limit to Equinox models of finite width, and back."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
+
+from ._activations import (
+    AbstractActivation,
+    Erf,
+    FromFunction,
+    GELU,
+    HardTanh,
+    LeakyReLU,
+    Linear,
+    ReLU,
+    Sigmoid,
+    SiLU,
+    Softplus,
+    Tanh,
+)
+from ._networks import MLP
+from ._resnet import ResNet
+from ._sampling import integer_widths, sample_weights
+from ._weights import AbstractWeights
+
+Activation = Callable[[Array], Array]
+
+
+class _Block(eqx.Module):
+    """`x + f(x)`."""
+
+    layers: tuple[eqx.nn.Linear, ...]
+    activation: Activation
+
+    def __call__(self, x: Float[Array, " width"]) -> Float[Array, " width"]:
+        y = x
+        for layer in self.layers:
+            y = jax.vmap(self.activation)(layer(y))
+        return x + y
+
+
+class ResidualMLP(eqx.Module):
+    """`x <- x + f(x)`, `depth` times, `f` of `layers_per_block` layers `phi(W x + b)`: a `jfree.ResNet` to train.
+
+    **Arguments:**
+
+    - `width`, `depth`: units of every layer, and the number of blocks.
+    - `layers_per_block`: at least 1; each is followed by the activation, the last one, too.
+    - `activation`: a function of a scalar, or a sequence of `depth`, one per block.
+    - `use_bias`: whether the layers of the blocks have biases.
+    - `in_size`, `out_size`: sizes of the data, mapped to and from `width` by a linear layer each; `None` for none.
+    - `dtype`: of all weights and biases, JAX's default float unless given.
+    - `key`: of `jax.random`; the initial weights are those of `eqx.nn.Linear`, see `jfree.reinitialize` for others.
+
+    **Raises:** `ValueError` if `activation` is a sequence of another length than `depth`.
+    """
+
+    embedding: eqx.nn.Linear | None
+    blocks: tuple[_Block, ...]
+    readout: eqx.nn.Linear | None
+
+    def __init__(
+        self,
+        width: int,
+        depth: int,
+        layers_per_block: int = 1,
+        activation: Activation | Sequence[Activation] = jnp.tanh,
+        use_bias: bool = True,
+        in_size: int | None = None,
+        out_size: int | None = None,
+        dtype=None,
+        *,
+        key: PRNGKeyArray,
+    ):
+        activations = activation if isinstance(activation, Sequence) else (activation,) * depth
+        if len(activations) != depth:
+            raise ValueError(f"`activation` must be one, or one per block: {depth}, got {len(activations)}.")
+        in_key, out_key, *keys = jax.random.split(key, 2 + depth * layers_per_block)
+        layers = [eqx.nn.Linear(width, width, use_bias, dtype, key=k) for k in keys]
+        starts = range(0, len(layers), layers_per_block)
+        self.blocks = tuple(
+            _Block(tuple(layers[i : i + layers_per_block]), phi) for i, phi in zip(starts, activations, strict=True)
+        )
+        self.embedding = None if in_size is None else eqx.nn.Linear(in_size, width, dtype=dtype, key=in_key)
+        self.readout = None if out_size is None else eqx.nn.Linear(width, out_size, dtype=dtype, key=out_key)
+
+    def __call__(self, x: Float[Array, " in"], *, key: PRNGKeyArray | None = None) -> Float[Array, " out"]:
+        """Maps `(in_size,)` to `(out_size,)`, which are `width` where not given; `key` is ignored."""
+        x = x if self.embedding is None else self.embedding(x)
+        for block in self.blocks:
+            x = block(x)
+        return x if self.readout is None else self.readout(x)
+
+
+EquinoxModel = eqx.nn.MLP | eqx.nn.Sequential | ResidualMLP
+Model = TypeVar("Model", bound=eqx.Module)
+
+
+def to_equinox(net: MLP | ResNet, key: PRNGKeyArray, width: int | None = None) -> EquinoxModel:
+    """A finite network to train, its weights and biases sampled from `net` (host).
+
+    Arguments as for `jfree.sample_weights`. Parameters of activations become constants of the model.
+
+    **Returns:** of an `MLP` with one hidden width and one hidden activation an `eqx.nn.MLP`, of any other an
+    `eqx.nn.Sequential`, of a `ResNet` a `jfree.ResidualMLP`; in the dtype of `net`.
+
+    **Raises:** `ValueError` as `jfree.sample_weights`.
+    """
+    return reinitialize(_blank(net, integer_widths(net, width)), net, key)
+
+
+def from_equinox(model: EquinoxModel, q0: ArrayLike = 1.0, weights: str | AbstractWeights = "gaussian") -> MLP | ResNet:
+    """The random network whose widths, activations and scales are those of a model.
+
+    **Arguments:**
+
+    - `model`: an `eqx.nn.MLP`, an `eqx.nn.Sequential` of `eqx.nn.Linear`, each followed by at most one
+        `eqx.nn.Lambda`, or a `jfree.ResidualMLP`, of which the blocks are read. Functions that are not known become
+        `FromFunction`; `jax.nn.gelu` becomes `GELU`, from which its default, approximate form differs by `5e-4`.
+    - `q0`: mean square of the input's entries, at the first block of a `ResidualMLP`.
+    - `weights`: the law that the weights shall have.
+
+    **Returns:** an `MLP` or a `ResNet` with `sigma_w = sqrt(mean(W^2) N_in)` and `sigma_b = sqrt(mean(b^2))`, measured
+    layer by layer.
+
+    **Raises:** `ValueError` if `model` is of another kind, or units of one layer differ in their activation.
+    """
+    match model:
+        case ResidualMLP():
+            return _from_residual(model, q0, weights)
+        case eqx.nn.MLP() if not model.scan:
+            activations = _of_mlp(model)
+        case eqx.nn.Sequential():
+            activations = _of_sequential(model)
+        case _:
+            raise ValueError(
+                "`model` must be an `eqx.nn.MLP` without `scan`, an `eqx.nn.Sequential` or a `jfree.ResidualMLP`, "
+                f"got {type(model).__name__}."
+            )
+    linears = _linears(model)
+    widths = [linears[0].weight.shape[1], *(linear.weight.shape[0] for linear in linears)]
+    sigma_w, sigma_b = _scales(linears)
+    if len(activations) > 1 and _alike(activations[:-1]):
+        return MLP(widths, activations[0], weights, sigma_w, sigma_b, q0, activations[-1])
+    return MLP(widths, activations, weights, sigma_w, sigma_b, q0)
+
+
+def reinitialize(model: Model, net: MLP | ResNet, key: PRNGKeyArray) -> Model:
+    """A model with the weights and biases of its `eqx.nn.Linear` layers, in their order, redrawn from `net` (host).
+
+    **Arguments:**
+
+    - `model`: any Equinox model; of a `jfree.ResidualMLP` the blocks are redrawn, and nothing else.
+    - `net`: an `MLP` whose widths have the ratios of the model's, or a `ResNet`.
+    - `key`: of `jax.random`.
+
+    **Returns:** the model, with shapes and dtypes as they were.
+
+    **Raises:** `ValueError` if number or shapes of the layers differ from those of `net`, or if a layer has no bias
+    where `net` has `sigma_b > 0`.
+    """
+    linears = _linears(model)
+    shapes = [linear.weight.shape for linear in linears]
+    sampled = sample_weights(net, key, max((max(shape) for shape in shapes), default=1))
+    expected = [weight.shape for weight, _ in sampled]
+    if shapes != expected:
+        raise ValueError(f"`model` must have the layers of `net`, of shapes {expected}, got {shapes}.")
+    redrawn = [_redrawn(linear, *layer) for linear, layer in zip(linears, sampled, strict=True)]
+    return eqx.tree_at(_linears, model, redrawn)
+
+
+def _blank(net: MLP | ResNet, widths: list[int]) -> EquinoxModel:
+    """A model of the right shapes."""
+    functions, dtype, key = [_function(phi) for phi in net.activations], net.sigma_w.dtype, jax.random.key(0)
+    if isinstance(net, ResNet):
+        per_block = functions[:: net.layers_per_block]
+        return ResidualMLP(widths[0], net.depth, net.layers_per_block, per_block, dtype=dtype, key=key)
+    if len(set(widths[1:-1])) == 1 and _alike(net.activations[:-1]):
+        sizes = widths[0], widths[-1], widths[1], net.depth - 1
+        return eqx.nn.MLP(*sizes, functions[0], functions[-1], dtype=dtype, key=key)
+    layers = []
+    for num_in, num_out, function in zip(widths[:-1], widths[1:], functions, strict=True):
+        layers.append(eqx.nn.Linear(num_in, num_out, dtype=dtype, key=key))
+        if function is not jax.nn.identity:
+            layers.append(eqx.nn.Lambda(function))
+    return eqx.nn.Sequential(layers)
+
+
+def _from_residual(model: ResidualMLP, q0: ArrayLike, weights: str | AbstractWeights) -> ResNet:
+    depth = len(model.blocks)
+    sigma_w, sigma_b = (scale.reshape(depth, -1) for scale in _scales(_linears(model)))
+    activations = [_activation(block.activation) for block in model.blocks]
+    activation = activations[0] if _alike(activations) else activations
+    return ResNet(depth, activation, weights, sigma_w, sigma_b, sigma_w.shape[1], q0)
+
+
+def _is_linear(node) -> bool:
+    return isinstance(node, eqx.nn.Linear)
+
+
+def _linears(model) -> list[eqx.nn.Linear]:
+    """The layers that a network consists of."""
+    trunk = model.blocks if isinstance(model, ResidualMLP) else model
+    return [node for node in jax.tree.leaves(trunk, is_leaf=_is_linear) if _is_linear(node)]
+
+
+def _redrawn(linear: eqx.nn.Linear, weight: Array, bias: Array) -> eqx.nn.Linear:
+    linear = eqx.tree_at(lambda layer: layer.weight, linear, weight.astype(linear.weight.dtype))
+    if linear.bias is not None:
+        return eqx.tree_at(lambda layer: layer.bias, linear, bias.astype(linear.bias.dtype))
+    if jnp.any(bias != 0):
+        raise ValueError("`model` must have biases where `net` has `sigma_b` > 0.")
+    return linear
+
+
+def _scales(linears: list[eqx.nn.Linear]) -> tuple[Float[Array, " layers"], Float[Array, " layers"]]:
+    """`sigma_w` and `sigma_b`, as measured."""
+    biases = [jnp.zeros(1, x.weight.dtype) if x.bias is None else x.bias for x in linears]
+    sigma_w = [_root_mean_square(x.weight) * x.weight.shape[1] ** 0.5 for x in linears]
+    return jnp.stack(sigma_w), jnp.stack([_root_mean_square(bias) for bias in biases])
+
+
+def _root_mean_square(x: Array) -> Float[Array, ""]:
+    return jnp.sqrt(jnp.mean(jnp.square(x)))
+
+
+def _of_mlp(model: eqx.nn.MLP) -> list[AbstractActivation]:
+    """One per layer; without hidden layers Equinox leaves out the final one, too."""
+    if model.depth == 0:
+        return [Linear()]
+    hidden = [_activation(_of_one_unit(_at(model.activation, layer))) for layer in range(model.depth)]
+    final = model.final_activation
+    return [*hidden, _activation(final if model.out_size == "scalar" else _of_one_unit(final))]
+
+
+def _at(activation: Activation, index: int) -> Activation:
+    return jax.tree.map(lambda x: x[index] if eqx.is_array(x) else x, activation)
+
+
+def _of_one_unit(activation: Activation) -> Activation:
+    """`eqx.nn.MLP` holds the arrays of an activation once per unit."""
+    if any(jnp.any(x != x[:1]) for x in jax.tree.leaves(activation) if eqx.is_array(x)):
+        raise ValueError("`model` must have one activation per layer, but its units differ in their parameters.")
+    return _at(activation, 0)
+
+
+def _of_sequential(model: eqx.nn.Sequential) -> list[AbstractActivation]:
+    activations = []
+    for layer in model.layers:
+        match layer:
+            case eqx.nn.Linear():
+                activations.append(Linear())
+            case eqx.nn.Lambda() if activations and isinstance(activations[-1], Linear):
+                activations[-1] = _activation(layer.fn)
+            case _:
+                raise ValueError(
+                    "`model` must consist of `eqx.nn.Linear`, each followed by at most one `eqx.nn.Lambda`; "
+                    f"out of place is {type(layer).__name__}."
+                )
+    if not activations:
+        raise ValueError("`model` must have at least one `eqx.nn.Linear`.")
+    return activations
+
+
+def _alike(activations: Sequence[AbstractActivation]) -> bool:
+    return all(bool(eqx.tree_equal(activation, activations[0])) for activation in activations)
+
+
+_FUNCTIONS: dict[type[AbstractActivation], Activation] = {
+    Linear: jax.nn.identity,
+    Tanh: jnp.tanh,
+    ReLU: jax.nn.relu,
+    Erf: jax.scipy.special.erf,
+    Sigmoid: jax.nn.sigmoid,
+    SiLU: jax.nn.silu,
+    Softplus: jax.nn.softplus,
+}
+_MORE_FUNCTIONS: tuple[tuple[type[AbstractActivation], Activation], ...] = (
+    (Tanh, jax.lax.tanh),
+    (Erf, jax.lax.erf),
+    (Sigmoid, jax.lax.logistic),
+    (GELU, jax.nn.gelu),
+    (LeakyReLU, jax.nn.leaky_relu),
+    (HardTanh, jax.nn.hard_tanh),
+)
+
+
+def _apply(activation: Activation, x: Array) -> Array:
+    return activation(x)
+
+
+def _function(activation: AbstractActivation) -> Activation:
+    """Without arrays that an optimiser would take for parameters."""
+    return _FUNCTIONS.get(type(activation), partial(_apply, activation))
+
+
+def _activation(fn: Activation) -> AbstractActivation:
+    match fn:
+        case AbstractActivation():
+            return fn
+        case eqx.nn.PReLU():
+            return LeakyReLU(fn.negative_slope)
+        case partial(func=func, args=(AbstractActivation() as activation,)) if func is _apply:
+            return activation
+        case partial(func=func, args=(), keywords=options) if func is jax.nn.leaky_relu:
+            return LeakyReLU(**options)
+        case partial(func=func) if func is jax.nn.gelu:
+            return GELU()
+    for kind, function in (*_FUNCTIONS.items(), *_MORE_FUNCTIONS):
+        if fn is function:
+            return kind()
+    has_arrays = any(eqx.is_array(x) for x in jax.tree.leaves(fn))
+    static = (lambda x: fn(x)) if has_arrays else fn  # arrays have no hash
+    activation, jaxpr = FromFunction(static), jax.make_jaxpr(static)(0.0).jaxpr
+    return Linear() if jaxpr.outvars == jaxpr.invars else activation

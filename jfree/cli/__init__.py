@@ -1,0 +1,52 @@
+"""The command line: `jfree spectrum` and `jfree tune`."""
+
+import contextlib
+import io
+import itertools
+import re
+import sys
+from collections.abc import Sequence
+
+import tyro
+
+from ._spectrum import SpectrumCommand
+from ._tune import TuneCommand
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `jfree ARGV...`, in float64.
+
+    **Arguments:** `argv`, without the program's name; by default those of the process.
+
+    **Returns:** the exit code: 0, or 2 after one line on standard error for bad input.
+
+    **Raises:** `SystemExit` after `--help`.
+    """
+    try:
+        command = _parse(sys.argv[1:] if argv is None else argv)
+        import jax
+
+        jax.config.update("jax_enable_x64", True)
+        command.run()
+    except (ValueError, ImportError) as error:
+        print("jfree:", *str(error).split(), file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parse(argv: Sequence[str]) -> SpectrumCommand | TuneCommand:
+    """tyro, its boxed errors unpacked."""
+    message = io.StringIO()
+    commands = {"spectrum": SpectrumCommand, "tune": TuneCommand}
+    config = (tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff)
+    try:
+        with contextlib.redirect_stderr(message):
+            return tyro.extras.subcommand_cli_from_dict(
+                commands, prog="jfree", description="Free probability for deep networks.", args=argv, config=config
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        lines = [line.strip(" │") for line in re.sub(r"\x1b\[[0-9;]*m", "", message.getvalue()).splitlines()]
+        text = itertools.takewhile(lambda line: not line.startswith("──"), lines[1:])
+        raise ValueError(" ".join(text)) from None

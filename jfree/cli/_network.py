@@ -1,0 +1,170 @@
+"""A network and its data from flags, TOML and .npz."""
+
+import dataclasses
+import tomllib
+import typing
+from pathlib import Path
+from typing import Annotated, Any, TYPE_CHECKING
+
+import numpy as np
+import tyro
+
+if TYPE_CHECKING:
+    from .._networks import MLP
+
+_NUM_INPUTS, _NUM_OUTPUTS = 64, 10  # of scikit-learn's digits
+
+
+def default(text: str):
+    """`None` stands for a flag that was not given; help shows this in its place."""
+    return tyro.conf.arg(help_behavior_hint=f"(default: {text})")
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """An MLP. A flag that is given overrides the key of the same name in the [network] table of --config."""
+
+    widths: Annotated[tuple[float, ...] | None, default("inputs, depth - 1 times width, 10")] = None
+    """Widths N_0 .. N_L; only their ratios matter."""
+    depth: Annotated[int | None, default("10; 50 for tune")] = None
+    """Number of layers L, in place of --widths."""
+    width: Annotated[float | None, default("256; 128 for tune")] = None
+    """Width of the hidden layers, in place of --widths."""
+    activation: Annotated[tuple[str, ...] | None, default("tanh")] = None
+    """One for all layers but the last, or one per layer: linear, relu, leaky_relu, hard_tanh, hard_sine, tanh, erf,
+    sigmoid, silu, gelu, softplus."""
+    final_activation: Annotated[str | None, default("linear")] = None
+    """Activation of the last layer."""
+    weights: Annotated[tuple[str, ...] | None, default("orthogonal")] = None
+    """gaussian or orthogonal, one or one per layer."""
+    sigma_w: Annotated[tuple[float, ...] | None, default("1")] = None
+    """Scale of the weights: W has entries of variance sigma_w^2 / N_in. One or one per layer."""
+    sigma_b: Annotated[tuple[float, ...] | None, default("0")] = None
+    """Standard deviation of the biases, one or one per layer."""
+    q0: Annotated[float | None, default("measured on the data")] = None
+    """Mean square |x|^2 / N_0 of the input."""
+    data: Annotated[Path | None, default("scikit-learn's digits, standardised")] = None
+    """An .npz file with the inputs, as the network sees them, as array x: one row per input. For tune also their
+    classes 0, 1, ... as array y."""
+
+    def build(
+        self, config: Path | None, depth: int = 10, width: float = 256.0, labelled: bool = False
+    ) -> tuple["MLP", "Data"]:
+        """The network, and the data that its `q0` comes from."""
+        from .._networks import MLP
+
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        given = _override(_read_config(config) if config else {}, given)
+        empty = [key for key, value in given.items() if value == ()]
+        if empty:
+            raise ValueError(f"`{empty[0]}` must not be empty.")
+        if len(given.get("activation", ())) > 1 and "final_activation" in given:
+            raise ValueError("`final_activation` must not be given along with one `activation` per layer.")
+        data = _data(given, labelled)
+        given = {"q0": np.mean(np.square(data.x))} | given if data.x is not None else given
+        widths = _widths({"depth": depth, "width": width} | given if "widths" not in given else given, data)
+        options = {
+            key: _unpacked(value) for key, value in given.items() if key not in ("widths", "depth", "width", "data")
+        }
+        return MLP(widths, **options), data
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Rows of inputs, none if nothing is to be measured on them, their classes, and a word on the source of `q0`."""
+
+    x: np.ndarray | None
+    y: np.ndarray | None
+    source: str
+
+    @property
+    def num_inputs(self) -> int:
+        return _NUM_INPUTS if self.x is None else self.x.shape[1]
+
+    @property
+    def num_outputs(self) -> int:
+        return _NUM_OUTPUTS if self.y is None else int(self.y.max()) + 1
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        content = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`config`: cannot read {path}: {error}") from error
+    table = content.get("network")
+    if not isinstance(table, dict) or len(content) > 1:
+        raise ValueError(f"`config`: {path} must hold one table, [network].")
+    given = {key: _config_value(key, value) for key, value in table.items()}
+    return given | ({"data": path.parent / given["data"]} if "data" in given else {})
+
+
+def _config_value(key: str, value: Any) -> Any:
+    """Checked against the type that `Network` gives the flag; one value will do for a sequence of them."""
+    hints = typing.get_type_hints(Network)
+    if key not in hints:
+        raise ValueError(f"`config`: unknown key `{key}` in [network]; it may hold {', '.join(hints)}.")
+    kind = typing.get_args(hints[key])[0]  # the other is None
+    many = typing.get_origin(kind) is tuple
+    kind = typing.get_args(kind)[0] if many else kind
+    values = tuple(value) if many and isinstance(value, list) else (value,)
+    allowed = {float: int | float, Path: str}.get(kind, kind)
+    if not all(isinstance(v, allowed) and not isinstance(v, bool) for v in values):
+        raise ValueError(f"`config`: `{key}` in [network] must be {kind.__name__}, got {value!r}.")
+    return values if many else value
+
+
+def _override(table: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
+    """A flag also overrides the keys that say the same in another way."""
+    rivals = {"widths": {"depth", "width"}, "depth": {"widths"}, "width": {"widths"}, "data": {"q0"}, "q0": {"data"}}
+    gone = set().union(*(rivals.get(flag, set()) for flag in flags))
+    return {key: value for key, value in table.items() if key not in gone} | flags
+
+
+def _data(given: dict[str, Any], labelled: bool) -> Data:
+    if "data" in given:
+        x, y = _read_data(given["data"], labelled)
+        return Data(x, y, "given" if "q0" in given else f"measured on {given['data']}")
+    if "q0" in given and not labelled:
+        return Data(None, None, "given")
+    from sklearn.datasets import load_digits
+
+    x, y = load_digits(return_X_y=True)
+    x = np.asarray(x, np.float64)
+    spread = x.std(0)
+    x = (x - x.mean(0)) / np.where(spread > 0, spread, 1)
+    return Data(x, y, "given" if "q0" in given else "measured on scikit-learn's digits")
+
+
+def _read_data(path: Path, labelled: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    try:
+        with path.open("rb") as stream, np.load(stream) as file:
+            x = np.asarray(file["x"], np.float64)
+            y = np.asarray(file["y"]) if labelled else None
+    except Exception as error:  # zipfile, pickle and NumPy each have their own
+        arrays = "arrays x and y" if labelled else "array x"
+        raise ValueError(f"`data`: cannot read {arrays} from {path}: {error}") from error
+    if x.ndim < 2 or not x.size or not np.all(np.isfinite(x)):
+        raise ValueError(f"`data`: x in {path} must hold finite numbers, one row per input; its shape is {x.shape}.")
+    if y is not None and (y.shape != x.shape[:1] or not np.issubdtype(y.dtype, np.integer) or y.min() < 0):
+        raise ValueError(f"`data`: y in {path} must hold one class 0, 1, ... per row of x; its shape is {y.shape}.")
+    return x.reshape(len(x), -1), y
+
+
+def _widths(given: dict[str, Any], data: Data) -> list[float]:
+    if "widths" in given:
+        if given.keys() & {"depth", "width"}:
+            raise ValueError("`widths` must not be given along with `depth` or `width`.")
+        if data.x is not None and "data" in given and given["widths"][0] != data.num_inputs:
+            raise ValueError(f"`widths` must start with {data.num_inputs}, the length of the inputs in `data`.")
+        return [float(width) for width in given["widths"]]
+    depth, width = given["depth"], given["width"]
+    if depth < 1 or not width > 0:
+        raise ValueError(f"`depth` must be at least 1 and `width` positive, got {depth} and {width}.")
+    return [float(data.num_inputs), *[float(width)] * (depth - 1), float(data.num_outputs)]
+
+
+def _unpacked(value: Any) -> Any:
+    """What `MLP` takes for the values of a flag: one, names, or an array."""
+    if not isinstance(value, tuple):
+        return value
+    return value[0] if len(value) == 1 else value if isinstance(value[0], str) else np.asarray(value, np.float64)

@@ -1,0 +1,126 @@
+"""What the commands print and write."""
+
+import contextlib
+import itertools
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from .._networks import MLP
+    from .._spectrum import Spectrum
+
+_LEVELS = (0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
+
+
+def describe(net: "MLP", source: str) -> dict[str, Any]:
+    return {
+        "widths": net.widths.tolist(),
+        "weights": [type(law).__name__ for law in net.weights],
+        "activations": [type(activation).__name__ for activation in net.activations],
+        "sigma_w": net.sigma_w.tolist(),
+        "sigma_b": net.sigma_b.tolist(),
+        "q0": float(net.q0),
+        "q0_source": source,
+    }
+
+
+def header(network: dict[str, Any]) -> str:
+    """One line: `MLP 64, 256 x9, 10 | Orthogonal x10 | ...`."""
+
+    def runs(values):
+        values = [values] if isinstance(values, float) else values
+        texts = [value if isinstance(value, str) else f"{value:g}" for value in values]
+        counts = [(text, len(list(group))) for text, group in itertools.groupby(texts)]
+        return ", ".join(text if count == 1 else f"{text} x{count}" for text, count in counts)
+
+    parts = [runs(network[name]) for name in ("widths", "weights", "activations")]
+    scales = [f"{name} {runs(network[name])}" for name in ("sigma_w", "sigma_b", "q0")]
+    return f"MLP {' | '.join(parts + scales)} ({network['q0_source']})"
+
+
+def summarize(net: "MLP", spectrum: "Spectrum") -> dict[str, Any]:
+    from .._networks import propagate
+
+    mean_field = propagate(net)
+    atoms = zip(*(np.asarray(a).tolist() for a in spectrum.atoms()), strict=True)
+    return {
+        "mean_field": {"q": mean_field.q.tolist(), "chi": mean_field.chi.tolist()},
+        "edges": [float(edge) for edge in spectrum.edges()],
+        "condition_number": float(spectrum.condition_number()),
+        "mass_at_zero": float(spectrum.mass_at_zero()),
+        "atoms": [{"location": place, "mass": mass} for place, mass in atoms if place > 0 and mass > 0],
+        "mean": float(spectrum.mean()),
+        "variance": float(spectrum.variance()),
+        "mean_log": float(spectrum.mean_log()),
+        "quantiles": dict(zip(map(str, _LEVELS), spectrum.quantile(np.asarray(_LEVELS)).tolist(), strict=True)),
+    }
+
+
+def table(summary: dict[str, Any]) -> str:
+    q, chi = summary["mean_field"]["q"], summary["mean_field"]["chi"]
+    rows = [
+        ("", "first layer", "last layer"),
+        ("q", q[0], q[-1]),
+        ("chi", chi[0], chi[-1]),
+        ("",),
+        ("edges", *summary["edges"]),
+        ("condition number", summary["condition_number"]),
+        ("mass at zero", summary["mass_at_zero"]),
+        *(("atom, mass", atom["location"], atom["mass"]) for atom in summary["atoms"]),
+        ("mean", summary["mean"]),
+        ("variance", summary["variance"]),
+        ("mean log", summary["mean_log"]),
+        *((f"quantile {float(level):4.0%}", value) for level, value in summary["quantiles"].items()),
+        *([("KS distance", summary["ks_distance"])] if "ks_distance" in summary else []),
+    ]
+    lines = (
+        f"{label:<18}" + "".join(f"{v:>14}" if isinstance(v, str) else f"{v:>14.6g}" for v in values)
+        for label, *values in rows
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def finite(value: Any) -> Any:
+    """What JSON cannot say becomes null."""
+    match value:
+        case dict():
+            return {key: finite(item) for key, item in value.items()}
+        case list():
+            return [finite(item) for item in value]
+        case float() if not math.isfinite(value):
+            return None
+    return value
+
+
+def check_figure(path: Path) -> None:
+    """Before the work, what would fail after it."""
+    from ..plot import pyplot
+
+    pyplot()
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix[1:].lower() not in formats:
+        raise ValueError(f"`figure` must end in one of {', '.join(sorted(formats))}, got {path}.")
+    if not path.parent.is_dir() or path.is_dir():
+        raise ValueError(f"`figure`: {path} cannot be written.")
+
+
+@contextlib.contextmanager
+def complete(argument: str, *paths: Path) -> Iterator[list[Path]]:
+    """Files to write in place of `paths`, which appear together once all are complete, or not at all."""
+    drafts = [path.with_name(f".{os.getpid()}.{path.name}") for path in paths]
+    try:
+        yield drafts
+        for draft, path in zip(drafts, paths, strict=True):
+            os.replace(draft, path)
+    except OSError as error:
+        raise ValueError(f"`{argument}`: {', '.join(map(str, paths))} cannot be written: {error}") from error
+    finally:
+        for draft in drafts:
+            draft.unlink(missing_ok=True)

@@ -1,0 +1,76 @@
+"""`jfree spectrum`: the Jacobian spectrum of a network from its shape and initialisation."""
+
+import dataclasses
+import json as jsonlib
+from pathlib import Path
+from typing import Annotated, Literal, TYPE_CHECKING
+
+from ._network import default, Network
+from ._report import check_figure, complete, describe, finite, header, summarize, table
+
+if TYPE_CHECKING:
+    from .._networks import MLP
+    from .._spectrum import Spectrum
+
+
+@dataclasses.dataclass(frozen=True)
+class SpectrumCommand:
+    """The spectrum of J^T J, J the input-output Jacobian of a wide random network: its squared singular values."""
+
+    network: Network = dataclasses.field(default_factory=Network)
+    config: Annotated[Path | None, default("none")] = None
+    """A TOML file with a [network] table, whose keys are the flags of the network with underscores."""
+    side: Literal["input", "output"] = "input"
+    """output: the spectrum of J J^T."""
+    json: bool = False
+    """Print one JSON object; null stands for what is infinite or was not certified."""
+    figure: Annotated[Path | None, default("none")] = None
+    """Draw the density to this file."""
+    check: bool = False
+    """Sample one finite network of these widths, and print the Kolmogorov-Smirnov distance of its eigenvalues."""
+    seed: int = 0
+    """Of the sampled network."""
+
+    def run(self) -> None:
+        from .._spectrum import jacobian_spectrum
+
+        if self.figure:
+            check_figure(self.figure)
+        net, data = self.network.build(self.config)
+        eigenvalues = self._sample(net) if self.check else None
+        network = describe(net, data.source)
+        if not self.json:
+            print(header(network), flush=True)
+        spectrum = jacobian_spectrum(net, self.side)
+        summary = {"network": network, "side": self.side, **summarize(net, spectrum)}
+        if eigenvalues is not None:
+            from ..empirical import ks_distance
+
+            summary["ks_distance"] = float(ks_distance(eigenvalues, spectrum))
+        if self.figure:
+            _draw(spectrum, self.figure, header(network))
+        print(jsonlib.dumps(finite(summary), allow_nan=False) if self.json else table(summary))
+
+    def _sample(self, net: "MLP"):
+        import jax
+
+        from ..empirical import jacobian_eigenvalues
+
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"`seed` must lie in [0, 2^63), got {self.seed}.")
+        return jacobian_eigenvalues(net, jax.random.key(self.seed), side=self.side)
+
+
+def _draw(spectrum: "Spectrum", path: Path, title: str) -> None:
+    """Both scales side by side."""
+    from ..plot import pyplot
+
+    figure, axes = pyplot().subplots(1, 2, figsize=(11, 4), layout="constrained")
+    try:
+        with complete("figure", path) as (draft,):
+            spectrum.plot(axes[0], "linear")
+            spectrum.plot(axes[1], "log")
+            figure.suptitle(title, fontsize="small")
+            figure.savefig(draft)
+    finally:
+        pyplot().close(figure)

@@ -1,0 +1,79 @@
+"""Training a network of given weights, to see what an initialisation is worth."""
+
+import itertools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+
+from .._activations import AbstractActivation
+
+Weights = list[tuple[Array, Array]]
+
+
+def forward(weights: Weights, activations: tuple[AbstractActivation, ...], x: Float[Array, "rows N_0"]) -> Array:
+    """Outputs, one row per input; equal layers in a row are scanned."""
+    layers = zip(weights, activations, strict=True)
+    for (_, activation), run in itertools.groupby(layers, lambda layer: (layer[0][0].shape, layer[1])):
+
+        def apply(x, layer, phi=activation):
+            return phi(x @ layer[0].T + layer[1]), None
+
+        first, *rest = [layer[0] for layer in run]
+        x, _ = apply(x, first)
+        if rest:
+            x, _ = jax.lax.scan(apply, x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *rest))
+    return x
+
+
+class Training(eqx.Module):
+    """Cross-entropy per step, and at the end the loss on all of the training set and the accuracy on the rest."""
+
+    losses: Float[np.ndarray, " steps"]
+    loss: float
+    accuracy: float
+
+
+def train(
+    weights: Weights,
+    activations: tuple[AbstractActivation, ...],
+    x: np.ndarray,
+    y: np.ndarray,
+    steps: int,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    batch: int = 128,
+) -> Training:
+    """Trains in single precision on four fifths of the data, in batches drawn anew every step."""
+    order = np.random.default_rng(seed).permutation(len(x))
+    inputs, classes = jnp.asarray(x[order], jnp.float32), jnp.asarray(y[order], jnp.int32)
+    cut = max(1, len(x) * 4 // 5)
+    weights = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), weights)
+    activations = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), activations)
+    picks = np.random.default_rng(seed + 1).integers(0, cut, (steps, min(batch, cut)))
+    weights, losses = _train(weights, activations, inputs[:cut], classes[:cut], jnp.asarray(picks), optimizer)
+    loss = _loss(weights, activations, inputs[:cut], classes[:cut])
+    rest = slice(cut, None) if cut < len(x) else slice(None)
+    right = jnp.argmax(forward(weights, activations, inputs[rest]), axis=1) == classes[rest]
+    return Training(np.asarray(losses), float(loss), float(jnp.mean(right)))
+
+
+@eqx.filter_jit
+def _loss(weights: Weights, activations, x: Float[Array, "rows N_0"], y: Int[Array, " rows"]) -> Array:
+    outputs = forward(weights, activations, x)
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(outputs, y))
+
+
+@eqx.filter_jit
+def _train(weights, activations, x, y, picks: Int[Array, "steps batch"], optimizer):
+    def step(state, pick):
+        weights, memory = state
+        loss, grad = jax.value_and_grad(_loss)(weights, activations, x[pick], y[pick])
+        updates, memory = optimizer.update(grad, memory, weights)
+        return (optax.apply_updates(weights, updates), memory), loss
+
+    (weights, _), losses = jax.lax.scan(step, (weights, optimizer.init(weights)), picks)
+    return weights, losses

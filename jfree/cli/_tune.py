@@ -1,0 +1,270 @@
+"""`jfree tune`: from a network and data to an initialisation that trains."""
+
+import dataclasses
+import json as jsonlib
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal, TYPE_CHECKING
+
+import numpy as np
+
+from ._network import Data, default, Network
+from ._report import check_figure, complete, describe, finite, header
+
+if TYPE_CHECKING:
+    from .._networks import MLP
+    from ._train import Training
+
+_LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
+_POOLED = 200  # eigenvalues of sampled networks, at least
+
+
+@dataclasses.dataclass(frozen=True)
+class TuneCommand:
+    """Tunes the scales of a network until its singular values are near 1, samples it, and trains it beside others.
+
+    Writes tuned.toml, a --config for next time; weights.npz with arrays W1, b1, W2, ... of the sampled initialisation;
+    and tune.png with spectra and training curves.
+    """
+
+    network: Network = dataclasses.field(default_factory=Network)
+    config: Annotated[Path | None, default("none")] = None
+    """A TOML file with a [network] table, whose keys are the flags of the network with underscores."""
+    objective: Literal["isometry", "condition_number", "log_spread"] = "isometry"
+    """What to make small: mean square of the log singular values, or largest over smallest, or the spread of 90%."""
+    tune: tuple[Literal["sigma_w", "sigma_b", "widths"], ...] = ("sigma_w",)
+    """What to tune. A scale that is given as one stays one; hidden widths keep to their number of weights."""
+    steps: int = 60
+    """Steps of tuning."""
+    training_steps: int = 400
+    """Steps of training, with Adam; 0 for none."""
+    learning_rate: float = 1e-4
+    """Of training."""
+    output: Path = Path("jfree-tune")
+    """The directory to write to."""
+    json: bool = False
+    """Print one JSON object; null stands for what is infinite or was not certified."""
+    seed: int = 0
+    """Of sampled networks and batches."""
+
+    def run(self) -> None:
+        self._check()
+        net, data = self.network.build(self.config, depth=50, width=128.0, labelled=True)
+        net = self._startable(net)
+        if data.y is not None and int(net.widths[-1]) < data.num_outputs:
+            raise ValueError(f"`widths` must end with at least {data.num_outputs}, the number of classes in `data`.")
+        say = (lambda *_: None) if self.json else (lambda text: print(text, flush=True))
+        say(header(describe(net, data.source)))
+        try:
+            self.output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"`output`: {self.output} cannot be written: {error}") from error
+
+        before = _Measured.of(net, self.seed)
+        tuned, objective = self._tuned(net, show=not self.json)
+        after = _Measured.of(tuned, self.seed)
+        say(_spectra_table(before, after, objective))
+        training = self._trained(net, tuned, data)
+        if training:
+            say(_training_table(training))
+
+        config, weights, figure = (self.output / name for name in ("tuned.toml", "weights.npz", "tune.png"))
+        with complete("output", config, weights, figure) as drafts:
+            drafts[0].write_text(_toml(tuned), "utf-8")
+            with drafts[1].open("wb") as stream:
+                np.savez(stream, **_named(_sampled(tuned, self.seed)))  # pyright: ignore[reportArgumentType]
+            _draw(before, after, training, drafts[2])
+        say(f"\nWrote {config}, {weights} and {figure}.")
+        if self.json:
+            summary = {
+                "network": describe(tuned, data.source),
+                "objective": objective,
+                "before": before.summary(),
+                "after": after.summary(),
+                "training": {name: {"loss": t.loss, "accuracy": t.accuracy} for name, t in training.items()},
+            }
+            print(jsonlib.dumps(finite(summary), allow_nan=False))
+
+    def _check(self) -> None:
+        """Before the work, what would fail after it."""
+        for name, allowed in (("steps", self.steps > 0), ("training_steps", self.training_steps >= 0)):
+            if not allowed:
+                raise ValueError(f"`{name}` must be a positive integer, got {getattr(self, name)}.")
+        if not 0 < self.learning_rate < np.inf:
+            raise ValueError(f"`learning_rate` must be positive and finite, got {self.learning_rate}.")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"`seed` must lie in [0, 2^63), got {self.seed}.")
+        if not self.tune:
+            raise ValueError("`tune` must not be empty.")
+        if self.output.exists() and not self.output.is_dir():
+            raise ValueError(f"`output`: {self.output} is not a directory.")
+        check_figure(Path("tune.png"))
+
+    def _startable(self, net: "MLP") -> "MLP":
+        if not np.allclose(net.widths, np.round(net.widths)):
+            raise ValueError("`widths` must be integers, for networks to be sampled.")
+        if "sigma_b" in self.tune and not np.all(np.asarray(net.sigma_b) > 0):
+            raise ValueError("`sigma_b` must be positive to be tuned: at 0 its gradient vanishes.")
+        return net
+
+    def _tuned(self, net: "MLP", show: bool) -> tuple["MLP", tuple[float, float]]:
+        """The tuned network, and the objective before and after."""
+        import optax
+
+        from .. import constraints, objectives
+        from .._tune import tune
+
+        objective = {"log_spread": objectives.log_spread()}.get(self.objective) or getattr(objectives, self.objective)
+        budget = float(np.sum(np.asarray(net.widths)[1:] * np.asarray(net.widths)[:-1]))
+        result = tune(
+            net,
+            objective,
+            where=lambda n: tuple(getattr(n, name) for name in self.tune),
+            # The gradient falls by orders of magnitude on the way: it must not be remembered for long.
+            optimizer=optax.adam(optax.cosine_decay_schedule(0.05, self.steps), b2=0.9),
+            steps=self.steps,
+            constraint=constraints.parameter_budget(budget) if "widths" in self.tune else None,
+            progress=show,
+        )
+        if result.rounded is not None and result.rounded_objective is not None:
+            return result.rounded, (float(result.history[0]), float(result.rounded_objective))  # pyright: ignore
+        return result.net, (float(result.history[0]), float(result.objective))  # pyright: ignore
+
+    def _trained(self, net: "MLP", tuned: "MLP", data: Data) -> dict[str, "Training"]:
+        if not self.training_steps or data.x is None or data.y is None:
+            return {}
+        import optax
+
+        from ._train import train
+
+        starts = {
+            "as given": _sampled(net, self.seed),
+            "tuned": _sampled(tuned, self.seed),
+            "Equinox's default": _equinox_default(net, self.seed),
+        }
+        optimizer = optax.adam(self.learning_rate)
+        return {
+            name: train(weights, net.activations, data.x, data.y, self.training_steps, optimizer, self.seed)
+            for name, weights in starts.items()
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Measured:
+    """The spectrum of the smaller of `J^T J` and `J J^T`, and what networks sampled at the real widths have instead."""
+
+    net: "MLP"
+    spectrum: Any
+    quantiles: np.ndarray
+    eigenvalues: np.ndarray
+    distance: float
+
+    @staticmethod
+    def of(net: "MLP", seed: int) -> "_Measured":
+        import jax
+
+        from .._spectrum import jacobian_spectrum
+        from ..empirical import jacobian_eigenvalues, ks_distance
+
+        widths = np.asarray(net.widths)
+        side = "output" if widths[-1] <= widths[0] else "input"
+        spectrum = jacobian_spectrum(net, side)
+        zero = float(spectrum.mass_at_zero())
+        quantiles = np.asarray(spectrum.quantile(zero + (1 - zero) * np.asarray(_LEVELS)))
+        num_samples = math.ceil(_POOLED / widths[[0, -1]].min())
+        eigenvalues = np.asarray(jacobian_eigenvalues(net, jax.random.key(seed), num_samples=num_samples, side=side))
+        return _Measured(net, spectrum, quantiles, eigenvalues, float(ks_distance(eigenvalues, spectrum)))
+
+    @property
+    def measured(self) -> np.ndarray:
+        zero = float(self.spectrum.mass_at_zero())
+        return np.quantile(self.eigenvalues, zero + (1 - zero) * np.asarray(_LEVELS))
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "singular_values": dict(zip(map(str, _LEVELS), np.sqrt(self.quantiles).tolist(), strict=True)),
+            "measured": dict(zip(map(str, _LEVELS), np.sqrt(self.measured).tolist(), strict=True)),
+            "mass_at_zero": float(self.spectrum.mass_at_zero()),
+            "ks_distance": self.distance,
+        }
+
+
+def _sampled(net: "MLP", seed: int) -> list:
+    import jax
+
+    from .._sampling import sample_weights
+
+    return sample_weights(net, jax.random.key(seed))
+
+
+def _equinox_default(net: "MLP", seed: int) -> list:
+    """Weights and biases uniform on `+-1/sqrt(N_in)`."""
+    rng = np.random.default_rng(seed)
+    widths = np.asarray(net.widths, int)
+    sizes = zip(widths[1:].tolist(), widths[:-1].tolist(), strict=True)
+    return [(rng.uniform(-1, 1, (n, m)) / m**0.5, rng.uniform(-1, 1, n) / m**0.5) for n, m in sizes]
+
+
+def _named(weights: list) -> dict[str, np.ndarray]:
+    return {f"{name}{k}": np.asarray(leaf) for k, pair in enumerate(weights, 1) for name, leaf in zip("Wb", pair)}  # noqa: B905
+
+
+def _toml(net: "MLP") -> str:
+    """A [network] table that `--config` reads."""
+    names = {"widths": net.widths, "sigma_w": net.sigma_w, "sigma_b": net.sigma_b}
+    lines = [f"{name} = {np.asarray(value, float).tolist()}" for name, value in names.items()]
+    lines += [f"q0 = {float(net.q0)!r}"]
+    lines += [f"weights = {jsonlib.dumps([_flag(law) for law in net.weights])}"]
+    lines += [f"activation = {jsonlib.dumps([_flag(activation) for activation in net.activations])}"]
+    return "\n".join(["[network]", *lines, ""])
+
+
+def _flag(module: Any) -> str:
+    """The name that the flags have for a weight law or an activation."""
+    from .. import _activations, _weights
+
+    names = _activations.BY_NAME | _weights.BY_NAME
+    return next(name for name, kind in names.items() if kind is type(module))
+
+
+def _spectra_table(before: _Measured, after: _Measured, objective: tuple[float, float]) -> str:
+    columns = (before.quantiles, before.measured, after.quantiles, after.measured)
+    lines = [f"\n{'':<18}{'as given':>14}{'sampled':>14}{'tuned':>14}{'sampled':>14}", "singular values"]
+    for k, level in enumerate(_LEVELS):
+        lines.append(f"{f'  quantile {level:4.0%}':<18}" + "".join(f"{c[k] ** 0.5:>14.6g}" for c in columns))
+    lines.append(f"{'KS distance':<18}{'':>14}{before.distance:>14.4f}{'':>14}{after.distance:>14.4f}")
+    lines.append(f"{'objective':<18}{objective[0]:>14.6g}{'':>14}{objective[1]:>14.6g}")
+    return "\n".join(lines)
+
+
+def _training_table(training: dict[str, "Training"]) -> str:
+    lines = [f"\n{'':<18}{'loss':>14}{'accuracy':>14}"]
+    lines += [f"{name:<18}{t.loss:>14.4f}{t.accuracy:>14.1%}" for name, t in training.items()]
+    return "\n".join(lines)
+
+
+def _draw(before: _Measured, after: _Measured, training: dict[str, "Training"], path: Path) -> None:
+    """Spectra before and after over what was sampled, and training curves."""
+    from ..plot import pyplot
+
+    plt = pyplot()
+    figure, axes = plt.subplots(1, 3, figsize=(15, 4), layout="constrained")
+    try:
+        for ax, measured, title in ((axes[0], before, "as given"), (axes[1], after, "tuned")):
+            values = np.log10(np.sqrt(measured.eigenvalues[measured.eigenvalues > 0]))
+            share = values.size / measured.eigenvalues.size
+            counts, edges = np.histogram(values, 40)
+            heights = share * counts / max(counts.sum(), 1) / np.diff(edges)
+            ax.stairs(heights, 10**edges, fill=True, alpha=0.3, label="sampled")
+            measured.spectrum.plot(ax, "log", singular_values=True)
+            ax.set_ylim(0, 1.1 * max(ax.get_ylim()[1], heights.max()))
+            ax.set_title(title)
+            ax.legend(frameon=False)
+        for name, curve in training.items():
+            axes[2].plot(curve.losses, label=name)
+        axes[2].set(xlabel="step", ylabel="training loss", title="training")
+        if training:
+            axes[2].legend(frameon=False)
+        figure.savefig(path, format="png")
+    finally:
+        plt.close(figure)

@@ -1,0 +1,148 @@
+"""Constraints: functions that make a network obey, differentiably, by setting what is left to set.
+
+`tune` applies its constraint to the network before the objective, and to the result.
+"""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ._implicit import implicit_root
+from ._meanfield import bisect, per_layer
+from ._networks import AbstractNetwork, MLP
+from ._resnet import ResNet
+
+Constraint = Callable[[AbstractNetwork], AbstractNetwork]
+
+
+def parameter_budget(num_weights: float) -> Constraint:
+    """Scales the hidden widths of an MLP such that `sum_l N_l N_{l-1} = num_weights`; inputs and outputs keep theirs.
+
+    **Raises:** `ValueError` if `num_weights` is not positive; when applied, for networks without hidden layers.
+    """
+    _positive("num_weights", num_weights)
+
+    def constrain(net: AbstractNetwork) -> AbstractNetwork:
+        net = _mlp("parameter_budget", net)
+        if net.depth < 2:
+            raise ValueError("`parameter_budget` is for networks with hidden layers.")
+        widths = net.widths
+        products = widths[:-1] * widths[1:]
+        if net.depth == 2:
+            scale = num_weights / jnp.sum(products)
+        else:
+            ends, inner = products[0] + products[-1], jnp.sum(products[1:-1])
+            scale = 2 * num_weights / (ends + jnp.sqrt(jnp.square(ends) + 4 * inner * num_weights))
+        return eqx.tree_at(lambda n: n.widths, net, widths.at[1:-1].multiply(scale))
+
+    return constrain
+
+
+def total_variance(total: float) -> Constraint:
+    """Scales `sigma_w` such that the sum of its squares over all layers is `total`.
+
+    **Raises:** `ValueError` if `total` is not positive.
+    """
+    _positive("total", total)
+
+    def constrain(net: AbstractNetwork) -> AbstractNetwork:
+        if not isinstance(net, MLP | ResNet):
+            raise ValueError(f"`total_variance` is for an MLP or a ResNet, got {type(net).__name__}.")
+        sigma_w = net.sigma_w
+        layers = net.depth * (net.layers_per_block if isinstance(net, ResNet) else 1)
+        share = layers / sigma_w.size
+        scaled = sigma_w * jnp.sqrt(total / (share * jnp.sum(jnp.square(sigma_w))))
+        return eqx.tree_at(lambda n: n.sigma_w, net, scaled)
+
+    return constrain
+
+
+def fixed_variance(q: float) -> Constraint:
+    """Sets `sigma_w` of an MLP such that the preactivations of all layers have variance `q`, given `sigma_b`.
+
+    A floor on nonlinearity. What is left to tune are the biases, from `sigma_b = 0`, `sigma_w` at its largest, to
+    `sigma_b^2` near `q` (beyond `0.99 q` it is cut).
+
+    **Raises:** `ValueError` if `q` is not positive.
+    """
+    _positive("q", q)
+
+    def constrain(net: AbstractNetwork) -> AbstractNetwork:
+        net = _mlp("fixed_variance", net)
+        sigma_b = jnp.broadcast_to(net.sigma_b, net.depth)
+        sigma_b = jnp.minimum(sigma_b, (0.99 * q) ** 0.5)
+        square, _ = _moments(net, jnp.full(net.depth, q, sigma_b.dtype))
+        sigma_w = jnp.sqrt((q - jnp.square(sigma_b)) / jnp.append(net.q0, square[:-1]))
+        return eqx.tree_at(lambda n: (n.sigma_w, n.sigma_b), net, (sigma_w, sigma_b))
+
+    return constrain
+
+
+def criticality(q: float | None = None) -> Constraint:
+    """Sets `sigma_w` of an MLP such that `chi = sigma_w^2 E phi'(h)^2` is 1 in every layer, given `sigma_b`.
+
+    With `q`, sets `sigma_b`, too, such that all preactivations have variance `q`; where that would take a negative
+    `sigma_b^2` it is 0, and `q` is larger.
+
+    **Raises:** `ValueError` if `q` is not positive.
+    """
+    if q is not None:
+        _positive("q", q)
+
+    def constrain(net: AbstractNetwork) -> AbstractNetwork:
+        net = _mlp("criticality", net)
+        sigma_b = jnp.broadcast_to(net.sigma_b, net.depth)
+        moments = per_layer(net.activations, lambda phi, q: (phi.second_moment(q), phi.slope_moment(q)))
+
+        def excess(log_v, args):
+            phi2, variance_b, chi = args
+            variance = jnp.exp(log_v)
+            return jnp.log(variance * chi(variance * phi2 + variance_b))
+
+        def layer(phi2, xs):
+            index, variance_b = xs
+            if q is not None:
+                variance_b = jnp.maximum(q - phi2 / moments(index, jnp.asarray(q, phi2.dtype))[1], 0)
+            args = (phi2, variance_b, _SlopeMoment(net.activations, index))
+            frozen = jax.lax.stop_gradient(args)
+            root = bisect(lambda v: excess(v, frozen), jnp.asarray(-20.0, phi2.dtype), jnp.asarray(20.0, phi2.dtype))
+            variance = jnp.exp(implicit_root(excess, root, (args,)))
+            square, _ = moments(index, variance * phi2 + variance_b)
+            return square, (jnp.sqrt(variance), variance_b)
+
+        _, (sigma_w, variance_b) = jax.lax.scan(layer, net.q0, (jnp.arange(net.depth), jnp.square(sigma_b)))
+        if q is not None:
+            sigma_b = jnp.where(variance_b > 0, jnp.sqrt(jnp.where(variance_b > 0, variance_b, 1)), 0)
+        return eqx.tree_at(lambda n: (n.sigma_w, n.sigma_b), net, (sigma_w, sigma_b))
+
+    return constrain
+
+
+class _SlopeMoment(eqx.Module):
+    """`E phi'(sqrt(q) Z)^2` of one layer, a pytree for `implicit_root` to differentiate in."""
+
+    activations: tuple
+    index: Array
+
+    def __call__(self, q: Float[Array, ""]) -> Float[Array, ""]:
+        return per_layer(self.activations, lambda phi, q: phi.slope_moment(q))(self.index, q)
+
+
+def _moments(net: MLP, q: Float[Array, " layers"]) -> tuple[Array, Array]:
+    moments = per_layer(net.activations, lambda phi, q: (phi.second_moment(q), phi.slope_moment(q)))
+    return jax.lax.map(lambda xs: moments(*xs), (jnp.arange(net.depth), q))
+
+
+def _mlp(name: str, net: AbstractNetwork) -> MLP:
+    if not isinstance(net, MLP):
+        raise ValueError(f"`{name}` is for an MLP, got {type(net).__name__}.")
+    return net
+
+
+def _positive(name: str, value: float) -> None:
+    if not 0 < value < np.inf:
+        raise ValueError(f"`{name}` must be positive and finite, got {value!r}.")

@@ -1,0 +1,107 @@
+"""Objectives: plain functions from a network to a scalar, the smaller the better, and functions that make such.
+
+All are differentiable. None knows what else a network is for: with an odd activation and no biases most of them are
+best in the trivial limit `q -> 0`, where every layer is linear. `jfree.constraints` rules it out.
+"""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ._networks import AbstractNetwork
+from ._spectrum import fisher_spectrum, jacobian_spectrum, Spectrum
+
+Objective = Callable[[AbstractNetwork], Float[Array, ""]]
+
+
+def isometry(net: AbstractNetwork) -> Float[Array, ""]:
+    """Mean square of the logarithms of the nonzero singular values of the Jacobian: 0 if and only if all are 1.
+
+    Smooth whatever the spectrum, and the cheapest after `moments`. Mass at zero is left out: it is a matter of widths
+    and dead units. Atoms count like everything else.
+    """
+    spectrum = jacobian_spectrum(net)
+    return 0.25 * (jnp.square(spectrum.mean_log()) + spectrum.log_variance())
+
+
+def condition_number(net: AbstractNetwork) -> Float[Array, ""]:
+    """Largest over smallest nonzero singular value of the Jacobian, at least 1; atoms count, mass at zero does not.
+
+    Where the bulk reaches down to 0 it would be infinite, and is the fourth root of the largest float, constant.
+    """
+    return jnp.sqrt(_edge_ratio(jacobian_spectrum(net)))
+
+
+def fisher_condition(net: AbstractNetwork) -> Float[Array, ""]:
+    """Largest over smallest nonzero eigenvalue of the Fisher information of an MLP, at least 1.
+
+    Where the bulk reaches down to 0 it would be infinite, and is the square root of the largest float, constant.
+
+    **Raises:** `ValueError` if `net` is not an `MLP`.
+    """
+    return _edge_ratio(fisher_spectrum(net))
+
+
+def _edge_ratio(spectrum: Spectrum) -> Float[Array, ""]:
+    lower, upper = spectrum.edges()
+    return jnp.where(lower > 0, upper / jnp.where(lower > 0, lower, 1), jnp.finfo(upper.dtype).max ** 0.5)
+
+
+def log_spread(p_low: float = 0.05, p_high: float = 0.95) -> Objective:
+    """Difference of the logarithms of two quantiles of the nonzero singular values of the Jacobian, at least 0.
+
+    It does not see how large they are, only how far apart. Within an atom its gradient is that of the atom.
+
+    **Raises:** `ValueError` unless `0 < p_low < p_high < 1`.
+    """
+    if not 0 < p_low < p_high < 1:
+        raise ValueError(f"`p_low` and `p_high` must be 0 < p_low < p_high < 1, got {p_low!r} and {p_high!r}.")
+
+    def objective(net: AbstractNetwork) -> Float[Array, ""]:
+        spectrum = jacobian_spectrum(net)
+        zero = spectrum.mass_at_zero()
+        low, high = spectrum.quantile(zero + (1 - zero) * jnp.asarray([p_low, p_high], zero.dtype))
+        return 0.5 * (jnp.log(high) - jnp.log(low))
+
+    return objective
+
+
+def moments(*targets: float) -> Objective:
+    """Sum of the squared logarithms of `m_k / target_k`, `m_k` the mean of the k-th power of the squared singular
+    values; the mean includes mass at zero. `moments(1.0, 1.0)` asks for isometry.
+
+    **Raises:** `ValueError` if there are no targets, or one is not positive.
+    """
+    if not targets or not all(0 < target < np.inf for target in targets):
+        raise ValueError(f"`targets` must be positive, at least one, got {targets!r}.")
+
+    def objective(net: AbstractNetwork) -> Float[Array, ""]:
+        spectrum = jacobian_spectrum(net)
+        mean = spectrum.mean()
+        known = [mean, spectrum.variance() + jnp.square(mean)]
+        values = known[: len(targets)] + [spectrum.moment(k) for k in range(3, len(targets) + 1)]
+        return sum((jnp.square(jnp.log(v / t)) for v, t in zip(values, targets, strict=True)), jnp.zeros_like(mean))
+
+    return objective
+
+
+def target(objective: Objective, value: float) -> Objective:
+    """Squared logarithm of `objective / value`: it wants a positive objective to be `value`.
+
+    **Raises:** `ValueError` if `value` is not positive and finite.
+    """
+    if not 0 < value < np.inf:
+        raise ValueError(f"`value` must be positive and finite, got {value!r}.")
+    return lambda net: jnp.square(jnp.log(objective(net) / value))
+
+
+def weighted(*terms: tuple[float, Objective]) -> Objective:
+    """The sum of `weight * objective(net)` over pairs `(weight, objective)`.
+
+    **Raises:** `ValueError` if there are no terms.
+    """
+    if not terms:
+        raise ValueError("`terms` must be pairs of a weight and an objective, at least one.")
+    return lambda net: sum((weight * objective(net) for weight, objective in terms[1:]), terms[0][0] * terms[0][1](net))

@@ -1,0 +1,244 @@
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jfree
+from jfree import activations as acts
+
+KEY = jax.random.key(0)
+ACTIVATIONS = [
+    acts.Linear(),
+    acts.ReLU(),
+    acts.LeakyReLU(0.2),
+    acts.ShiftedReLU(-0.5),
+    acts.HardTanh(1.5, 0.7),
+    acts.HardSine(),
+    acts.Tanh(),
+    acts.Erf(),
+    acts.Sigmoid(),
+    acts.SiLU(),
+    acts.GELU(),
+    acts.Softplus(),
+    acts.FromFunction(lambda x: jnp.abs(x - 1), knots=(1.0,)),
+]
+PLAIN = jfree.MLP([5, 8, 8, 3], "tanh", "gaussian", sigma_w=1.5, sigma_b=0.3)
+TAPERED = jfree.MLP([5, 9, 7, 3], "relu", "orthogonal", sigma_w=[1.0, 1.2, 0.5], sigma_b=0.3, final_activation="gelu")
+RESIDUAL = jfree.ResNet(3, ["tanh", "silu", "tanh"], "gaussian", 0.7, [0.1, 0.0, 0.2], layers_per_block=2)
+
+
+def layers_by_hand(net, key, width):
+    return zip(jfree.sample_weights(net, key, width), net.activations, strict=True)
+
+
+def mlp_by_hand(net, key, x):
+    for (weight, bias), activation in layers_by_hand(net, key, None):
+        x = activation(weight @ x + bias)
+    return x
+
+
+def resnet_by_hand(net, key, x):
+    layers = list(layers_by_hand(net, key, x.size))
+    for block in range(net.depth):
+        y = x
+        for (weight, bias), activation in layers[block * net.layers_per_block : (block + 1) * net.layers_per_block]:
+            y = activation(weight @ y + bias)
+        x = x + y
+    return x
+
+
+@pytest.mark.parametrize(
+    ("net", "kind"),
+    [
+        (PLAIN, eqx.nn.MLP),
+        (TAPERED, eqx.nn.Sequential),
+        (jfree.MLP([5, 8, 8, 3], ["tanh", "relu", "linear"], "gaussian"), eqx.nn.Sequential),
+        (jfree.MLP([5, 8, 3], acts.LeakyReLU(0.3), "gaussian", final_activation="erf"), eqx.nn.MLP),
+        (jfree.MLP([5, 3], "tanh", final_activation="tanh"), eqx.nn.Sequential),
+    ],
+)
+def test_mlps_by_hand(net, kind):
+    model = jfree.to_equinox(net, KEY)
+    x = jnp.linspace(-1, 2, 5)
+    assert isinstance(model, kind)
+    assert np.allclose(model(x), mlp_by_hand(net, KEY, x), rtol=1e-12)
+
+
+def test_resnets_by_hand():
+    model = jfree.to_equinox(RESIDUAL, KEY, width=6)
+    x = jnp.linspace(-1, 2, 6)
+    assert isinstance(model, jfree.ResidualMLP)
+    assert np.allclose(model(x), resnet_by_hand(RESIDUAL, KEY, x), rtol=1e-12)
+
+
+@pytest.mark.parametrize("widths", [[6, 8, 8, 5], [6, 8, 7, 5]])
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda a: type(a).__name__)
+def test_round_trip(activation, widths):
+    """Haar orthogonal weights have their scale exactly."""
+    scales = {"sigma_w": [1.5, 0.7, 1.1], "sigma_b": [0, 0, 0], "q0": 2.0}
+    net = jfree.MLP(widths, activation, final_activation=activation, **scales)
+    model = jfree.to_equinox(net, KEY)
+    assert len(jax.tree.leaves(eqx.filter(model, eqx.is_array))) == 6  # nothing but weights and biases
+    back = jfree.from_equinox(model, q0=2.0, weights="orthogonal")
+    assert eqx.tree_equal(back, net, rtol=1e-12, atol=1e-12)
+
+
+def test_round_trip_of_resnets():
+    net = eqx.tree_at(lambda n: n.weights, RESIDUAL, jfree.ResNet(3).weights)
+    back = jfree.from_equinox(jfree.to_equinox(net, KEY, width=400), weights="orthogonal")
+    assert isinstance(back, jfree.ResNet)
+    assert (back.depth, back.layers_per_block, back.weights) == (3, 2, net.weights)
+    assert eqx.tree_equal(back.activations, net.activations)
+    assert np.allclose(back.sigma_w, 0.7, rtol=1e-12)
+    assert np.allclose(back.sigma_b, net.sigma_b[:, None], rtol=0.15)
+    alike = jfree.from_equinox(jfree.ResidualMLP(4, 3, key=KEY, use_bias=False))
+    assert isinstance(alike.activation, acts.Tanh)
+    assert np.all(alike.sigma_b == 0)
+
+
+@pytest.mark.parametrize(
+    ("fn", "activation"),
+    [
+        (jax.nn.relu, acts.ReLU()),
+        (jax.nn.swish, acts.SiLU()),
+        (jax.nn.gelu, acts.GELU()),
+        (partial(jax.nn.gelu, approximate=False), acts.GELU()),
+        (jax.nn.leaky_relu, acts.LeakyReLU(0.01)),
+        (partial(jax.nn.leaky_relu, negative_slope=0.3), acts.LeakyReLU(0.3)),
+        (eqx.nn.PReLU(0.25), acts.LeakyReLU(0.25)),
+        (jax.nn.hard_tanh, acts.HardTanh()),
+        (jax.lax.erf, acts.Erf()),
+        (jax.lax.logistic, acts.Sigmoid()),
+        (acts.HardTanh(2.0, 0.5), acts.HardTanh(2.0, 0.5)),
+        (lambda x: x, acts.Linear()),
+        (jnp.sin, acts.FromFunction(jnp.sin)),
+    ],
+)
+def test_functions_are_recognised(fn, activation):
+    plain = eqx.nn.MLP(2, "scalar", 4, 2, fn, fn, key=KEY)
+    sequential = eqx.nn.Sequential([eqx.nn.Linear(2, 4, key=KEY), eqx.nn.Lambda(fn)])
+    residual = jfree.ResidualMLP(4, 2, activation=fn, key=KEY)
+    for model in (plain, sequential, residual):
+        net = jfree.from_equinox(model)
+        assert all(eqx.tree_equal(found, activation) for found in net.activations)
+
+
+def test_recognised_functions_are_what_they_seem():
+    x = jnp.linspace(-5, 5, 201)
+    assert np.allclose(jax.nn.gelu(x), acts.GELU()(x), atol=1e-3)
+    for fn, activation in [(jax.nn.leaky_relu, acts.LeakyReLU()), (jax.nn.hard_tanh, acts.HardTanh())]:
+        assert np.allclose(fn(x), activation(x), rtol=1e-12)
+
+
+def test_measured_scales():
+    model = eqx.nn.MLP("scalar", 3, 4, 1, use_final_bias=False, key=KEY)
+    net = jfree.from_equinox(model, q0=0.5)
+    first, last = model.layers
+    assert isinstance(net, jfree.MLP)
+    assert first.bias is not None
+    assert np.array_equal(net.widths, [1, 4, 3])
+    assert np.allclose(net.sigma_w**2, np.asarray([jnp.mean(first.weight**2), 4 * jnp.mean(last.weight**2)]))
+    assert np.allclose(net.sigma_b**2, np.asarray([jnp.mean(first.bias**2), 0]))
+    assert net.q0 == 0.5
+    assert [type(a) for a in net.activations] == [acts.ReLU, acts.Linear]
+    assert net.weights == (jfree.Gaussian(),) * 2
+
+
+def test_linear_layers_of_sequentials():
+    linear, relu = eqx.nn.Linear(3, 3, key=KEY), eqx.nn.Lambda(jax.nn.relu)
+    net = jfree.from_equinox(eqx.nn.Sequential([linear, linear, relu, linear]))
+    assert [type(a) for a in net.activations] == [acts.Linear, acts.ReLU, acts.Linear]
+    # Equinox applies no final activation where there is no hidden layer.
+    model = eqx.nn.MLP(2, 3, 4, 0, jnp.tanh, jnp.tanh, key=KEY)
+    assert [type(a) for a in jfree.from_equinox(model).activations] == [acts.Linear]
+
+
+def test_residual_models_train():
+    model = jfree.ResidualMLP(6, 2, 2, in_size=3, out_size=1, key=KEY)
+    x, y = jax.random.normal(KEY, (16, 3)), jnp.ones((16, 1))
+
+    @eqx.filter_jit
+    @eqx.filter_value_and_grad
+    def loss(model):
+        return jnp.mean((jax.vmap(model)(x) - y) ** 2)
+
+    before, slope = loss(model)
+    after, _ = loss(jax.tree.map(lambda p, g: p if g is None else p - 0.01 * g, model, slope))
+    assert after < 0.95 * before
+    net = jfree.from_equinox(model)
+    assert isinstance(net, jfree.ResNet)
+    assert (net.depth, net.layers_per_block) == (2, 2)
+
+
+@pytest.mark.parametrize("net", [PLAIN, TAPERED])
+def test_reinitialized_mlps(net):
+    model = jfree.to_equinox(net, KEY)
+    other = jfree.reinitialize(model, net, jax.random.key(1))
+    x = jnp.ones(5)
+    assert not np.allclose(model(x), other(x))
+    assert np.allclose(other(x), mlp_by_hand(net, jax.random.key(1), x), rtol=1e-12)
+    assert eqx.tree_equal(jfree.reinitialize(other, net, KEY), model)
+
+
+def test_reinitialized_residual_models():
+    model = jfree.ResidualMLP(6, 3, 2, in_size=3, out_size=1, dtype=jnp.float32, key=KEY)
+    net = jfree.ResNet(3, "tanh", "orthogonal", 0.5, layers_per_block=2)
+    other = jfree.reinitialize(model, net, KEY)
+    assert eqx.tree_equal((other.embedding, other.readout), (model.embedding, model.readout))
+    for block in other.blocks:
+        for layer in block.layers:
+            assert layer.weight.dtype == jnp.float32
+            assert np.allclose(layer.weight @ layer.weight.T, jnp.eye(6) / 4, atol=1e-6)
+            assert np.all(layer.bias == 0)
+
+
+def test_only_ratios_of_widths_must_agree():
+    model = eqx.nn.MLP(20, 10, 40, 2, key=KEY)
+    net = jfree.MLP([1.0, 2.0, 2.0, 0.5], "relu", sigma_w=1.4)
+    weight = jfree.reinitialize(model, net, KEY).layers[1].weight
+    assert np.allclose(weight @ weight.T, 1.96 * jnp.eye(40), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("model", "net", "named"),
+    [
+        (eqx.nn.MLP(5, 3, 8, 1, key=KEY), PLAIN, "of shapes"),
+        (eqx.nn.MLP(5, 4, 8, 2, key=KEY), PLAIN, "of shapes"),
+        (eqx.nn.MLP(5, 3, 8, 2, use_bias=False, key=KEY), PLAIN, "`sigma_b` > 0"),
+        (jfree.ResidualMLP(6, 3, 1, key=KEY), RESIDUAL, "of shapes"),
+        (eqx.nn.Identity(), RESIDUAL, "of shapes"),
+    ],
+)
+def test_models_that_do_not_fit(model, net, named):
+    with pytest.raises(ValueError, match=named):
+        jfree.reinitialize(model, net, KEY)
+
+
+@pytest.mark.parametrize(
+    ("model", "named"),
+    [
+        (eqx.nn.Linear(2, 2, key=KEY), "got Linear"),
+        (eqx.nn.MLP(2, 2, 2, 2, scan=True, key=KEY), "without `scan`"),
+        (eqx.nn.Sequential([]), "at least one"),
+        (eqx.nn.Sequential([eqx.nn.Lambda(jnp.tanh)]), "out of place is Lambda"),
+        (eqx.nn.Sequential([eqx.nn.Linear(2, 2, key=KEY), eqx.nn.LayerNorm(2)]), "out of place is LayerNorm"),
+    ],
+)
+def test_models_that_cannot_be_read(model, named):
+    with pytest.raises(ValueError, match=named):
+        jfree.from_equinox(model)
+
+
+def test_units_that_differ():
+    model = eqx.nn.MLP(2, 2, 3, 1, eqx.nn.PReLU(), key=KEY)
+    slopes = lambda m: m.activation.negative_slope  # noqa: E731
+    with pytest.raises(ValueError, match="one activation per layer"):
+        jfree.from_equinox(eqx.tree_at(slopes, model, jnp.asarray([[0.1, 0.2, 0.3]])))
+
+
+def test_activations_per_block():
+    with pytest.raises(ValueError, match="`activation`"):
+        jfree.ResidualMLP(2, 3, activation=[jnp.tanh, jnp.tanh], key=KEY)
