@@ -28,12 +28,18 @@ def _attach(residual, static, root, dynamic):
 def _(primals, tangents):
     residual, static, root, dynamic = primals
     *_, dynamic_tangent = tangents
-    root = _attach(residual, static, root, dynamic)
 
     def fn(root, dynamic):
         return residual(root, *eqx.combine(dynamic, static))
 
-    _, slope = jax.jvp(lambda r: fn(r, dynamic), (root,), (jnp.ones_like(root),))
+    def slope_at(root):
+        return jax.jvp(lambda r: fn(r, dynamic), (root,), (jnp.ones_like(root),))[1]
+
+    # JAX forgets custom rules when it transposes a scan. The step of Newton's method, which goes nowhere, has the
+    # derivatives of the root without one.
+    root = _attach(residual, static, root, dynamic)
+    root = root - fn(root, dynamic) / jax.lax.stop_gradient(slope_at(root))
+    slope = slope_at(root)
     dynamic_tangent = jax.tree.map(
         lambda x, t: jnp.zeros_like(x) if t is None else t, dynamic, dynamic_tangent, is_leaf=lambda x: x is None
     )

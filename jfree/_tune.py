@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from . import objectives
 from ._misc import is_concrete
-from ._networks import AbstractNetwork
+from ._networks import AbstractNetwork, MLP
 
 _CHUNK = 10  # steps between two looks at the progress
 
@@ -107,7 +107,7 @@ def tune(
     history = jnp.pad(history, (0, steps + 1 - history.size), constant_values=jnp.nan)
     best = _finished(problem, state.best)
     rounded = rounded_objective = None
-    if any(leaf is getattr(net, "widths", None) for leaf in leaves):
+    if isinstance(net, MLP) and isinstance(best, MLP) and any(leaf is net.widths for leaf in leaves):
         rounded = eqx.tree_at(lambda n: n.widths, best, jnp.maximum(jnp.round(best.widths), 1))
         rounded_objective = objective(rounded)
     return TuneResult(best, state.best_value, history, rounded, rounded_objective)
@@ -155,7 +155,7 @@ def _advance(problem: _Problem, state: _State, index: Array, steps: Array, stop_
         value, grad = jax.value_and_grad(lambda free: problem.objective(problem.network(free)))(state.free)
         finite = jnp.isfinite(value) & jnp.all(jnp.asarray([jnp.all(jnp.isfinite(g)) for g in grad]))
         updates, optimizer = problem.optimizer.update(grad, state.optimizer, state.free)
-        free = optax.apply_updates(state.free, updates)
+        free: Any = optax.apply_updates(state.free, updates)
         better = value < state.best_value
         best = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.free, state.best)
         done = ~finite | (value <= stop_at)

@@ -109,7 +109,7 @@ def test_check(capsys):
 
 
 BAD_FLAGS = {
-    "": "Expected one of {spectrum}",
+    "": "Expected one of {spectrum,tune}",
     "spektrum": "spektrum",
     "spectrum --bogus 1": "--bogus",
     "spectrum --sigma-w one": "--sigma-w",
@@ -130,6 +130,18 @@ BAD_FLAGS = {
     "spectrum --figure out.exe": "`figure`",
     "spectrum --config nowhere.toml": "`config`",
     "spectrum --data nowhere.npz": "`data`",
+    "tune --steps 0": "`steps`",
+    "tune --training-steps -1": "`training_steps`",
+    "tune --learning-rate 0": "`learning_rate`",
+    "tune --seed -1": "`seed`",
+    "tune --tune": "`tune`",
+    "tune --tune sigma_x": "--tune",
+    "tune --tune sigma_b": "`sigma_b`",
+    "tune --objective depth": "--objective",
+    "tune --widths 64.5 10": "`widths`",
+    "tune --widths 64 9": "`widths`",
+    "tune --config nowhere.toml": "`config`",
+    "tune --data nowhere.npz": "`data`",
 }
 
 BAD_CONFIGS = {
@@ -171,6 +183,62 @@ def test_bad_data(arrays, capsys, tmp_path):
     path = tmp_path / "inputs.npz"
     np.savez(path, **arrays) if arrays else path.write_bytes(b"PK\x03\x04 cut short")
     assert_one_line(capsys, [*SMALL, "--data", str(path)], "`data`")
+
+
+TUNE = ["tune", "--depth", "3", "--width", "16", "--steps", "4", "--training-steps", "5"]
+
+
+def test_tune(capsys, tmp_path):
+    rng = np.random.default_rng(0)
+    data, output = tmp_path / "data.npz", tmp_path / "out"
+    np.savez(data, x=rng.normal(size=(40, 6)), y=np.arange(40) % 3)
+    result = run_json(capsys, *TUNE, "--data", str(data), "--sigma-w", "1.7", "--output", str(output))
+    assert result["objective"][1] < result["objective"][0]
+    assert result["network"]["widths"] == [6, 16, 16, 3]
+    assert 0 < result["after"]["ks_distance"] < 0.2
+    assert set(result["training"]) == {"as given", "tuned", "Equinox's default"}
+    assert sorted(path.name for path in output.iterdir()) == ["tune.png", "tuned.toml", "weights.npz"]
+    with np.load(output / "weights.npz") as weights:
+        assert weights["W1"].shape == (16, 6)
+        assert weights["b3"].shape == (3,)
+    again = run_json(capsys, "spectrum", "--config", str(output / "tuned.toml"))
+    assert again["network"]["sigma_w"] == result["network"]["sigma_w"]
+    assert again["network"]["q0"] == result["network"]["q0"]
+
+
+def test_tune_prints_tables(capsys, tmp_path):
+    flags = ["--training-steps", "0", "--activation", "hard_tanh", "--tune", "sigma_w", "widths"]
+    assert main([*TUNE, *flags, "--output", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "KS distance" in out
+    assert "objective" in out
+    assert "accuracy" not in out
+
+
+def test_failing_midway_leaves_nothing(capsys, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jfree.cli._tune._draw", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        main([*TUNE, "--training-steps", "0", "--activation", "hard_tanh", "--output", str(tmp_path)])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"x": np.ones((4, 3))},
+        {"x": np.ones((4, 3)), "y": np.zeros(3, int)},
+        {"x": np.ones((4, 3)), "y": np.zeros(4)},
+        {"x": np.full((4, 3), np.nan), "y": np.zeros(4, int)},
+    ],
+)
+def test_bad_training_data(arrays, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.savez(tmp_path / "data.npz", **arrays)
+    assert_one_line(capsys, [*TUNE, "--data", "data.npz"], "`data`")
+    assert [path.name for path in tmp_path.iterdir()] == ["data.npz"]
 
 
 def test_process_exit_codes():

@@ -43,10 +43,11 @@ QUANTITIES = {
     "moment": lambda s: s.moment(3),
     "variance": lambda s: s.variance(),
     "mean_log": lambda s: s.mean_log(),
+    "log_variance": lambda s: s.log_variance(),
     "mass": lambda s: s.mass_at_zero(),
 }
 CASES = [("explicit", name) for name in QUANTITIES] + [
-    (kind, name) for kind in ("leaky", "smooth") for name in ("density", "log_potential", "mean_log")
+    (kind, name) for kind in ("leaky", "smooth") for name in ("density", "log_potential", "mean_log", "log_variance")
 ]
 CASES += [("fisher", "density"), ("fisher", "upper"), ("residual", "density")]
 
@@ -69,6 +70,17 @@ def test_first_and_second_order(kind, name):
     (high, high_tangent), _ = both(zero + h)
     np.testing.assert_allclose(tangent, (high - low) / (2 * h), rtol=1e-5)
     np.testing.assert_allclose(curvature, (high_tangent - low_tangent) / (2 * h), rtol=1e-4)
+
+
+def test_forward_over_reverse():
+    """The way of Hessians, through the scan over layers and the unknowns of their laws."""
+
+    def value(theta):
+        return spectrum_of("smooth", theta).log_variance()
+
+    zero = jnp.zeros(())
+    forward = jax.jit(jax.jacfwd(jax.jacfwd(value)))(zero)
+    np.testing.assert_allclose(jax.jit(jax.jacfwd(jax.jacrev(value)))(zero), forward, rtol=1e-9)
 
 
 def test_reverse_mode_reaches_every_parameter():

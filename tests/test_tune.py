@@ -1,0 +1,217 @@
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jfree
+from jfree import constraints, objectives
+from jfree.empirical import jacobian_eigenvalues
+
+
+def deep_tanh(depth, sigma_w):
+    return jfree.MLP(np.ones(depth + 1), "tanh", "orthogonal", np.full(depth, sigma_w))
+
+
+def test_isometry_closed_forms():
+    square = jfree.MLP([1.0, 1.0], "linear", "gaussian")  # log t has mean -1 and variance 1 + pi^2 / 3
+    np.testing.assert_allclose(jfree.jacobian_spectrum(square).log_variance(), 1 + np.pi**2 / 3, rtol=1e-10)
+    np.testing.assert_allclose(objectives.isometry(square), (2 + np.pi**2 / 3) / 4, rtol=1e-10)
+    scaled = jfree.MLP([1.0, 1.0, 1.0], "linear", "orthogonal", 1.5)
+    np.testing.assert_allclose(objectives.isometry(scaled), np.log(1.5**2) ** 2, rtol=1e-9)
+    projection = jfree.MLP([4.0, 1.0], "linear", "orthogonal")  # three quarters of the mass are at zero
+    np.testing.assert_allclose(objectives.isometry(projection), 0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        jfree.MLP([1.0, 2.0, 3.0], "hard_tanh", "gaussian", 1.3),
+        jfree.MLP([1.0, 1.0, 1.0, 1.0], "tanh", "orthogonal", 2.0),
+        jfree.ResNet(3, "silu", "gaussian", 0.7),
+    ],
+)
+def test_log_variance_is_that_of_the_quantiles(net):
+    spectrum = jfree.jacobian_spectrum(net)
+    zero = spectrum.mass_at_zero()
+    nodes, weights = np.polynomial.legendre.leggauss(80)
+    s, half = 18 * nodes, 18 * weights  # p = sigmoid(s)
+    p, density = jax.nn.sigmoid(s), jax.nn.sigmoid(s) * jax.nn.sigmoid(-s)
+    log_t = np.log(spectrum.quantile(zero + (1 - zero) * p))
+    kept = np.isfinite(log_t)
+    mean = np.sum((half * density * log_t)[kept])
+    variance = np.sum((half * density * np.square(log_t - mean))[kept])
+    np.testing.assert_allclose(spectrum.mean_log(), mean, atol=1e-3)
+    np.testing.assert_allclose(spectrum.log_variance(), variance, rtol=2e-3)
+
+
+def test_log_variance_of_a_fisher_spectrum():
+    spectrum = jfree.fisher_spectrum(jfree.MLP([1.0, 1.0, 1.0, 1.0], "hard_tanh", "gaussian", 1.3, 0.1))
+    p = (np.arange(400) + 0.5) / 400
+    np.testing.assert_allclose(spectrum.log_variance(), np.var(np.log(spectrum.quantile(p))), rtol=2e-3)
+
+
+def test_objectives_are_read_off_spectra():
+    net = jfree.MLP([1.0, 2.0, 3.0], "hard_tanh", "gaussian", 1.3)
+    spectrum = jfree.jacobian_spectrum(net)
+    np.testing.assert_allclose(objectives.condition_number(net), spectrum.condition_number(), rtol=1e-12)
+    lower, upper = jfree.fisher_spectrum(net).edges()
+    np.testing.assert_allclose(objectives.fisher_condition(net), upper / lower, rtol=1e-12)
+    low, high = spectrum.quantile(spectrum.mass_at_zero() + (1 - spectrum.mass_at_zero()) * jnp.asarray([0.1, 0.9]))
+    np.testing.assert_allclose(objectives.log_spread(0.1, 0.9)(net), 0.5 * jnp.log(high / low), rtol=1e-10)
+    means = [spectrum.moment(k) for k in (1, 2, 3)]
+    expected = sum(np.log(m / t) ** 2 for m, t in zip(means, (1, 2, 3), strict=True))
+    np.testing.assert_allclose(objectives.moments(1.0, 2.0, 3.0)(net), expected, rtol=1e-8)
+    both = objectives.weighted((2.0, objectives.isometry), (0.5, objectives.condition_number))
+    np.testing.assert_allclose(
+        both(net), 2 * objectives.isometry(net) + 0.5 * objectives.condition_number(net), rtol=1e-12
+    )
+    goal = objectives.target(objectives.condition_number, 2.0)
+    np.testing.assert_allclose(goal(net), np.log(spectrum.condition_number() / 2) ** 2, rtol=1e-12)
+
+
+def test_finite_where_the_bulk_reaches_zero():
+    net = jfree.MLP([1.0, 1.0, 1.0], "relu", "gaussian", 1.3)
+    for objective in (objectives.isometry, objectives.condition_number, objectives.log_spread()):
+        value, grad = eqx.filter_value_and_grad(objective)(net)
+        assert np.isfinite(value)
+        assert np.isfinite(grad.sigma_w)
+
+
+def test_isometry_derivatives():
+    net = deep_tanh(3, 1.4)
+
+    def value(sigma_w):
+        return objectives.isometry(eqx.tree_at(lambda n: n.sigma_w, net, sigma_w))
+
+    step = 1e-4
+    both = jax.jit(jax.value_and_grad(value))
+    grad, hessian = both(net.sigma_w)[1], jax.jit(jax.hessian(value))(net.sigma_w)
+    (high, high_grad), (low, low_grad) = (both(net.sigma_w.at[0].add(sign * step)) for sign in (1, -1))
+    np.testing.assert_allclose(grad[0], (high - low) / (2 * step), rtol=1e-6)
+    np.testing.assert_allclose(hessian[0], (high_grad - low_grad) / (2 * step), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_chaotic_network_becomes_isometric():
+    optimizer = optax.lion(optax.cosine_decay_schedule(0.1, 60))
+    result = jfree.tune(deep_tanh(20, 1.5), optimizer=optimizer, steps=60, stop_at=1e-3, progress=False)
+    spectrum = jfree.jacobian_spectrum(result.net)
+    levels = jnp.asarray([0.05, 0.95])
+    low, high = np.sqrt(spectrum.quantile(levels))
+    assert 0.8 < low < high < 1.25
+    eigenvalues = jacobian_eigenvalues(result.net, jax.random.key(0), width=200)
+    np.testing.assert_allclose(np.sqrt(np.quantile(eigenvalues, levels)), [low, high], rtol=0.05)
+
+
+@pytest.mark.slow
+def test_residual_networks_find_the_scaling_law():
+    """Residual networks of the same condition number have the same `sigma_w^2 L`."""
+    products = []
+    for depth in (25, 50, 100):
+        result = jfree.tune(
+            jfree.ResNet(depth, "relu", "gaussian", 1.0),
+            objectives.target(objectives.condition_number, 4.0),
+            optimizer=optax.adam(optax.cosine_decay_schedule(0.2, 150), b2=0.9),
+            steps=150,
+            stop_at=1e-8,
+            progress=False,
+        )
+        np.testing.assert_allclose(objectives.condition_number(result.net), 4, rtol=1e-3)
+        products.append(float(result.net.sigma_w) ** 2 * depth)
+    assert max(products) < 1.1 * min(products)
+
+
+def test_width_profile_keeps_its_budget():
+    net = jfree.MLP([20.0, 50.0, 11.0, 30.0, 10.0], "linear", "gaussian")
+    budget = float(jnp.sum(net.widths[1:] * net.widths[:-1]))
+    result = jfree.tune(
+        net,
+        objectives.isometry,
+        where=lambda n: n.widths,
+        steps=30,
+        constraint=constraints.parameter_budget(budget),
+        progress=False,
+    )
+    assert isinstance(result.net, jfree.MLP)
+    assert isinstance(result.rounded, jfree.MLP)
+    widths = result.net.widths
+    np.testing.assert_allclose(jnp.sum(widths[1:] * widths[:-1]), budget, rtol=1e-12)
+    assert result.objective < 0.9 * result.history[0]
+    np.testing.assert_array_equal(result.rounded.widths, np.round(widths))
+    np.testing.assert_allclose(result.rounded_objective, objectives.isometry(result.rounded), rtol=1e-12)
+
+
+def test_constraints():
+    net = jfree.MLP([1.0, 2.0, 1.0, 1.0], ("tanh", "hard_tanh", "linear"), "gaussian", [1.5, 1.2, 0.7], 0.3, 2.0)
+    np.testing.assert_allclose(jfree.propagate(constraints.fixed_variance(0.4)(net)).q, 0.4, rtol=1e-10)
+    np.testing.assert_allclose(jfree.propagate(constraints.criticality()(net)).chi, 1, rtol=1e-8)
+    field = jfree.propagate(constraints.criticality(0.4)(jfree.MLP(np.ones(4), "tanh", q0=0.1)))
+    np.testing.assert_allclose(field.chi, 1, rtol=1e-8)
+    np.testing.assert_allclose(field.q[:3], 0.4, rtol=1e-8)
+    for some in (net, jfree.ResNet(4, "tanh", sigma_w=0.3)):
+        scaled = constraints.total_variance(2.5)(some)
+        layers = 3 if isinstance(some, jfree.MLP) else 4
+        total = jnp.sum(jnp.square(jnp.broadcast_to(scaled.sigma_w, layers)))  # pyright: ignore
+        np.testing.assert_allclose(total, 2.5, rtol=1e-12)
+    grad = eqx.filter_grad(lambda n: objectives.isometry(constraints.criticality()(n)))(net)
+    moved = [
+        objectives.isometry(constraints.criticality()(eqx.tree_at(lambda n: n.sigma_b, net, net.sigma_b + d)))
+        for d in (1e-5, -1e-5)
+    ]
+    np.testing.assert_allclose(grad.sigma_b, (moved[0] - moved[1]) / 2e-5, rtol=1e-6)
+
+
+def test_several_leaves_early_stop_and_history():
+    net = jfree.MLP(np.ones(3), jfree.activations.LeakyReLU(0.2), "gaussian", 1.7, 0.1)
+    leaves = lambda n: (n.sigma_w, n.activation.negative_slope)  # noqa: E731
+    result = jfree.tune(net, where=leaves, steps=40, stop_at=2.0, progress=False)
+    assert isinstance(result.net, jfree.MLP)
+    history = np.asarray(result.history)
+    assert history.shape == (41,)
+    steps = int(np.sum(np.isfinite(history)))
+    assert steps < 41
+    assert history[steps - 1] <= 2.0 < history[0]
+    np.testing.assert_allclose(result.objective, history[steps - 1])
+    np.testing.assert_allclose(objectives.isometry(result.net), result.objective, rtol=1e-9)
+    assert result.net.sigma_b == net.sigma_b
+
+
+def test_batch_of_starting_points():
+    def start(sigma_w):
+        return jfree.MLP(np.ones(4), "hard_tanh", "orthogonal", sigma_w)
+
+    def tuned(sigma_w):
+        return jfree.tune(start(sigma_w), steps=12, progress=False).history
+
+    starts = jnp.asarray([0.7, 1.6])
+    batch = jax.vmap(tuned)(starts)
+    alone = jnp.stack([tuned(s) for s in starts])
+    np.testing.assert_allclose(batch, alone, rtol=1e-7)
+
+
+def test_bad_arguments():
+    net = jfree.MLP(np.ones(3), "relu")
+    with pytest.raises(ValueError, match="`steps`"):
+        jfree.tune(net, steps=0)
+    with pytest.raises(ValueError, match="`where`"):
+        jfree.tune(net, where=lambda n: n.width)
+    with pytest.raises(ValueError, match="`where`"):
+        jfree.tune(net, where=lambda n: n.weights)
+    with pytest.raises(ValueError, match="`objective`"):
+        jfree.tune(net, lambda n: jnp.log(-n.sigma_w), progress=False)
+    with pytest.raises(ValueError, match="`p_low`"):
+        objectives.log_spread(0.9, 0.1)
+    with pytest.raises(ValueError, match="`targets`"):
+        objectives.moments()
+    with pytest.raises(ValueError, match="`value`"):
+        objectives.target(objectives.isometry, -1.0)
+    with pytest.raises(ValueError, match="`terms`"):
+        objectives.weighted()
+    with pytest.raises(ValueError, match="`num_weights`"):
+        constraints.parameter_budget(0.0)
+    with pytest.raises(ValueError, match="`fixed_variance`"):
+        constraints.fixed_variance(1.0)(jfree.ResNet(2))
+    with pytest.raises(ValueError, match="not available"):
+        objectives.fisher_condition(jfree.ResNet(2))
