@@ -41,7 +41,10 @@ def _(primals, tangents):
     root = root - fn(root, dynamic) / jax.lax.stop_gradient(slope_at(root))
     slope = slope_at(root)
     dynamic_tangent = jax.tree.map(
-        lambda x, t: jnp.zeros_like(x) if t is None else t, dynamic, dynamic_tangent, is_leaf=lambda x: x is None
+        lambda x, t: jnp.zeros_like(x) if t is None and x is not None else t,
+        dynamic,
+        dynamic_tangent,
+        is_leaf=lambda x: x is None,
     )
     _, change = jax.jvp(lambda d: fn(root, d), (dynamic,), (dynamic_tangent,))
     return root, -change / slope

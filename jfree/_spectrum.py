@@ -150,7 +150,7 @@ class Spectrum(eqx.Module):
         good to twelve digits for explicit laws, to some for smooth ones, and to some per cent for slopes a factor 100
         apart. NaN where it is worse.
         """
-        return _log_variance(self)
+        return log_moments(self)[1]
 
     def condition_number(self) -> Float[Array, ""]:
         """`sqrt(upper / lower)` of `edges()`: of the matrix whose squared singular values these are."""
@@ -337,8 +337,11 @@ def _mean_log(spectrum):
 
 
 @eqx.filter_jit
-def _log_variance(spectrum):
-    """`-M(-y) = int t / (t + y) mu(dt)` is the mass above `log y` of log t with logistic noise, of variance pi^2/3."""
+def log_moments(spectrum: Spectrum) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Mean and variance of log t over t > 0, by quadrature along the negative axis.
+
+    `-M(-y) = int t / (t + y) mu(dt)` is the mass above `log y` of log t with logistic noise, of variance pi^2/3.
+    """
     curve = spectrum.curve
     if curve.has_shifts:
         c = jax.lax.stop_gradient(curve.cumulants)
@@ -354,13 +357,13 @@ def _log_variance(spectrum):
         log_y = curve.potential(omega, unknowns)[2].real
         density = jax.nn.sigmoid(s) * jax.nn.sigmoid(-s) * (s[1] - s[0])
 
-    def variance(log_y, density):
+    def moments(log_y, density):
         density = density / jnp.sum(density)
         mean = jnp.sum(density * log_y)
-        return jnp.sum(density * jnp.square(log_y - mean)) - jnp.pi**2 / 3
+        return mean, jnp.sum(density * jnp.square(log_y - mean)) - jnp.pi**2 / 3
 
-    fine, coarse = variance(log_y, density), variance(log_y[::2], density[::2])
-    return jnp.where(jnp.abs(fine - coarse) <= 0.1 * (1 + jnp.abs(fine)), fine, jnp.nan)
+    (mean, fine), (_, coarse) = moments(log_y, density), moments(log_y[::2], density[::2])
+    return mean, jnp.where(jnp.abs(fine - coarse) <= 0.1 * (1 + jnp.abs(fine)), fine, jnp.nan)
 
 
 @eqx.filter_jit

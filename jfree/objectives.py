@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ._networks import AbstractNetwork
-from ._spectrum import fisher_spectrum, jacobian_spectrum, Spectrum
+from ._spectrum import fisher_spectrum, jacobian_spectrum, log_moments, Spectrum
 
 Objective = Callable[[AbstractNetwork], Float[Array, ""]]
 
@@ -22,8 +22,8 @@ def isometry(net: AbstractNetwork) -> Float[Array, ""]:
     Smooth whatever the spectrum, and the cheapest after `moments`. Mass at zero is left out: it is a matter of widths
     and dead units. Atoms count like everything else.
     """
-    spectrum = jacobian_spectrum(net)
-    return 0.25 * (jnp.square(spectrum.mean_log()) + spectrum.log_variance())
+    mean, variance = log_moments(jacobian_spectrum(net))
+    return 0.25 * (jnp.square(mean) + variance)
 
 
 def condition_number(net: AbstractNetwork) -> Float[Array, ""]:

@@ -29,7 +29,7 @@ def test_isometry_closed_forms():
     [
         jfree.MLP([1.0, 2.0, 3.0], "hard_tanh", "gaussian", 1.3),
         jfree.MLP([1.0, 1.0, 1.0, 1.0], "tanh", "orthogonal", 2.0),
-        jfree.ResNet(3, "silu", "gaussian", 0.7),
+        jfree.ResNet(3, "relu", "gaussian", 0.7),
     ],
 )
 def test_log_variance_is_that_of_the_quantiles(net):
@@ -118,7 +118,7 @@ def test_residual_networks_find_the_scaling_law():
             stop_at=1e-8,
             progress=False,
         )
-        np.testing.assert_allclose(objectives.condition_number(result.net), 4, rtol=1e-3)
+        np.testing.assert_allclose(objectives.condition_number(result.net), 4, rtol=1e-2)
         products.append(float(result.net.sigma_w) ** 2 * depth)
     assert max(products) < 1.1 * min(products)
 
@@ -166,13 +166,14 @@ def test_constraints():
 def test_several_leaves_early_stop_and_history():
     net = jfree.MLP(np.ones(3), jfree.activations.LeakyReLU(0.2), "gaussian", 1.7, 0.1)
     leaves = lambda n: (n.sigma_w, n.activation.negative_slope)  # noqa: E731
-    result = jfree.tune(net, where=leaves, steps=40, stop_at=2.0, progress=False)
+    enough = 0.9 * float(objectives.isometry(net))
+    result = jfree.tune(net, where=leaves, steps=40, stop_at=enough, progress=False)
     assert isinstance(result.net, jfree.MLP)
     history = np.asarray(result.history)
     assert history.shape == (41,)
     steps = int(np.sum(np.isfinite(history)))
     assert steps < 41
-    assert history[steps - 1] <= 2.0 < history[0]
+    assert history[steps - 1] <= enough < history[0]
     np.testing.assert_allclose(result.objective, history[steps - 1])
     np.testing.assert_allclose(objectives.isometry(result.net), result.objective, rtol=1e-9)
     assert result.net.sigma_b == net.sigma_b
