@@ -9,7 +9,6 @@ Run: `python -m benchmarks.tuning [--quick]`.
 import time
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,10 +63,7 @@ def widths(seed: int, depth: int, steps: int) -> Row:
     """From hidden widths drawn at random, largest first; inputs and outputs stay."""
     hidden = np.sort(np.random.default_rng(seed).integers(20, 400, depth - 1))[::-1]
     net = jfree.MLP(np.array([64, *hidden, 10.0]), "hard_tanh", "gaussian", 1.5, 0.1)
-    budget = jfree.constraints.parameter_budget(num_weights(net))
-
-    def constraint(n):
-        return budget(eqx.tree_at(lambda n: n.widths, net, net.widths.at[1:-1].set(n.widths[1:-1])))
+    constraint = jfree.constraints.parameter_budget(num_weights(net), 64, 10)
 
     objective = jfree.objectives.log_spread()
     result, cost = tuned(net, objective, lambda n: n.widths, steps=steps, constraint=constraint)

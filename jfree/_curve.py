@@ -269,7 +269,6 @@ class LawFactor(AbstractOperation):
         # at w is at most total / distance^(k-1).
         derivative = magnitude(moments.slope)
         closeness = jnp.square(magnitude(m)) * moments.total / (0.17 * jnp.square(derivative) * moments.distance)
-        closeness = closeness * (self.law.spread > 0)  # that of a point mass is entire
         mismatch = magnitude(change)
         signs = Signs.of(w, dw) & Signs.of(new.z, new.dz)
         zero = jnp.zeros_like(mismatch)

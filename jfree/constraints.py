@@ -19,18 +19,19 @@ from ._resnet import ResNet
 Constraint = Callable[[AbstractNetwork], AbstractNetwork]
 
 
-def parameter_budget(num_weights: float) -> Constraint:
-    """Scales the hidden widths of an MLP such that `sum_l N_l N_{l-1} = num_weights`; inputs and outputs keep theirs.
+def parameter_budget(num_weights: float, num_inputs: float, num_outputs: float) -> Constraint:
+    """Sets the outer widths of an MLP, and scales the hidden ones such that `sum_l N_l N_{l-1} = num_weights`.
 
-    **Raises:** `ValueError` if `num_weights` is not positive; when applied, for networks without hidden layers.
+    **Raises:** `ValueError` if an argument is not positive; when applied, for networks without hidden layers.
     """
-    _positive("num_weights", num_weights)
+    for name, value in (("num_weights", num_weights), ("num_inputs", num_inputs), ("num_outputs", num_outputs)):
+        _positive(name, value)
 
     def constrain(net: AbstractNetwork) -> AbstractNetwork:
         net = _mlp("parameter_budget", net)
         if net.depth < 2:
             raise ValueError("`parameter_budget` is for networks with hidden layers.")
-        widths = net.widths
+        widths = net.widths.at[0].set(num_inputs).at[-1].set(num_outputs)
         products = widths[:-1] * widths[1:]
         if net.depth == 2:
             scale = num_weights / jnp.sum(products)

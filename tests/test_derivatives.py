@@ -27,7 +27,7 @@ def spectrum_of(kind, theta):
         return jfree.fisher_spectrum(network("explicit", theta))
     if kind == "residual":
         sigma_w = jnp.stack([0.5 + theta, 0.7 - theta])
-        return jfree.jacobian_spectrum(jfree.ResNet(2, "tanh", "orthogonal", sigma_w, 0.1 + theta, q0=1 + theta))
+        return jfree.jacobian_spectrum(jfree.ResNet(2, "hard_tanh", "orthogonal", sigma_w, 0.1 + theta, q0=1 + theta))
     return jfree.jacobian_spectrum(network(kind, theta))
 
 

@@ -132,13 +132,14 @@ def test_width_profile_keeps_its_budget():
         objectives.isometry,
         where=lambda n: n.widths,
         steps=30,
-        constraint=constraints.parameter_budget(budget),
+        constraint=constraints.parameter_budget(budget, 20, 10),
         progress=False,
     )
     assert isinstance(result.net, jfree.MLP)
     assert isinstance(result.rounded, jfree.MLP)
     widths = result.net.widths
     np.testing.assert_allclose(jnp.sum(widths[1:] * widths[:-1]), budget, rtol=1e-12)
+    np.testing.assert_array_equal(widths[jnp.asarray([0, -1])], [20, 10])
     assert result.objective < 0.9 * result.history[0]
     np.testing.assert_array_equal(result.rounded.widths, np.round(widths))
     assert result.rounded_objective is not None
@@ -213,7 +214,7 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="`terms`"):
         objectives.weighted()
     with pytest.raises(ValueError, match="`num_weights`"):
-        constraints.parameter_budget(0.0)
+        constraints.parameter_budget(0.0, 1, 1)
     with pytest.raises(ValueError, match="`fixed_variance`"):
         constraints.fixed_variance(1.0)(jfree.ResNet(2))
     with pytest.raises(ValueError, match="not available"):

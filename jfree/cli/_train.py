@@ -16,13 +16,14 @@ Weights = list[tuple[Array, Array]]
 
 def forward(weights: Weights, activations: tuple[AbstractActivation, ...], x: Float[Array, "rows N_0"]) -> Array:
     """Outputs, one row per input; equal layers in a row are scanned."""
-    layers = zip(weights, activations, strict=True)
-    for (_, activation), run in itertools.groupby(layers, lambda layer: (layer[0][0].shape, layer[1])):
+    layers = list(zip(weights, activations, strict=True))
+    for _, run in itertools.groupby(layers, lambda layer: (layer[0][0].shape, jax.tree.structure(layer[1]))):
 
-        def apply(x, layer, phi=activation):
-            return phi(x @ layer[0].T + layer[1]), None
+        def apply(x, layer):
+            (weight, bias), activation = layer
+            return activation(x @ weight.T + bias), None
 
-        first, *rest = [layer[0] for layer in run]
+        first, *rest = run
         x, _ = apply(x, first)
         if rest:
             x, _ = jax.lax.scan(apply, x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *rest))

@@ -115,7 +115,8 @@ class TuneCommand:
         from .._tune import tune
 
         objective = {"log_spread": objectives.log_spread()}.get(self.objective) or getattr(objectives, self.objective)
-        budget = float(np.sum(np.asarray(net.widths)[1:] * np.asarray(net.widths)[:-1]))
+        widths = np.asarray(net.widths)
+        budget = constraints.parameter_budget(float(np.sum(widths[1:] * widths[:-1])), widths[0], widths[-1])
         result = tune(
             net,
             objective,
@@ -123,7 +124,7 @@ class TuneCommand:
             # The gradient falls by orders of magnitude on the way: it must not be remembered for long.
             optimizer=optax.adam(optax.cosine_decay_schedule(0.05, self.steps), b2=0.9),
             steps=self.steps,
-            constraint=constraints.parameter_budget(budget) if "widths" in self.tune else None,
+            constraint=budget if "widths" in self.tune else None,
             progress=show,
         )
         if result.rounded is not None and result.rounded_objective is not None:
