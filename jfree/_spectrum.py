@@ -328,8 +328,8 @@ def _mean_log(spectrum):
         roots = solve(curve, jax.lax.complex(z, jnp.zeros_like(z))[None])
         omega, unknowns = roots.omega, roots.unknowns
     else:  # omega -> 0- with z, and more slowly
-        near = eps if curve.num_unknowns else eps**0.5
-        omega = jnp.asarray([-near, -2 * near], complex_dtype(curve.rank.dtype))
+        near = jnp.where((curve.rank < 1) | (curve.num_unknowns == 0), eps**0.5, eps)
+        omega = jnp.stack([-near, -2 * near]).astype(complex_dtype(curve.rank.dtype))
         unknowns = jax.lax.stop_gradient(curve).settle(omega)
     _, phi, log_z = curve.potential(omega, unknowns)
     value = (phi.real - zero * log_z.real) / (1 - zero)

@@ -105,3 +105,16 @@ def test_reverse_mode_reaches_every_parameter():
         shifted = [eqx.tree_at(where, net, leaf + s * h * direction) for s in (1, -1)]
         estimate = (objective(shifted[0]) - objective(shifted[1])) / (2 * h)
         np.testing.assert_allclose(jnp.sum(where(grads) * direction), estimate, rtol=1e-5, atol=1e-7)
+
+
+def test_mean_log_of_deficient_rank():
+    widths = jnp.asarray([64.0, 40.0, 30.0, 10.0])
+
+    def mean_log(widths):
+        return jfree.jacobian_spectrum(jfree.MLP(widths, "tanh", "gaussian", 1.3, 0.1)).mean_log()
+
+    grad = jax.jit(jax.grad(mean_log))(widths)
+    np.testing.assert_allclose(grad, jax.jit(jax.jacfwd(mean_log))(widths), rtol=1e-6)
+    step = jnp.zeros(4).at[0].set(1e-3)
+    value = jax.jit(mean_log)
+    np.testing.assert_allclose(grad[0], (value(widths + step) - value(widths - step)) / 2e-3, rtol=1e-5)
