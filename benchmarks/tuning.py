@@ -16,9 +16,8 @@ import optax
 import tyro
 
 import jfree
-from jfree.cli import _tune as command
 from jfree.cli._network import Network
-from jfree.cli._train import train
+from jfree.cli._train import equinox_default, train
 from jfree.empirical import jacobian_eigenvalues
 
 from ._harness import report
@@ -64,7 +63,6 @@ def widths(seed: int, depth: int, steps: int) -> Row:
     hidden = np.sort(np.random.default_rng(seed).integers(20, 400, depth - 1))[::-1]
     net = jfree.MLP(np.array([64, *hidden, 10.0]), "hard_tanh", "gaussian", 1.5, 0.1)
     constraint = jfree.constraints.parameter_budget(num_weights(net), 64, 10)
-
     objective = jfree.objectives.log_spread()
     result, cost = tuned(net, objective, lambda n: n.widths, steps=steps, constraint=constraint)
     shown = [" ".join(f"{w:.0f}" for w in n.widths) for n in (net, result.rounded)]
@@ -91,16 +89,16 @@ def training(depth: int, width: float, steps: int, seeds: int) -> list[Row]:
     num_in, num_out = net.widths[:-1], net.widths[1:]
     glorot = jfree.MLP(net.widths, "tanh", "gaussian", jnp.sqrt(2 * num_in / (num_in + num_out)), q0=net.q0)
     he = jfree.MLP(net.widths, "tanh", "gaussian", 2**0.5, q0=net.q0)
+    drawn = {f"tuned, sigma_w = {result.net.sigma_w:.3f}": result.net, "Glorot": glorot, "He": he}
     starts = {
-        f"tuned, sigma_w = {result.net.sigma_w:.3f}": lambda seed: command._sampled(result.net, seed),
-        "Equinox's default": lambda seed: command._equinox_default(net, seed),
-        "Glorot": lambda seed: command._sampled(glorot, seed),
-        "He": lambda seed: command._sampled(he, seed),
+        name: [jfree.sample_weights(start, jax.random.key(seed)) for seed in range(seeds)]
+        for name, start in drawn.items()
     }
+    starts["Equinox's default"] = [equinox_default(net, seed) for seed in range(seeds)]
     adam = optax.adam(1e-4)  # one for all, so that it compiles once
     runs = {
-        name: [train(start(s), net.activations, data.x, data.y, steps, adam, s) for s in range(seeds)]
-        for name, start in starts.items()
+        name: [train(weights, net.activations, data.x, data.y, steps, adam, s) for s, weights in enumerate(some)]
+        for name, some in starts.items()
     }
     losses = {name: np.array([run.loss for run in found]) for name, found in runs.items()}
     best = np.min([*losses.values()], axis=0)

@@ -457,7 +457,10 @@ class Curve(eqx.Module):
         return point, carry, found
 
     def settle(self, omega: Complex[Array, " lanes"], max_steps: int = 100) -> Complex[Array, "layers unknowns lanes"]:
-        """The unknowns at given `omega`: the equations of the layers' laws, without one for `z`."""
+        """The unknowns at given `omega`: the equations of the layers' laws, without one for `z`.
+
+        NaN where they are not found.
+        """
         start = self.start(omega)
         unknowns = self.initial_unknowns(start)
         tolerance = jnp.finfo(omega.dtype).eps ** 0.5  # of the last correction: the rest is its square
@@ -475,7 +478,8 @@ class Curve(eqx.Module):
             return (k < max_steps) & jnp.any(size > tolerance)
 
         state = (jnp.asarray(0), unknowns, jnp.full_like(omega.real, jnp.inf))
-        return jax.lax.while_loop(unfinished, correct, state)[1]
+        _, unknowns, size = jax.lax.while_loop(unfinished, correct, state)
+        return jnp.where(size <= tolerance, unknowns, jnp.nan)
 
     def far(self) -> Float[Array, ""]:
         """Paths start on the negative axis, at least this far from 0; with some operations that is where the measure

@@ -11,9 +11,11 @@ from jaxtyping import Array, PyTree
 def implicit_root(residual: Callable[..., Array], root: Array, args: tuple[PyTree, ...]) -> Array:
     """Gives `root` the derivatives of the solution of `residual(root, *args) = 0`, elementwise in `root`.
 
-    How the root was found does not matter, and is never differentiated. Derivatives of every order follow:
+    How the root was found does not matter, and is never differentiated:
 
         d root = -(d residual / d root)^-1 sum_i (d residual / d args_i) d args_i.
+
+    Derivatives of every order follow in forward mode; in reverse mode, inside a scan, those of first and second order.
     """
     dynamic, static = eqx.partition(args, eqx.is_inexact_array)
     return _attach(residual, static, jax.lax.stop_gradient(root), dynamic)

@@ -14,6 +14,7 @@ from ._edges import edges, outside
 from ._follow import RESULTS, Roots, solve
 from ._implicit import implicit_root
 from ._misc import check, complex_dtype, inexact_asarray, is_concrete, is_finite, log_max, Reals, reciprocal
+from ._moments import log_moments, mean_log, moment
 from ._networks import AbstractNetwork
 from ._resnet import universal_curve
 
@@ -137,11 +138,11 @@ class Spectrum(eqx.Module):
         """
         if not isinstance(k, int | np.integer) or isinstance(k, bool) or k < 0:
             raise ValueError(f"`k` must be a nonnegative integer, got {k!r}.")
-        return jnp.ones((), self._dtype) if k == 0 else _moment(self, int(k))
+        return jnp.ones((), self._dtype) if k == 0 else moment(self.curve, int(k))
 
     def mean_log(self) -> Float[Array, ""]:
         """`int_{t>0} log t mu(dt) / mu((0, inf))`: twice the mean logarithm of the nonzero singular values."""
-        return _mean_log(self)
+        return mean_log(self.curve)
 
     def log_variance(self) -> Float[Array, ""]:
         """`int_{t>0} (log t - mean_log)^2 mu(dt) / mu((0, inf))`: four times that of the nonzero singular values.
@@ -150,7 +151,7 @@ class Spectrum(eqx.Module):
         good to twelve digits for explicit laws, to some for smooth ones, and to some per cent for slopes a factor 100
         apart. NaN where it is worse.
         """
-        return log_moments(self)[1]
+        return log_moments(self.curve)[1]
 
     def condition_number(self) -> Float[Array, ""]:
         """`sqrt(upper / lower)` of `edges()`: of the matrix whose squared singular values these are."""
@@ -314,69 +315,8 @@ def _log_potential(spectrum, x):
     safe = jnp.where(x == 0, 1, x)
     roots, phi = _phi(spectrum, jax.lax.complex(safe, jnp.zeros_like(x)))
     potential = jnp.where(roots.certified, phi.real, jnp.nan)
-    at_zero = jnp.where(spectrum.mass_at_zero() > 0, -jnp.inf, _mean_log(spectrum))
+    at_zero = jnp.where(spectrum.mass_at_zero() > 0, -jnp.inf, mean_log(spectrum.curve))
     return jnp.where(x == 0, at_zero, potential)
-
-
-@eqx.filter_jit
-def _mean_log(spectrum):
-    """`Phi(z) - mu({0}) log z` as `z -> 0-`: logarithms of `z` cancel."""
-    curve, zero = spectrum.curve, spectrum.mass_at_zero()
-    eps = float(jnp.finfo(curve.rank.dtype).eps)
-    if curve.has_shifts:
-        z = -eps * jnp.exp(curve.cumulants.log_floor)
-        roots = solve(curve, jax.lax.complex(z, jnp.zeros_like(z))[None])
-        omega, unknowns = roots.omega, roots.unknowns
-    else:  # omega -> 0- with z, and more slowly
-        near = jnp.where((curve.rank < 1) | (curve.num_unknowns == 0), eps**0.5, eps)
-        omega = jnp.stack([-near, -2 * near]).astype(complex_dtype(curve.rank.dtype))
-        unknowns = jax.lax.stop_gradient(curve).settle(omega)
-    _, phi, log_z = curve.potential(omega, unknowns)
-    value = (phi.real - zero * log_z.real) / (1 - zero)
-    return 2 * value[0] - value[-1]  # analytic in omega, as far as all is explicit: the linear term cancels
-
-
-@eqx.filter_jit
-def log_moments(spectrum: Spectrum) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Mean and variance of log t over t > 0, by quadrature along the negative axis.
-
-    `-M(-y) = int t / (t + y) mu(dt)` is the mass above `log y` of log t with logistic noise, of variance pi^2/3.
-    """
-    curve = spectrum.curve
-    if curve.has_shifts:
-        c = jax.lax.stop_gradient(curve.cumulants)
-        log_y = jnp.linspace(c.log_floor - 36, c.log_mean + 36, 385, dtype=c.log_mean.dtype)
-        z = jax.lax.complex(-jnp.exp(log_y), jnp.zeros_like(log_y))
-        roots = solve(curve, z)
-        point = curve.point(roots.omega, roots.unknowns)
-        density = (point.side * point.dm * reciprocal(point.dz)).real * (log_y[1] - log_y[0])
-    else:
-        s = jnp.linspace(-36, 36, 121, dtype=curve.rank.dtype)
-        omega = jax.lax.complex(-jnp.exp(s), jnp.zeros_like(s))
-        unknowns = jax.lax.stop_gradient(curve).settle(omega)
-        log_y = curve.potential(omega, unknowns)[2].real
-        density = jax.nn.sigmoid(s) * jax.nn.sigmoid(-s) * (s[1] - s[0])
-
-    def moments(log_y, density):
-        density = density / jnp.sum(density)
-        mean = jnp.sum(density * log_y)
-        return mean, jnp.sum(density * jnp.square(log_y - mean)) - jnp.pi**2 / 3
-
-    (mean, fine), (_, coarse) = moments(log_y, density), moments(log_y[::2], density[::2])
-    return mean, jnp.where(jnp.abs(fine - coarse) <= 0.1 * (1 + jnp.abs(fine)), fine, jnp.nan)
-
-
-@eqx.filter_jit
-def _moment(spectrum, k):
-    """`m_k = (1/2 pi i) int z^k M dlog z`, on a circle of `omega` around every singularity of the curve."""
-    curve = spectrum.curve
-    frozen = jax.lax.stop_gradient(curve)
-    reach = frozen.reach()
-    num_nodes = 96 + 2 * k
-    angle = jnp.pi * (jnp.arange(num_nodes, dtype=reach.dtype) + 0.5) / num_nodes
-    omega = reach * jax.lax.complex(jnp.cos(angle), jnp.sin(angle))
-    point = curve.point(omega, frozen.settle(omega))
-    return jnp.exp(k * point.log_scale) * jnp.mean((point.z**k * point.side * point.m * point.dz).real)
 
 
 @eqx.filter_jit

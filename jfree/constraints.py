@@ -9,8 +9,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
+from ._activations import AbstractActivation
 from ._implicit import implicit_root
 from ._meanfield import bisect, per_layer
 from ._networks import AbstractNetwork, MLP
@@ -76,7 +77,8 @@ def fixed_variance(q: float) -> Constraint:
         net = _mlp("fixed_variance", net)
         sigma_b = jnp.broadcast_to(net.sigma_b, net.depth)
         sigma_b = jnp.minimum(sigma_b, (0.99 * q) ** 0.5)
-        square, _ = _moments(net, jnp.full(net.depth, q, sigma_b.dtype))
+        layers = jnp.arange(net.depth)
+        square, _ = jax.lax.map(lambda index: _moments(net.activations, index, jnp.full_like(net.q0, q)), layers)
         sigma_w = jnp.sqrt((q - jnp.square(sigma_b)) / jnp.append(net.q0, square[:-1]))
         return eqx.tree_at(lambda n: (n.sigma_w, n.sigma_b), net, (sigma_w, sigma_b))
 
@@ -97,22 +99,16 @@ def criticality(q: float | None = None) -> Constraint:
     def constrain(net: AbstractNetwork) -> AbstractNetwork:
         net = _mlp("criticality", net)
         sigma_b = jnp.broadcast_to(net.sigma_b, net.depth)
-        moments = per_layer(net.activations, lambda phi, q: (phi.second_moment(q), phi.slope_moment(q)))
-
-        def excess(log_v, args):
-            phi2, variance_b, chi = args
-            variance = jnp.exp(log_v)
-            return jnp.log(variance * chi(variance * phi2 + variance_b))
 
         def layer(phi2, xs):
             index, variance_b = xs
             if q is not None:
-                variance_b = jnp.maximum(q - phi2 / moments(index, jnp.asarray(q, phi2.dtype))[1], 0)
-            args = (phi2, variance_b, _SlopeMoment(net.activations, index))
+                variance_b = jnp.maximum(q - phi2 / _moments(net.activations, index, jnp.full_like(phi2, q))[1], 0)
+            args = (phi2, variance_b, net.activations, index)
             frozen = jax.lax.stop_gradient(args)
-            root = bisect(lambda v: excess(v, frozen), jnp.asarray(-20.0, phi2.dtype), jnp.asarray(20.0, phi2.dtype))
-            variance = jnp.exp(implicit_root(excess, root, (args,)))
-            square, _ = moments(index, variance * phi2 + variance_b)
+            ends = jnp.asarray([-20.0, 20.0], phi2.dtype)
+            variance = jnp.exp(implicit_root(_log_chi, bisect(lambda v: _log_chi(v, *frozen), *ends), args))
+            square, _ = _moments(net.activations, index, variance * phi2 + variance_b)
             return square, (jnp.sqrt(variance), variance_b)
 
         _, (sigma_w, variance_b) = jax.lax.scan(layer, net.q0, (jnp.arange(net.depth), jnp.square(sigma_b)))
@@ -123,19 +119,14 @@ def criticality(q: float | None = None) -> Constraint:
     return constrain
 
 
-class _SlopeMoment(eqx.Module):
-    """`E phi'(sqrt(q) Z)^2` of one layer, a pytree for `implicit_root` to differentiate in."""
-
-    activations: tuple
-    index: Array
-
-    def __call__(self, q: Float[Array, ""]) -> Float[Array, ""]:
-        return per_layer(self.activations, lambda phi, q: phi.slope_moment(q))(self.index, q)
+def _moments(activations: tuple[AbstractActivation, ...], index: Array, q: Array) -> tuple[Array, Array]:
+    """`E phi(h)^2` and `E phi'(h)^2` of one layer."""
+    return per_layer(activations, lambda phi, q: (phi.second_moment(q), phi.slope_moment(q)))(index, q)
 
 
-def _moments(net: MLP, q: Float[Array, " layers"]) -> tuple[Array, Array]:
-    moments = per_layer(net.activations, lambda phi, q: (phi.second_moment(q), phi.slope_moment(q)))
-    return jax.lax.map(lambda xs: moments(*xs), (jnp.arange(net.depth), q))
+def _log_chi(log_variance, phi2, variance_b, activations, index):
+    variance = jnp.exp(log_variance)
+    return jnp.log(variance * _moments(activations, index, variance * phi2 + variance_b)[1])
 
 
 def _mlp(name: str, net: AbstractNetwork) -> MLP:

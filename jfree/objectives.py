@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ._moments import log_moments
 from ._networks import AbstractNetwork
-from ._spectrum import fisher_spectrum, jacobian_spectrum, log_moments, Spectrum
+from ._spectrum import fisher_spectrum, jacobian_spectrum, Spectrum
 
 Objective = Callable[[AbstractNetwork], Float[Array, ""]]
 
@@ -22,7 +23,7 @@ def isometry(net: AbstractNetwork) -> Float[Array, ""]:
     Smooth whatever the spectrum, and the cheapest after `moments`. Mass at zero is left out: it is a matter of widths
     and dead units. Atoms count like everything else.
     """
-    mean, variance = log_moments(jacobian_spectrum(net))
+    mean, variance = log_moments(jacobian_spectrum(net).curve)
     return 0.25 * (jnp.square(mean) + variance)
 
 
@@ -70,7 +71,7 @@ def log_spread(p_low: float = 0.05, p_high: float = 0.95) -> Objective:
 
 def moments(*targets: float) -> Objective:
     """Sum of the squared logarithms of `m_k / target_k`, `m_k` the mean of the k-th power of the squared singular
-    values; the mean includes mass at zero. `moments(1.0, 1.0)` asks for isometry.
+    values. Means include mass at zero: of a network that keeps all dimensions, `moments(1.0, 1.0)` asks for isometry.
 
     **Raises:** `ValueError` if there are no targets, or one is not positive.
     """

@@ -25,6 +25,7 @@ def test_follows_the_network(activation):
         ("edges", ()),
         ("moment", (3,)),
         ("mean_log", ()),
+        ("log_variance", ()),
         ("variance", ()),
         ("mass_at_zero", ()),
         ("stieltjes", (x + 0.1j,)),

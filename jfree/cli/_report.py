@@ -97,6 +97,11 @@ def finite(value: Any) -> Any:
     return value
 
 
+def check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"`seed` must lie in [0, 2^63), got {seed}.")
+
+
 def check_figure(path: Path) -> None:
     """Before the work, what would fail after it."""
     from ..plot import pyplot

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal, TYPE_CHECKING
 
 from ._network import default, Network
-from ._report import check_figure, complete, describe, finite, header, summarize, table
+from ._report import check_figure, check_seed, complete, describe, finite, header, summarize, table
 
 if TYPE_CHECKING:
     from .._networks import MLP
@@ -56,8 +56,7 @@ class SpectrumCommand:
 
         from ..empirical import jacobian_eigenvalues
 
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"`seed` must lie in [0, 2^63), got {self.seed}.")
+        check_seed(self.seed)
         return jacobian_eigenvalues(net, jax.random.key(self.seed), side=self.side)
 
 

@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from .._activations import AbstractActivation
+from .._networks import MLP
 
 Weights = list[tuple[Array, Array]]
 
@@ -28,6 +29,14 @@ def forward(weights: Weights, activations: tuple[AbstractActivation, ...], x: Fl
         if rest:
             x, _ = jax.lax.scan(apply, x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *rest))
     return x
+
+
+def equinox_default(net: MLP, seed: int) -> Weights:
+    """Weights and biases uniform on `+-1/sqrt(N_in)`, as `eqx.nn.Linear` has them."""
+    rng = np.random.default_rng(seed)
+    sizes = itertools.pairwise(np.asarray(net.widths, int).tolist())
+    draw = lambda num_in, *shape: jnp.asarray(rng.uniform(-1, 1, shape) * num_in**-0.5)  # noqa: E731
+    return [(draw(num_in, num_out, num_in), draw(num_in, num_out)) for num_in, num_out in sizes]
 
 
 class Training(eqx.Module):

@@ -4,12 +4,12 @@ import dataclasses
 import json as jsonlib
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal, TYPE_CHECKING
+from typing import Annotated, Any, IO, Literal, TYPE_CHECKING
 
 import numpy as np
 
 from ._network import Data, default, Network
-from ._report import check_figure, complete, describe, finite, header
+from ._report import check_figure, check_seed, complete, describe, finite, header
 
 if TYPE_CHECKING:
     from .._networks import MLP
@@ -72,7 +72,7 @@ class TuneCommand:
         with complete("output", config, weights, figure) as drafts:
             drafts[0].write_text(_toml(tuned), "utf-8")
             with drafts[1].open("wb") as stream:
-                np.savez(stream, **_named(_sampled(tuned, self.seed)))  # pyright: ignore[reportArgumentType]
+                _save_weights(stream, tuned, self.seed)
             _draw(before, after, training, drafts[2])
         say(f"\nWrote {config}, {weights} and {figure}.")
         if self.json:
@@ -87,13 +87,13 @@ class TuneCommand:
 
     def _check(self) -> None:
         """Before the work, what would fail after it."""
-        for name, allowed in (("steps", self.steps > 0), ("training_steps", self.training_steps >= 0)):
-            if not allowed:
-                raise ValueError(f"`{name}` must be a positive integer, got {getattr(self, name)}.")
+        if self.steps < 1:
+            raise ValueError(f"`steps` must be positive, got {self.steps}.")
+        if self.training_steps < 0:
+            raise ValueError(f"`training_steps` must not be negative, got {self.training_steps}.")
         if not 0 < self.learning_rate < np.inf:
             raise ValueError(f"`learning_rate` must be positive and finite, got {self.learning_rate}.")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"`seed` must lie in [0, 2^63), got {self.seed}.")
+        check_seed(self.seed)
         if not self.tune:
             raise ValueError("`tune` must not be empty.")
         if self.output.exists() and not self.output.is_dir():
@@ -134,14 +134,16 @@ class TuneCommand:
     def _trained(self, net: "MLP", tuned: "MLP", data: Data) -> dict[str, "Training"]:
         if not self.training_steps or data.x is None or data.y is None:
             return {}
+        import jax
         import optax
 
-        from ._train import train
+        from .._sampling import sample_weights
+        from ._train import equinox_default, train
 
         starts = {
-            "as given": _sampled(net, self.seed),
-            "tuned": _sampled(tuned, self.seed),
-            "Equinox's default": _equinox_default(net, self.seed),
+            "as given": sample_weights(net, jax.random.key(self.seed)),
+            "tuned": sample_weights(tuned, jax.random.key(self.seed)),
+            "Equinox's default": equinox_default(net, self.seed),
         }
         optimizer = optax.adam(self.learning_rate)
         return {
@@ -154,7 +156,6 @@ class TuneCommand:
 class _Measured:
     """The spectrum of the smaller of `J^T J` and `J J^T`, and what networks sampled at the real widths have instead."""
 
-    net: "MLP"
     spectrum: Any
     quantiles: np.ndarray
     eigenvalues: np.ndarray
@@ -174,7 +175,7 @@ class _Measured:
         quantiles = np.asarray(spectrum.quantile(zero + (1 - zero) * np.asarray(_LEVELS)))
         num_samples = math.ceil(_POOLED / widths[[0, -1]].min())
         eigenvalues = np.asarray(jacobian_eigenvalues(net, jax.random.key(seed), num_samples=num_samples, side=side))
-        return _Measured(net, spectrum, quantiles, eigenvalues, float(ks_distance(eigenvalues, spectrum)))
+        return _Measured(spectrum, quantiles, eigenvalues, float(ks_distance(eigenvalues, spectrum)))
 
     @property
     def measured(self) -> np.ndarray:
@@ -190,24 +191,16 @@ class _Measured:
         }
 
 
-def _sampled(net: "MLP", seed: int) -> list:
+def _save_weights(stream: IO[bytes], net: "MLP", seed: int) -> None:
+    """W1, b1, W2, ... of the network that was sampled, and trained, from this seed."""
     import jax
 
     from .._sampling import sample_weights
 
-    return sample_weights(net, jax.random.key(seed))
-
-
-def _equinox_default(net: "MLP", seed: int) -> list:
-    """Weights and biases uniform on `+-1/sqrt(N_in)`."""
-    rng = np.random.default_rng(seed)
-    widths = np.asarray(net.widths, int)
-    sizes = zip(widths[1:].tolist(), widths[:-1].tolist(), strict=True)
-    return [(rng.uniform(-1, 1, (n, m)) / m**0.5, rng.uniform(-1, 1, n) / m**0.5) for n, m in sizes]
-
-
-def _named(weights: list) -> dict[str, np.ndarray]:
-    return {f"{name}{k}": np.asarray(leaf) for k, pair in enumerate(weights, 1) for name, leaf in zip("Wb", pair)}  # noqa: B905
+    arrays = {}
+    for layer, (weight, bias) in enumerate(sample_weights(net, jax.random.key(seed)), 1):
+        arrays |= {f"W{layer}": np.asarray(weight), f"b{layer}": np.asarray(bias)}
+    np.savez(stream, **arrays)
 
 
 def _toml(net: "MLP") -> str:

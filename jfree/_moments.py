@@ -1,0 +1,71 @@
+"""Moments of a spectrum, and of its logarithm: integrals along the curve, off the support."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ._curve import Curve
+from ._follow import solve
+from ._misc import complex_dtype, reciprocal
+
+
+@eqx.filter_jit
+def moment(curve: Curve, k: int) -> Float[Array, ""]:
+    """`m_k = (1/2 pi i) int z^k M dlog z`, on a circle of `omega` around every singularity of the curve."""
+    frozen = jax.lax.stop_gradient(curve)
+    reach = frozen.reach()
+    num_nodes = 96 + 2 * k
+    angle = jnp.pi * (jnp.arange(num_nodes, dtype=reach.dtype) + 0.5) / num_nodes
+    omega = reach * jax.lax.complex(jnp.cos(angle), jnp.sin(angle))
+    point = curve.point(omega, frozen.settle(omega))
+    return jnp.exp(k * point.log_scale) * jnp.mean((point.z**k * point.side * point.m * point.dz).real)
+
+
+@eqx.filter_jit
+def mean_log(curve: Curve) -> Float[Array, ""]:
+    """`Phi(z) - mu({0}) log z` as `z -> 0-`: logarithms of `z` cancel."""
+    zero = curve.atoms().zero
+    eps = float(jnp.finfo(curve.rank.dtype).eps)
+    certified = jnp.asarray(True)
+    if curve.has_shifts:
+        z = -eps * jnp.exp(curve.cumulants.log_floor)
+        roots = solve(curve, jax.lax.complex(z, jnp.zeros_like(z))[None])
+        omega, unknowns, certified = roots.omega, roots.unknowns, roots.certified[0]
+    else:  # omega -> 0- with z, and more slowly
+        near = jnp.where((curve.rank < 1) | (curve.num_unknowns == 0), eps**0.5, eps)
+        omega = jnp.stack([-near, -2 * near]).astype(complex_dtype(curve.rank.dtype))
+        unknowns = jax.lax.stop_gradient(curve).settle(omega)
+    _, phi, log_z = curve.potential(omega, unknowns)
+    value = (phi.real - zero * log_z.real) / (1 - zero)
+    # Analytic in omega, as far as all is explicit: the linear term cancels.
+    return jnp.where(certified, 2 * value[0] - value[-1], jnp.nan)
+
+
+@eqx.filter_jit
+def log_moments(curve: Curve) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Mean and variance of log t over t > 0, by quadrature along the negative axis.
+
+    `-M(-y) = int t / (t + y) mu(dt)` is the mass above `log y` of log t with logistic noise, of variance pi^2/3.
+    """
+    if curve.has_shifts:
+        c = jax.lax.stop_gradient(curve.cumulants)
+        log_y = jnp.linspace(c.log_floor - 36, c.log_mean + 36, 385, dtype=c.log_mean.dtype)
+        roots = solve(curve, jax.lax.complex(-jnp.exp(log_y), jnp.zeros_like(log_y)))
+        point = curve.point(roots.omega, roots.unknowns)
+        density = (point.side * point.dm * reciprocal(point.dz)).real
+        density = jnp.where(jnp.all(roots.certified), density, jnp.nan)
+    else:
+        s = jnp.linspace(-36, 36, 121, dtype=curve.rank.dtype)
+        omega = jax.lax.complex(-jnp.exp(s), jnp.zeros_like(s))
+        unknowns = jax.lax.stop_gradient(curve).settle(omega)
+        log_y = curve.potential(omega, unknowns)[2].real
+        density = jax.nn.sigmoid(s) * jax.nn.sigmoid(-s)
+
+    def moments(log_y, density):
+        density = density / jnp.sum(density)
+        mean = jnp.sum(density * log_y)
+        return mean, jnp.sum(density * jnp.square(log_y - mean)) - jnp.pi**2 / 3
+
+    (mean, fine), (_, coarse) = moments(log_y, density), moments(log_y[::2], density[::2])
+    return mean, jnp.where(jnp.abs(fine - coarse) <= 0.1 * (1 + jnp.abs(fine)), fine, jnp.nan)
