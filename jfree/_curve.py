@@ -74,7 +74,7 @@ class Signs(eqx.Module):
     @staticmethod
     def of(w: Complex[Array, " lanes"], dw: Complex[Array, " lanes"]) -> "Signs":
         """Of points `w` with `dw = d log w / du`."""
-        height = w.imag / (magnitude(w) * (1 + magnitude(dw)))
+        height = w.imag / ((jnp.abs(w.real) + jnp.abs(w.imag)) * (1 + jnp.abs(dw.real) + jnp.abs(dw.imag)))
         rise = jnp.sign((w * dw).real)
         return Signs(-height, height, rise, rise)
 
@@ -204,9 +204,9 @@ class Factor(AbstractOperation):
         one = point.one_plus(1)
         own = one * ratio * reciprocal(m)
         down = _relative(dm, one) - _relative(dm, m) + slope
-        size = magnitude(m) * magnitude(inverse) * (self.a != self.b)
+        size = magnitude(m) * (self.a != self.b)
         new = point.multiplied(ratio, slope, jnp.log(self.mean))
-        return Step.explicit(new, Signs.of(own, down), size * magnitude(num), size * magnitude(den))
+        return Step.explicit(new, Signs.of(own, down), size / magnitude(den), size / magnitude(num))
 
     def potential(self, psi, log_z, before, step):
         log_ratio = log_lower(before.one_plus(self.b)) - log_lower(before.one_plus(self.a))

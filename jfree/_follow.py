@@ -13,6 +13,8 @@ few of them, and from their interpolation for the others. An arc has the same le
 forty decades need no more steps than narrow ones.
 """
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -125,7 +127,7 @@ class _Nearness(eqx.Module):
 def _certify(
     curve: Curve, z: Array, omega: Array, unknowns: Array, real: Bool[Array, " lanes"]
 ) -> tuple[_Newton, Bool[Array, " lanes"], Int[Array, " lanes"]]:
-    """Newton's step, whether it is down to a few roundings, and the verdict; off the support where `real`."""
+    """Newton's step, whether it ends within a few roundings, and the verdict; off the support where `real`."""
     info = jnp.finfo(z.dtype)
     rounding = 256 * float(info.eps) * (1 + curve.num_layers / 16)
     start = curve.start(omega)
@@ -163,11 +165,12 @@ def _certify(
     error = jnp.maximum(error, jnp.minimum(magnitude(residual), magnitude(step)))
     # Expanding layers magnify rounding, so that Newton's method may end well above it.
     tolerance = max(rounding, float(info.eps) ** 0.6)
-    root = (error <= tolerance) & (magnitude(residual) / steepness * gamma < 0.157)
+    settled = (error <= rounding) | (2 * error / per_start * gamma * error <= rounding)
+    root = (settled | (error <= tolerance)) & (magnitude(residual) / steepness * gamma < 0.157)
     code = jnp.where(jnp.where(real, rising, interior), _OK, _WRONG_BRANCH)
     code = jnp.where(root, code, _NO_ROOT)
     code = jnp.where(rough <= max(1e-7, 100 * float(info.eps)), code, _UNRESOLVED)
-    return newton, error <= rounding, code
+    return newton, settled, code
 
 
 def _limited(step: Array, tangents: Array, limit: Array | float) -> Array:
@@ -281,11 +284,10 @@ def _follow(curve: Curve, z: Array, lanes: Array, trust: Array, max_steps: int) 
         stride = (path.ahead - ahead) * jnp.where(good, factor, jnp.minimum(factor, 0.5))
         stuck = on_arc & ~good & (stride < 16 * eps)
 
-        close = newton.error <= eps**0.5
-        slow = path.num_in_phase >= jnp.where(close, 8, 40)
-        phase = jnp.where(on_axis & close, _ARC, path.phase)
+        phase = jnp.where(on_axis & (newton.error <= 1e-2), _ARC, path.phase)
         phase = jnp.where(on_arc & good & (ahead == 0), _POLISH, phase)
-        phase = jnp.where(stuck | (polishing & ((newton.error <= 64 * eps) | slow)), _DONE, phase)
+        ended = (newton.error <= eps**0.4) | (path.num_in_phase >= 40)
+        phase = jnp.where(stuck | (polishing & ended), _DONE, phase)
         active = path.phase != _DONE
         taken = active & good
 
@@ -329,54 +331,70 @@ class _Work(eqx.Module):
         return (self.code != _OK) & (self.attempts < 2)
 
 
-def _search(curve: Curve, z: Array, work: _Work, chosen: Int[Array, " anchors"], max_steps: int) -> _Work:
+def _lanes(tree, index: Int[Array, " some"]):
+    return jax.tree.map(lambda x: x[..., index], tree)
+
+
+def _in_tiles(
+    update: Callable[[_Work, Int[Array, " tile"], Bool[Array, " tile"]], _Work],
+    work: _Work,
+    lanes: Int[Array, " some"],
+    count: Int[Array, ""],
+    width: int,
+) -> _Work:
+    """`update(tile, index, chosen)` for the first `count` lanes, `width` at a time: no tile waits for another."""
+    padded = jnp.pad(lanes, (0, -lanes.shape[0] % width))
+
+    def update_tile(state):
+        first, work = state
+        index = jax.lax.dynamic_slice(padded, (first,), (width,))
+        chosen = first + jnp.arange(width) < count
+        new = update(_lanes(work, index), index, chosen)
+        place = jnp.where(chosen, index, work.code.shape[0])
+        return first + width, jax.tree.map(lambda x, y: x.at[..., place].set(y, mode="drop"), work, new)
+
+    return jax.lax.while_loop(lambda state: state[0] < count, update_tile, (jnp.asarray(0), work))[1]
+
+
+def _search(curve: Curve, z: Array, work: _Work, chosen: Bool[Array, " lanes"], max_steps: int) -> _Work:
     """Follows paths to the chosen lanes: first in long strides, where that has failed in short ones."""
-    attempts = work.attempts[chosen]
-    trust = jnp.where(attempts == 0, 0.3, 0.02).astype(z.real.dtype)
-    path = _follow(curve, z[chosen], work.pending[chosen], trust, max_steps)
-
+    trust = jnp.where(work.attempts == 0, 0.3, 0.02).astype(z.real.dtype)
+    path = _follow(curve, z, chosen, trust, max_steps)
     arrived = (path.ahead == 0) & (path.phase == _DONE)
-
-    def put(old, new):
-        return old.at[..., chosen].set(new)
-
-    return _Work(
-        put(work.omega, path.omega),
-        put(work.unknowns, path.unknowns),
-        put(work.slope, path.slope),
-        put(work.tangents, path.tangents),
-        put(work.code, jnp.where(arrived, _NO_ROOT, _MAX_STEPS)),
-        put(work.attempts, attempts + 1),
-        put(work.num_steps, work.num_steps[chosen] + path.num_steps),
-    )
+    code = jnp.where(arrived, _NO_ROOT, _MAX_STEPS)
+    num_steps = work.num_steps + path.num_steps
+    return _Work(path.omega, path.unknowns, path.slope, path.tangents, code, work.attempts + 1, num_steps)
 
 
-def _between(z: Array, work: _Work, anchors: Bool[Array, " lanes"]) -> tuple[Array, Array]:
-    """Roots at all lanes by cubic interpolation in `log z` between the nearest anchors, `z` as seen from the origin."""
-    num_lanes = z.shape[0]
+def _neighbours(anchors: Bool[Array, " lanes"]) -> tuple[Int[Array, " lanes"], Int[Array, " lanes"]]:
+    """Of every lane the nearest anchors, left and right, itself if it is one; where one lacks, the other twice."""
+    num_lanes = anchors.shape[0]
     index = jnp.arange(num_lanes)
     left = jax.lax.cummax(jnp.where(anchors, index, -1))
     right = jax.lax.cummin(jnp.where(anchors, index, num_lanes), reverse=True)
     left, right = jnp.where(left < 0, right, left), jnp.where(right == num_lanes, left, right)
-    left, right = jnp.clip(left, 0, num_lanes - 1), jnp.clip(right, 0, num_lanes - 1)
-    rate = reciprocal(work.slope)
-    log_z = log_upper(z)
-    span = log_z[right] - log_z[left]
-    t = jnp.where(span == 0, 0, (log_z - log_z[left]) * reciprocal(span + (span == 0)))
-
-    def interpolated(value, rate):
-        start = value[..., left]
-        rise = logarithm(value[..., right] * reciprocal(start))
-        first, last = span * rate[..., left] - rise, span * rate[..., right] - rise
-        return start * exponential(t * (rise + (1 - t) * ((1 - t) * first - t * last)))
-
-    return interpolated(work.omega, rate), interpolated(work.unknowns, work.tangents * rate)
+    return jnp.clip(left, 0, num_lanes - 1), jnp.clip(right, 0, num_lanes - 1)
 
 
-def _polish(curve: Curve, z: Array, work: _Work, pending: Array, anchors: Array, max_steps: int = 10) -> _Work:
+def _between(log_z: Array, left: tuple[Array, _Work], right: tuple[Array, _Work]) -> tuple[Array, Array]:
+    """Roots by cubic interpolation in `log z` between two, as seen from the origin."""
+    (log_left, first), (log_right, last) = left, right
+    span = log_right - log_left
+    t = jnp.where(span == 0, 0, (log_z - log_left) * reciprocal(span + (span == 0)))
+    first_rate, last_rate = span * reciprocal(first.slope), span * reciprocal(last.slope)
+
+    def interpolated(start, end, first_rate, last_rate):
+        rise = logarithm(end * reciprocal(start))
+        change = t * (rise + (1 - t) * ((1 - t) * (first_rate - rise) - t * (last_rate - rise)))
+        return start * exponential(change)
+
+    omega = interpolated(first.omega, last.omega, first_rate, last_rate)
+    rates = first.tangents * first_rate, last.tangents * last_rate
+    return omega, interpolated(first.unknowns, last.unknowns, *rates)
+
+
+def _polish(curve: Curve, z: Array, work: _Work, pending: Bool[Array, " lanes"], max_steps: int = 10) -> _Work:
     """Newton's method on the pending lanes, until certified; without the imaginary part where that is rounding only."""
-    omega, unknowns = _between(z - _origin(curve), work, anchors)
-    omega, unknowns = jnp.where(anchors, work.omega, omega), jnp.where(anchors, work.unknowns, unknowns)
 
     def advance(state):
         k, active, real, work = state
@@ -406,8 +424,7 @@ def _polish(curve: Curve, z: Array, work: _Work, pending: Array, anchors: Array,
         k, active, *_ = state
         return (k < max_steps) & jnp.any(active)
 
-    guess = eqx.tree_at(lambda w: (w.omega, w.unknowns), work, (omega, unknowns))
-    start = (0, pending, jnp.zeros(z.shape, bool), guess)
+    start = (0, pending, jnp.zeros(z.shape, bool), work)
     _, active, _, found = jax.lax.while_loop(unfinished, advance, start)
     code = jnp.where(active & (found.code == _OK), _NO_ROOT, found.code)
     nothing = (code == _NO_ROOT) | (code == _WRONG_BRANCH)
@@ -422,27 +439,67 @@ def _residual(omega, curve, unknowns, z):
     return logarithm(point.z * reciprocal(z)) + point.log_scale
 
 
-_CHUNK = 4096  # lanes worked on together: their state stays in cache
-_ANCHORS = 64
+_ANCHORS = 16
+
+
+def _widths() -> tuple[int, int]:
+    """How many lanes share anchors, and how many are worked on at once.
+
+    A tile waits for its slowest lane, and fits into a cache; an accelerator wants all lanes at once.
+    """
+    return (4096, 32) if jax.default_backend() == "cpu" else (65536, 65536)
 
 
 def _work_through(curve: Curve, z: Array, valid: Array, max_steps: int) -> _Work:
-    """Solves sorted lanes: follows paths to a few spread over those pending, fills in between, until none is."""
+    """Solves sorted lanes: follows paths to a few of those pending, fills in more between them, then the rest.
+
+    Whatever fails is pending in the next round, which follows paths to more of them.
+    """
     count, num_lanes = jnp.zeros(z.shape, int), z.shape[0]
     unknowns = jnp.ones((curve.num_layers, curve.num_unknowns, num_lanes), z.dtype)
     code, attempts = jnp.where(valid, _MAX_STEPS, _INVALID), jnp.where(valid, count, 2)
     work = _Work(z, unknowns, jnp.ones_like(z), unknowns, code, attempts, count)
-    size = num_lanes if num_lanes <= 2 * _ANCHORS else max(_ANCHORS, num_lanes // 16)
+    some = min(num_lanes, max(4 * _ANCHORS, num_lanes // 16))
+    width = min(num_lanes, _widths()[1])
+    log_z = log_upper(z - _origin(curve))
 
-    def round_of(work):
-        rank = jnp.cumsum(work.pending)
-        chosen = jnp.searchsorted(rank, 1 + (jnp.arange(size) * (rank[-1] - 1)) // max(size - 1, 1))
-        pending, before = work.pending, work.attempts
-        work = _search(curve, z, work, chosen, max_steps)
+    def spread(pending, number):
+        """So many of the pending lanes, evenly, and how many that are."""
+        rank = jnp.cumsum(pending)
+        number = jnp.minimum(number, rank[-1])
+        targets = 1 + (jnp.arange(num_lanes) * (rank[-1] - 1)) // jnp.maximum(number - 1, 1)
+        return jnp.searchsorted(rank, targets), number
+
+    def search(tile, index, chosen):
+        return _search(curve, z[index], tile, chosen, max_steps)
+
+    def fill_in(number, work, anchors):
+        """Polishes anchors, and what lies between them."""
+        left, right = _neighbours(anchors)
+
+        def polish(tile, index, chosen):
+            ends = [(log_z[i], _lanes(work, i)) for i in (left[index], right[index])]
+            guess = _between(log_z[index], *ends)
+            guess = jax.tree.map(lambda x, y: jnp.where(anchors[index], x, y), (tile.omega, tile.unknowns), guess)
+            tile = eqx.tree_at(lambda w: (w.omega, w.unknowns), tile, guess)
+            return _polish(curve, z[index], tile, chosen)
+
+        return _in_tiles(polish, work, *spread(work.pending, number), width)
+
+    def round_of(state):
+        first, work = state
+        before = work.attempts
+        work = _in_tiles(search, work, *spread(work.pending, jnp.where(first, _ANCHORS, some)), width)
         arrived = (work.attempts > before) & (work.code != _MAX_STEPS)
-        return _polish(curve, z, work, pending, (work.code == _OK) | arrived)
 
-    return jax.lax.while_loop(lambda work: jnp.any(work.pending), round_of, work)
+        def fill(level, work):
+            anchors = (work.code == _OK) | (arrived & (level == 0))
+            return fill_in(jnp.where(level == 0, some, num_lanes), work, anchors)
+
+        return jnp.asarray(False), jax.lax.fori_loop(0, 2, fill, work)
+
+    state = (jnp.asarray(True), work)
+    return jax.lax.while_loop(lambda state: jnp.any(state[1].pending), round_of, state)[1]
 
 
 def solve(curve: Curve, z: Complex[Array, " lanes"], max_steps: int = 100) -> Roots:
@@ -458,19 +515,20 @@ def solve(curve: Curve, z: Complex[Array, " lanes"], max_steps: int = 100) -> Ro
     num_lanes = z.shape[0]
     order = jnp.argsort(magnitude(target))
     target, valid = target[order], valid[order]
-    if num_lanes > _CHUNK:
-        num_chunks = -(-num_lanes // _CHUNK)
-        extra = num_chunks * _CHUNK - num_lanes
+    chunk, _ = _widths()
+    if num_lanes > chunk:
+        num_chunks = -(-num_lanes // chunk)
+        extra = num_chunks * chunk - num_lanes
         target, valid = jnp.pad(target, (0, extra), mode="edge"), jnp.pad(valid, (0, extra), mode="edge")
-        shape = (num_chunks, _CHUNK)
+        shape = (num_chunks, chunk)
         chunks = target.reshape(shape), valid.reshape(shape)
-        work = jax.lax.map(lambda chunk: _work_through(frozen, chunk[0], chunk[1], max_steps), chunks)
+        work = jax.lax.map(lambda lanes: _work_through(frozen, *lanes, max_steps), chunks)
         stacks = lambda w: (w.unknowns, w.tangents)  # noqa: E731
         work = eqx.tree_at(stacks, work, tuple(jnp.moveaxis(x, 0, -2) for x in stacks(work)))
-        work = jax.tree.map(lambda x: x.reshape(*x.shape[:-2], num_chunks * _CHUNK)[..., :num_lanes], work)
+        work = jax.tree.map(lambda x: x.reshape(*x.shape[:-2], num_chunks * chunk)[..., :num_lanes], work)
     else:
         work = _work_through(frozen, target, valid, max_steps)
     back = jnp.argsort(order)
-    work = jax.tree.map(lambda x: x[..., back], work)
+    work = _lanes(work, back)
     omega = implicit_root(_residual, work.omega, (curve, work.unknowns, z))
     return Roots(omega, work.unknowns, work.code == _OK, _results(work.code), work.num_steps)
