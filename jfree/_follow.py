@@ -473,8 +473,8 @@ def _work_through(curve: Curve, z: Array, valid: Array, max_steps: int) -> _Work
     def search(tile, index, chosen):
         return _search(curve, z[index], tile, chosen, max_steps)
 
-    def fill_in(number, work, anchors):
-        """Polishes anchors, and what lies between them."""
+    def fill_in(work, anchors, waiting, number):
+        """Polishes some of the lanes that wait: anchors, and what lies between them."""
         left, right = _neighbours(anchors)
 
         def polish(tile, index, chosen):
@@ -484,17 +484,18 @@ def _work_through(curve: Curve, z: Array, valid: Array, max_steps: int) -> _Work
             tile = eqx.tree_at(lambda w: (w.omega, w.unknowns), tile, guess)
             return _polish(curve, z[index], tile, chosen)
 
-        return _in_tiles(polish, work, *spread(work.pending, number), width)
+        return _in_tiles(polish, work, *spread(waiting, number), width)
 
     def round_of(state):
         first, work = state
-        before = work.attempts
-        work = _in_tiles(search, work, *spread(work.pending, jnp.where(first, _ANCHORS, some)), width)
+        pending, before = work.pending, work.attempts
+        work = _in_tiles(search, work, *spread(pending, jnp.where(first, _ANCHORS, some)), width)
         arrived = (work.attempts > before) & (work.code != _MAX_STEPS)
 
         def fill(level, work):
             anchors = (work.code == _OK) | (arrived & (level == 0))
-            return fill_in(jnp.where(level == 0, some, num_lanes), work, anchors)
+            waiting = pending & (work.code != _OK)
+            return fill_in(work, anchors, waiting, jnp.where(level == 0, some, num_lanes))
 
         return jnp.asarray(False), jax.lax.fori_loop(0, 2, fill, work)
 
@@ -522,7 +523,7 @@ def solve(curve: Curve, z: Complex[Array, " lanes"], max_steps: int = 100) -> Ro
         target, valid = jnp.pad(target, (0, extra), mode="edge"), jnp.pad(valid, (0, extra), mode="edge")
         shape = (num_chunks, chunk)
         chunks = target.reshape(shape), valid.reshape(shape)
-        work = jax.lax.map(lambda lanes: _work_through(frozen, *lanes, max_steps), chunks)
+        work = jax.lax.map(lambda lanes: _work_through(frozen, lanes[0], lanes[1], max_steps), chunks)
         stacks = lambda w: (w.unknowns, w.tangents)  # noqa: E731
         work = eqx.tree_at(stacks, work, tuple(jnp.moveaxis(x, 0, -2) for x in stacks(work)))
         work = jax.tree.map(lambda x: x.reshape(*x.shape[:-2], num_chunks * chunk)[..., :num_lanes], work)
