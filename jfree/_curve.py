@@ -18,7 +18,7 @@ from jaxtyping import Array, ArrayLike, Bool, Complex, Float
 
 from ._implicit import implicit_root
 from ._laws import Atoms, Law, Transform
-from ._misc import exponential, log_lower, log_upper, logarithm, magnitude, reciprocal
+from ._misc import exponential, log_lower, log_upper, logarithm, magnitude, reciprocal, squared
 
 
 class Point(eqx.Module):
@@ -78,6 +78,12 @@ class Signs(eqx.Module):
         rise = jnp.sign((w * dw).real)
         return Signs(-height, height, rise, rise)
 
+    @staticmethod
+    def none(like: Complex[Array, " lanes"]) -> "Signs":
+        """Of no points."""
+        far = jnp.full_like(like.real, jnp.inf)
+        return Signs(-far, -far, far, -far)
+
     def __and__(self, other: "Signs") -> "Signs":
         return Signs(
             jnp.maximum(self.below, other.below),
@@ -119,12 +125,10 @@ class Step(eqx.Module):
 
     @staticmethod
     def explicit(
-        point: Point, signs: Signs | None = None, closeness: Array | float = 0, closeness_to_zeros: Array | float = 0
+        point: Point, signs: Signs, closeness: Array | float = 0, closeness_to_zeros: Array | float = 0
     ) -> "Step":
-        """Without unknowns; `signs` are those of the operation's own subordination points."""
+        """Without unknowns."""
         none, zero = jnp.zeros((0, *point.z.shape), point.z.dtype), jnp.zeros_like(point.z.real)
-        of_z = Signs.of(point.z, point.dz)
-        signs = of_z if signs is None else signs & of_z
         return Step(point, none, none, signs, zero, zero, zero + closeness, zero + closeness_to_zeros, zero)
 
 
@@ -206,7 +210,8 @@ class Factor(AbstractOperation):
         down = _relative(dm, one) - _relative(dm, m) + slope
         size = magnitude(m) * (self.a != self.b)
         new = point.multiplied(ratio, slope, jnp.log(self.mean))
-        return Step.explicit(new, Signs.of(own, down), size / magnitude(den), size / magnitude(num))
+        signs = Signs.of(own, down) & Signs.of(new.z, new.dz)
+        return Step.explicit(new, signs, size / magnitude(den), size / magnitude(num))
 
     def potential(self, psi, log_z, before, step):
         log_ratio = log_lower(before.one_plus(self.b)) - log_lower(before.one_plus(self.a))
@@ -229,7 +234,7 @@ def _log_moebius(a: Array, point: Point) -> Array:
 
 def _log_one_plus(x: Array, one: Array) -> Array:
     """`log(1 + x)` on the closed lower half plane, `one = 1 + x`, to full relative accuracy."""
-    small = jnp.square(x.real) + jnp.square(x.imag) < 0.1
+    small = squared(x) < 0.1
     y = jnp.where(small, x, 0)
     size = 0.5 * jnp.log1p(y.real * (2 + y.real) + jnp.square(y.imag))
     near = jax.lax.complex(size, jnp.arctan2(jnp.minimum(y.imag, 0), 1 + y.real))
@@ -267,8 +272,7 @@ class LawFactor(AbstractOperation):
         new = point.multiplied(m * w * reciprocal(one), slope, self.law.log_mean)
         # The inverse of M is analytic in a disk of this radius: Smale's bound for M, whose k-th Taylor coefficient
         # at w is at most total / distance^(k-1).
-        derivative = magnitude(moments.slope)
-        closeness = jnp.square(magnitude(m)) * moments.total / (0.17 * jnp.square(derivative) * moments.distance)
+        closeness = squared(m) * moments.total / (0.17 * squared(moments.slope) * moments.distance)
         mismatch = magnitude(change)
         signs = Signs.of(w, dw) & Signs.of(new.z, new.dz)
         zero = jnp.zeros_like(mismatch)
@@ -311,7 +315,7 @@ class ChangeSide(AbstractOperation):
 
     def advance(self, point, unknowns):
         new = eqx.tree_at(lambda p: p.side, point, point.side * self.ratio)
-        return Step.explicit(new)
+        return Step.explicit(new, Signs.none(point.z))
 
     def potential(self, psi, log_z, before, step):
         return psi, log_z
@@ -341,7 +345,7 @@ class Shift(AbstractOperation):
         unit = jnp.ones_like(point.rank)
         m = point.side * point.m + share * one
         new = Point(point.z * growth, m, rest, dz, dm, unit, unit, point.log_scale)
-        return Step.explicit(new)
+        return Step.explicit(new, Signs.of(new.z, new.dz))
 
     def potential(self, psi, log_z, before, step):
         return before.side * psi + (1 - before.side) * log_z, log_upper(step.point.z)

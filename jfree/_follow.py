@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Complex, Float, Int
 
 from ._curve import Curve, Signs
 from ._implicit import implicit_root
-from ._misc import exponential, log_max, log_upper, logarithm, magnitude, reciprocal
+from ._misc import exponential, log_max, log_upper, logarithm, magnitude, reciprocal, squared
 
 
 class RESULTS(eqx.Enumeration):
@@ -131,12 +131,12 @@ def _certify(
     info = jnp.finfo(z.dtype)
     rounding = 256 * float(info.eps) * (1 + curve.num_layers / 16)
     start = curve.start(omega)
-    per_start = jnp.square(magnitude(start.m)) / jnp.maximum(magnitude(start.dm), info.tiny)
+    per_start = squared(start.m) / jnp.maximum(magnitude(start.dm), info.tiny)
 
     def visit(carry, before, operation, step):
         signs, others, zeros, rough, error, size = carry
         # One over the distance to the operation's singularities, measured in the 1/m of the start.
-        stretch = magnitude(before.dm) / (before.side * jnp.square(magnitude(before.m))) * per_start
+        stretch = magnitude(before.dm) / (before.side * squared(before.m)) * per_start
         if operation.moves_zeros:
             zeros = _Nearness.to(zero)
         others &= _Nearness.to(step.closeness * stretch)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Complex, Float, Inexact
 
-from ._misc import log_upper, magnitude, reciprocal
+from ._misc import log_upper, reciprocal, squared
 
 
 class Atoms(eqx.Module):
@@ -124,7 +124,7 @@ class Law(eqx.Module):
         g = jnp.sum(weighted, 0)
         m = jnp.sum(points * weighted, 0)
         slope = jnp.sum(points * weighted * inverse, 0)
-        size = jnp.square(inverse.real) + jnp.square(inverse.imag)
+        size = squared(inverse)
         rough = jnp.sum((weights - coarse) * points * inverse, 0)
         on_axis = w.imag == 0  # off the support M is real there, and the contour's error is not part of it
         return Transform(
@@ -133,13 +133,13 @@ class Law(eqx.Module):
             _real_where(on_axis, slope),
             jnp.sum(jnp.abs(weights * points) * size, 0),
             lax.rsqrt(jnp.max(size * (weights != 0), 0)),
-            jnp.square(magnitude(rough) / magnitude(m)),
+            squared(rough) / squared(m),
         )
 
     def log_transform(self, w: Complex[Array, " lanes"]) -> Complex[Array, " lanes"]:
         """`int log(1 - t/w) law(dt)`, continuous from infinity on the upper half plane, where it is small."""
         x = -self.points[:, None] * reciprocal(w)
-        small = jnp.square(x.real) + jnp.square(x.imag) < 0.1
+        small = squared(x) < 0.1
         y = jnp.where(small, x, 0)
         near = lax.complex(0.5 * jnp.log1p(y.real * (2 + y.real) + jnp.square(y.imag)), jnp.arctan2(y.imag, 1 + y.real))
         far = log_upper(w - self.points[:, None]) - log_upper(w)

@@ -56,13 +56,18 @@ def complex_dtype(dtype) -> jnp.dtype:
 
 def reciprocal(z: Array) -> Array:
     """`1/z` for complex `z` without the overflow guards of a general division, which cost more than all the rest."""
-    scale = 1 / (jnp.square(z.real) + jnp.square(z.imag))
+    scale = 1 / squared(z)
     return jax.lax.complex(z.real * scale, -z.imag * scale)
+
+
+def squared(z: Array) -> Array:
+    """`|z|^2`."""
+    return jnp.square(z.real) + jnp.square(z.imag)
 
 
 def magnitude(z: Array) -> Array:
     """`|z|`, without the overflow guards of `jnp.abs`."""
-    return jnp.sqrt(jnp.square(z.real) + jnp.square(z.imag))
+    return jnp.sqrt(squared(z))
 
 
 def exponential(z: Array) -> Array:

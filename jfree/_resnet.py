@@ -248,7 +248,8 @@ class UniversalFactor(AbstractOperation):
         down = dm * (reciprocal(one) - reciprocal(m)) + slope
         size = magnitude(m)
         closeness = jnp.maximum(size, 2 * jnp.sqrt(self.theta * size) * size)
-        return Step.explicit(point.multiplied(ratio, slope, self.theta), Signs.of(own, down), closeness)
+        new = point.multiplied(ratio, slope, self.theta)
+        return Step.explicit(new, Signs.of(own, down) & Signs.of(new.z, new.dz), closeness)
 
     def potential(self, psi, log_z, before, step):
         m = before.side * before.m
