@@ -109,8 +109,9 @@ class Step(eqx.Module):
     `unknowns` are the operation's own, corrected by one Newton step, with their logarithmic tangents. `signs` are
     those of its subordination points, and of the new `z`. `correction` is the size of the Newton step, and `mismatch`
     that of the equations it solves, both in logarithms: next to an atom, a pole of `M`, only the second tells how far
-    the solution is. `closeness` bounds one over the distance, in `1/m`, to the operation's next singularities, but for
-    zeros of `z`, singular for `log z` only, which have their own; `roughness` is the quadrature's relative error.
+    the solution is. As functions of `1/m`, `closeness` bounds one over the distance to the operation's next
+    singularities and `curvature` the second derivative of its `log z`, but for zeros of `z`, singular for `log z` only,
+    which have their own closeness; `roughness` is the quadrature's relative error.
     """
 
     point: Point
@@ -120,16 +121,22 @@ class Step(eqx.Module):
     correction: Float[Array, " lanes"]
     mismatch: Float[Array, " lanes"]
     closeness: Float[Array, " lanes"]
+    curvature: Float[Array, " lanes"]
     closeness_to_zeros: Float[Array, " lanes"]
     roughness: Float[Array, " lanes"]
 
     @staticmethod
     def explicit(
-        point: Point, signs: Signs, closeness: Array | float = 0, closeness_to_zeros: Array | float = 0
+        point: Point,
+        signs: Signs,
+        closeness: Array | float = 0,
+        curvature: Array | float = 0,
+        closeness_to_zeros: Array | float = 0,
     ) -> "Step":
         """Without unknowns."""
         none, zero = jnp.zeros((0, *point.z.shape), point.z.dtype), jnp.zeros_like(point.z.real)
-        return Step(point, none, none, signs, zero, zero, zero + closeness, zero + closeness_to_zeros, zero)
+        pole, bend, root = zero + closeness, zero + curvature, zero + closeness_to_zeros
+        return Step(point, none, none, signs, zero, zero, pole, bend, root, zero)
 
 
 class Cumulants(eqx.Module):
@@ -209,9 +216,10 @@ class Factor(AbstractOperation):
         own = one * ratio * reciprocal(m)
         down = _relative(dm, one) - _relative(dm, m) + slope
         size = magnitude(m) * (self.a != self.b)
+        pole, zero = size / magnitude(den), size / magnitude(num)
         new = point.multiplied(ratio, slope, jnp.log(self.mean))
         signs = Signs.of(own, down) & Signs.of(new.z, new.dz)
-        return Step.explicit(new, signs, size / magnitude(den), size / magnitude(num))
+        return Step.explicit(new, signs, pole, jnp.square(pole), zero)
 
     def potential(self, psi, log_z, before, step):
         log_ratio = log_lower(before.one_plus(self.b)) - log_lower(before.one_plus(self.a))
@@ -271,12 +279,17 @@ class LawFactor(AbstractOperation):
         slope = _relative(dm, m) - _relative(dm, one) + dw
         new = point.multiplied(m * w * reciprocal(one), slope, self.law.log_mean)
         # The inverse of M is analytic in a disk of this radius: Smale's bound for M, whose k-th Taylor coefficient
-        # at w is at most total / distance^(k-1).
-        closeness = squared(m) * moments.total / (0.17 * squared(moments.slope) * moments.distance)
+        # at w is at most total / distance^(k-1), with 0.13 for his 0.17 since those of the inverse may grow like k.
+        closeness = squared(m) * moments.total / (0.13 * squared(moments.slope) * moments.distance)
+        # It is univalent there: |w''| <= 4 closeness |w'|, and w' stays of the size of w next to a pole of M.
+        rate = magnitude(dw) * squared(m) / magnitude(dm)
+        curvature = jnp.minimum(jnp.square(closeness), rate * (4 * closeness + rate))
         mismatch = magnitude(change)
         signs = Signs.of(w, dw) & Signs.of(new.z, new.dz)
-        zero = jnp.zeros_like(mismatch)
-        return Step(new, w[None], dw[None], signs, correction, mismatch, closeness, zero, moments.roughness)
+        # Where w does not vanish with it, 1 + m leaves a pole.
+        to_pole = jnp.where(self.law.atoms.rank < 1, magnitude(m) / magnitude(one), 0)
+        bounds = (closeness, curvature, to_pole)
+        return Step(new, w[None], dw[None], signs, correction, mismatch, *bounds, moments.roughness)
 
     def potential(self, psi, log_z, before, step):
         (w,) = step.unknowns

@@ -111,17 +111,18 @@ def _newton_at(curve, z, point, unknowns, tangents, error, size) -> _Newton:
 
 
 class _Nearness(eqx.Module):
-    """One over the distances to singularities: the sum of their squares, and the largest."""
+    """One over the distance to the next singularity, and a bound of the second derivative of `log z`."""
 
-    squares: Float[Array, " lanes"]
-    largest: Float[Array, " lanes"]
+    closeness: Float[Array, " lanes"]
+    curvature: Float[Array, " lanes"]
 
     @staticmethod
     def to(closeness: Float[Array, " lanes"]) -> "_Nearness":
-        return _Nearness(jnp.square(closeness), closeness)
+        """A logarithmic singularity."""
+        return _Nearness(closeness, jnp.square(closeness))
 
     def __and__(self, other: "_Nearness") -> "_Nearness":
-        return _Nearness(self.squares + other.squares, jnp.maximum(self.largest, other.largest))
+        return _Nearness(jnp.maximum(self.closeness, other.closeness), self.curvature + other.curvature)
 
 
 def _certify(
@@ -134,22 +135,22 @@ def _certify(
     per_start = squared(start.m) / jnp.maximum(magnitude(start.dm), info.tiny)
 
     def visit(carry, before, operation, step):
-        signs, others, zeros, rough, error, size = carry
+        signs, others, zeros, rough, error = carry
         # One over the distance to the operation's singularities, measured in the 1/m of the start.
         stretch = magnitude(before.dm) / (before.side * squared(before.m)) * per_start
         if operation.moves_zeros:
             zeros = _Nearness.to(zero)
-        others &= _Nearness.to(step.closeness * stretch)
+        others &= _Nearness(step.closeness * stretch, step.curvature * jnp.square(stretch))
         zeros &= _Nearness.to(step.closeness_to_zeros * stretch)
         rough, error = jnp.maximum(rough, step.roughness), jnp.maximum(error, step.correction)
-        return signs & step.signs, others, zeros, rough, error, jnp.maximum(size, step.mismatch)
+        return signs & step.signs, others, zeros, rough, error
 
     at_start = magnitude(start.m) / jnp.maximum(magnitude(start.one_plus(1)), info.tiny)
     zero = jnp.zeros_like(z.real)
-    carry = (Signs.of(omega, jnp.ones_like(omega)), _Nearness.to(zero), _Nearness.to(at_start), zero, zero, zero)
+    carry = (Signs.of(omega, jnp.ones_like(omega)), _Nearness.to(zero), _Nearness.to(at_start), zero, zero)
     point, carry, (found, tangents) = curve.fold(visit, carry, start, unknowns)
-    signs, others, zeros, rough, error, size = carry
-    newton = _newton_at(curve, z, point, found, tangents, error, size)
+    signs, others, zeros, rough, error = carry
+    newton = _newton_at(curve, z, point, found, tangents, error, error)
     step, slope, residual = newton.step, newton.slope, newton.step * newton.slope
 
     # First order along the real axis: w rises with z when dw/du has the sign of dz/du.
@@ -157,19 +158,22 @@ def _certify(
     rising = (signs.low == direction) & (signs.high == direction) & (direction * point.dm.real < 0)
     # A point may lie below the axis by what it moves with a rounding, or with the rest of Newton's step.
     upper = signs.below <= jnp.maximum(rounding, 2 * magnitude(step))
-    interior = upper & (point.m.imag < 0) & ~_as_good_as_real(z, slope, omega)
+    clear = omega.imag > 4 * magnitude(step) * magnitude(omega)  # of the axis: the step does not lead there
+    interior = upper & clear & (point.m.imag < 0) & ~_as_good_as_real(z, slope, omega)
     steepness = magnitude(slope) * per_start
     near = others & zeros & _Nearness.to(jnp.where(curve.floor() > 0, steepness, 0))
-    gamma = jnp.maximum(near.squares / (2 * steepness), near.largest)
+    gamma = jnp.maximum(near.curvature / (2 * steepness), near.closeness)
     # Where the curve is steep, next to z = 0 of a shift, only the step can be small.
     error = jnp.maximum(error, jnp.minimum(magnitude(residual), magnitude(step)))
     # Expanding layers magnify rounding, so that Newton's method may end well above it.
     tolerance = max(rounding, float(info.eps) ** 0.6)
-    settled = (error <= rounding) | (2 * error / per_start * gamma * error <= rounding)
+    # Newton's method squares what is left.
+    left = jnp.maximum(error, magnitude(step))
+    settled = (error <= rounding) | ((real | clear) & (2 * left / per_start * gamma * left <= rounding))
     root = (settled | (error <= tolerance)) & (magnitude(residual) / steepness * gamma < 0.157)
     code = jnp.where(jnp.where(real, rising, interior), _OK, _WRONG_BRANCH)
     code = jnp.where(root, code, _NO_ROOT)
-    code = jnp.where(rough <= max(1e-7, 100 * float(info.eps)), code, _UNRESOLVED)
+    code = jnp.where(rough > max(1e-7, 100 * float(info.eps)), _UNRESOLVED, code)
     return newton, settled, code
 
 
@@ -331,29 +335,38 @@ class _Work(eqx.Module):
         return (self.code != _OK) & (self.attempts < 2)
 
 
-def _lanes(tree, index: Int[Array, " some"]):
+def _take(tree, index: Int[Array, " some"]):
     return jax.tree.map(lambda x: x[..., index], tree)
 
 
 def _in_tiles(
     update: Callable[[_Work, Int[Array, " tile"], Bool[Array, " tile"]], _Work],
     work: _Work,
-    lanes: Int[Array, " some"],
-    count: Int[Array, ""],
+    chosen: Bool[Array, " lanes"],
     width: int,
 ) -> _Work:
-    """`update(tile, index, chosen)` for the first `count` lanes, `width` at a time: no tile waits for another."""
-    padded = jnp.pad(lanes, (0, -lanes.shape[0] % width))
+    """`update(tile, index, chosen)` for the chosen lanes, `width` at a time: no tile waits for another."""
+    num_lanes, count = chosen.shape[0], jnp.sum(chosen)
+    lanes = jnp.pad(jnp.nonzero(chosen, size=num_lanes)[0], (0, -num_lanes % width))
 
     def update_tile(state):
         first, work = state
-        index = jax.lax.dynamic_slice(padded, (first,), (width,))
-        chosen = first + jnp.arange(width) < count
-        new = update(_lanes(work, index), index, chosen)
-        place = jnp.where(chosen, index, work.code.shape[0])
+        index = jax.lax.dynamic_slice(lanes, (first,), (width,))
+        there = first + jnp.arange(width) < count
+        new = update(_take(work, index), index, there)
+        place = jnp.where(there, index, num_lanes)
         return first + width, jax.tree.map(lambda x, y: x.at[..., place].set(y, mode="drop"), work, new)
 
     return jax.lax.while_loop(lambda state: state[0] < count, update_tile, (jnp.asarray(0), work))[1]
+
+
+def _spread(waiting: Bool[Array, " lanes"], number: Int[Array, ""] | int) -> Bool[Array, " lanes"]:
+    """So many of the waiting lanes, evenly, first and last among them."""
+    rank = jnp.cumsum(waiting)
+    gaps = jnp.maximum(rank[-1] - 1, 1)
+    number = jnp.minimum(number, rank[-1])
+    passed = (rank - 1) * (number - 1) // gaps > (rank - 2) * (number - 1) // gaps
+    return waiting & (passed | (rank == 1))
 
 
 def _search(curve: Curve, z: Array, work: _Work, chosen: Bool[Array, " lanes"], max_steps: int) -> _Work:
@@ -428,15 +441,17 @@ def _polish(curve: Curve, z: Array, work: _Work, pending: Bool[Array, " lanes"],
     _, active, _, found = jax.lax.while_loop(unfinished, advance, start)
     code = jnp.where(active & (found.code == _OK), _NO_ROOT, found.code)
     nothing = (code == _NO_ROOT) | (code == _WRONG_BRANCH)
-    code = jnp.where(nothing & (work.code == _MAX_STEPS), _MAX_STEPS, code)
+    code = jnp.where(nothing & ((work.code == _MAX_STEPS) | (work.code == _UNRESOLVED)), work.code, code)
     solved = ~pending | (code == _OK)
     keep = solved | (work.attempts > 0)
-    return jax.tree.map(lambda new, old: jnp.where(keep, new, old), eqx.tree_at(lambda w: w.code, found, code), work)
+    found = eqx.tree_at(lambda w: w.code, found, code)
+    kept = jax.tree.map(lambda new, old: jnp.where(keep, new, old), found, work)
+    return eqx.tree_at(lambda w: w.num_steps, kept, found.num_steps)
 
 
 def _residual(omega, curve, unknowns, z):
     point = curve.point(omega, unknowns)
-    return logarithm(point.z * reciprocal(z)) + point.log_scale
+    return logarithm(point.z * reciprocal(z * jnp.exp(-point.log_scale)))
 
 
 _ANCHORS = 16
@@ -463,39 +478,32 @@ def _work_through(curve: Curve, z: Array, valid: Array, max_steps: int) -> _Work
     width = min(num_lanes, _widths()[1])
     log_z = log_upper(z - _origin(curve))
 
-    def spread(pending, number):
-        """So many of the pending lanes, evenly, and how many that are."""
-        rank = jnp.cumsum(pending)
-        number = jnp.minimum(number, rank[-1])
-        targets = 1 + (jnp.arange(num_lanes) * (rank[-1] - 1)) // jnp.maximum(number - 1, 1)
-        return jnp.searchsorted(rank, targets), number
-
     def search(tile, index, chosen):
         return _search(curve, z[index], tile, chosen, max_steps)
 
-    def fill_in(work, anchors, waiting, number):
-        """Polishes some of the lanes that wait: anchors, and what lies between them."""
+    def fill_in(work, anchors, chosen):
+        """Polishes anchors, and what lies between them."""
         left, right = _neighbours(anchors)
 
         def polish(tile, index, chosen):
-            ends = [(log_z[i], _lanes(work, i)) for i in (left[index], right[index])]
+            ends = [(log_z[i], _take(work, i)) for i in (left[index], right[index])]
             guess = _between(log_z[index], *ends)
             guess = jax.tree.map(lambda x, y: jnp.where(anchors[index], x, y), (tile.omega, tile.unknowns), guess)
             tile = eqx.tree_at(lambda w: (w.omega, w.unknowns), tile, guess)
             return _polish(curve, z[index], tile, chosen)
 
-        return _in_tiles(polish, work, *spread(waiting, number), width)
+        return _in_tiles(polish, work, chosen, width)
 
     def round_of(state):
         first, work = state
         pending, before = work.pending, work.attempts
-        work = _in_tiles(search, work, *spread(pending, jnp.where(first, _ANCHORS, some)), width)
+        work = _in_tiles(search, work, _spread(pending, jnp.where(first, _ANCHORS, some)), min(width, some))
         arrived = (work.attempts > before) & (work.code != _MAX_STEPS)
 
         def fill(level, work):
-            anchors = (work.code == _OK) | (arrived & (level == 0))
             waiting = pending & (work.code != _OK)
-            return fill_in(work, anchors, waiting, jnp.where(level == 0, some, num_lanes))
+            anchors = (work.code == _OK) | (arrived & (level == 0))
+            return fill_in(work, anchors, waiting & ((level == 1) | arrived | _spread(waiting, some)))
 
         return jnp.asarray(False), jax.lax.fori_loop(0, 2, fill, work)
 
@@ -520,7 +528,7 @@ def solve(curve: Curve, z: Complex[Array, " lanes"], max_steps: int = 100) -> Ro
     if num_lanes > chunk:
         num_chunks = -(-num_lanes // chunk)
         extra = num_chunks * chunk - num_lanes
-        target, valid = jnp.pad(target, (0, extra), mode="edge"), jnp.pad(valid, (0, extra), mode="edge")
+        target, valid = jnp.pad(target, (0, extra), mode="edge"), jnp.pad(valid, (0, extra))
         shape = (num_chunks, chunk)
         chunks = target.reshape(shape), valid.reshape(shape)
         work = jax.lax.map(lambda lanes: _work_through(frozen, lanes[0], lanes[1], max_steps), chunks)
@@ -530,6 +538,6 @@ def solve(curve: Curve, z: Complex[Array, " lanes"], max_steps: int = 100) -> Ro
     else:
         work = _work_through(frozen, target, valid, max_steps)
     back = jnp.argsort(order)
-    work = _lanes(work, back)
+    work = _take(work, back)
     omega = implicit_root(_residual, work.omega, (curve, work.unknowns, z))
     return Roots(omega, work.unknowns, work.code == _OK, _results(work.code), work.num_steps)

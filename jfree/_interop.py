@@ -23,6 +23,7 @@ from ._activations import (
     Softplus,
     Tanh,
 )
+from ._misc import integer
 from ._networks import MLP
 from ._resnet import ResNet
 from ._sampling import integer_widths, sample_weights
@@ -57,7 +58,8 @@ class ResidualMLP(eqx.Module):
     - `dtype`: of all weights and biases, JAX's default float unless given.
     - `key`: of `jax.random`; the initial weights are those of `eqx.nn.Linear`, see `jfree.reinitialize` for others.
 
-    **Raises:** `ValueError` if `activation` is a sequence of another length than `depth`.
+    **Raises:** `ValueError` naming the argument, for sizes that are not positive integers, and activations that are not
+    functions, one or one per block.
     """
 
     embedding: eqx.nn.Linear | None
@@ -77,9 +79,13 @@ class ResidualMLP(eqx.Module):
         *,
         key: PRNGKeyArray,
     ):
-        activations = activation if isinstance(activation, Sequence) else (activation,) * depth
-        if len(activations) != depth:
-            raise ValueError(f"`activation` must be one, or one per block: {depth}, got {len(activations)}.")
+        sizes = {"width": width, "depth": depth, "layers_per_block": layers_per_block}
+        sizes |= {name: size for name, size in (("in_size", in_size), ("out_size", out_size)) if size is not None}
+        for name, size in sizes.items():
+            integer(name, size)
+        activations = (activation,) * depth if callable(activation) else tuple(activation)
+        if len(activations) != depth or not all(map(callable, activations)):
+            raise ValueError(f"`activation` must be a function of a scalar, or {depth} of them, got {activation!r}.")
         in_key, out_key, *keys = jax.random.split(key, 2 + depth * layers_per_block)
         layers = [eqx.nn.Linear(width, width, use_bias, dtype, key=k) for k in keys]
         starts = range(0, len(layers), layers_per_block)
@@ -128,7 +134,8 @@ def from_equinox(model: EquinoxModel, q0: ArrayLike = 1.0, weights: str | Abstra
     **Returns:** an `MLP` or a `ResNet` with `sigma_w = sqrt(mean(W^2) N_in)` and `sigma_b = sqrt(mean(b^2))`, measured
     layer by layer.
 
-    **Raises:** `ValueError` if `model` is of another kind, or units of one layer differ in their activation.
+    **Raises:** `ValueError` if `model` is of another kind, if units of one layer differ in their activation or do not
+    act on their own, or if the weights of a layer are all 0.
     """
     match model:
         case ResidualMLP():
@@ -222,6 +229,8 @@ def _scales(linears: list[eqx.nn.Linear]) -> tuple[Float[Array, " layers"], Floa
     """`sigma_w` and `sigma_b`, as measured."""
     biases = [jnp.zeros(1, x.weight.dtype) if x.bias is None else x.bias for x in linears]
     sigma_w = [_root_mean_square(x.weight) * x.weight.shape[1] ** 0.5 for x in linears]
+    if not all(bool(scale > 0) for scale in sigma_w):
+        raise ValueError("`model` must have finite weights that are not all 0, in every layer.")
     return jnp.stack(sigma_w), jnp.stack([_root_mean_square(bias) for bias in biases])
 
 
@@ -256,7 +265,7 @@ def _of_sequential(model: eqx.nn.Sequential) -> list[AbstractActivation]:
             case eqx.nn.Linear():
                 activations.append(Linear())
             case eqx.nn.Lambda() if activations and isinstance(activations[-1], Linear):
-                activations[-1] = _activation(layer.fn)
+                activations[-1] = _activation(_of_units(layer.fn))
             case _:
                 raise ValueError(
                     "`model` must consist of `eqx.nn.Linear`, each followed by at most one `eqx.nn.Lambda`; "
@@ -265,6 +274,18 @@ def _of_sequential(model: eqx.nn.Sequential) -> list[AbstractActivation]:
     if not activations:
         raise ValueError("`model` must have at least one `eqx.nn.Linear`.")
     return activations
+
+
+def _of_units(fn: Activation) -> Activation:
+    """A function of a layer, if it acts on every unit alone."""
+    x = jnp.linspace(-1.0, 2.0, 5)
+    try:
+        alone = bool(jnp.allclose(jnp.asarray(fn(x)), jax.vmap(fn)(x)))
+    except Exception:  # of whatever kind: it is no function of a scalar
+        alone = False
+    if not alone:
+        raise ValueError("`model` must not have an `eqx.nn.Lambda` that mixes units.")
+    return fn
 
 
 def _alike(activations: Sequence[AbstractActivation]) -> bool:

@@ -94,6 +94,8 @@ def from_weights(
     **Raises:** `ValueError` naming the argument, for shapes that do not fit, values that are not finite, or a Jacobian
     that vanishes.
     """
+    if not isinstance(biases, Sequence):
+        raise ValueError(f"`biases` must be a sequence of one per layer, each an array or `None`, got {biases!r}.")
     dtype = common_dtype(*weights, *(bias for bias in biases if bias is not None), x)
     weights = [_finite("weights", weight, dtype) for weight in weights]
     x = _finite("x", x, dtype)

@@ -40,6 +40,14 @@ def check(x: Array, allowed, message: str) -> Array:
     return eqx.error_if(x, ~jnp.all(allowed(x)), message)
 
 
+def integer(name: str, value: int, least: int = 1) -> int:
+    """**Raises:** `ValueError` if `value` is not an integer, or below `least`."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+        kind = {0: "nonnegative", 1: "positive"}[least]
+        raise ValueError(f"`{name}` must be a {kind} integer, got {value!r}.")
+    return int(value)
+
+
 def is_finite(x: Array | np.ndarray) -> Array | np.ndarray:
     """For `check`: NumPy's answer while tracing, where JAX's would be traced."""
     return np.isfinite(x) if isinstance(x, np.ndarray) else jnp.isfinite(x)

@@ -52,7 +52,7 @@ class MLP(AbstractNetwork):
     - `weights`: `"gaussian"`, `"orthogonal"` or a weight law for all layers, or a sequence of `L`.
     - `sigma_w`, `sigma_b`: scale of weights (at fan-in) and biases, scalar or of shape `(L,)`.
     - `q0`: mean square of the input's entries.
-    - `final_activation`: the last layer's, `"linear"` unless given; not along with a sequence of activations.
+    - `final_activation`: the last layer's; not along with a sequence of activations, of which the last is that.
 
     **Raises:** `ValueError` naming the argument, for wrong lengths, unknown names, and values that are negative, zero
     where that is not allowed, or not finite.
@@ -74,7 +74,7 @@ class MLP(AbstractNetwork):
         sigma_w: Reals = 1.0,
         sigma_b: Reals = 0.0,
         q0: ArrayLike = 1.0,
-        final_activation: str | AbstractActivation | None = None,
+        final_activation: str | AbstractActivation = "linear",
     ):
         dtype = common_dtype(widths, sigma_w, sigma_b, q0)
         widths = floats("widths", widths, dtype)
@@ -84,10 +84,8 @@ class MLP(AbstractNetwork):
         depth = widths.shape[0] - 1
         if isinstance(activation, str | AbstractActivation):
             self.activation = as_activation(activation)
-            self.final_activation = as_activation(
-                "linear" if final_activation is None else final_activation, "final_activation"
-            )
-        elif final_activation is not None:
+            self.final_activation = as_activation(final_activation, "final_activation")
+        elif final_activation != "linear":
             raise ValueError("`final_activation` is the last of a sequence of activations: give one or the other.")
         else:
             self.activation = several("activation", activation, as_activation, depth, "layer")
@@ -111,17 +109,16 @@ class MLP(AbstractNetwork):
         assert self.final_activation is not None
         return (self.activation,) * (self.depth - 1) + (self.final_activation,)
 
-    def _layers(self) -> tuple[Array, Array, Array]:
-        """Width ratios `N_{l-1}/N_l`, `sigma_w`, `sigma_b`, of shape `(L,)`."""
-        sigma_w, sigma_b = (jnp.broadcast_to(s, (self.depth,)) for s in (self.sigma_w, self.sigma_b))
-        return self.widths[:-1] / self.widths[1:], sigma_w, sigma_b
+    @property
+    def scales(self) -> tuple[Array, Array]:
+        """`sigma_w` and `sigma_b` of every layer, of shape `(L,)`."""
+        return jnp.broadcast_to(self.sigma_w, (self.depth,)), jnp.broadcast_to(self.sigma_b, (self.depth,))
 
     def propagate(self) -> MeanField:
-        _, sigma_w, sigma_b = self._layers()
-        return forward(self.activations, sigma_w, sigma_b, self.q0)
+        return forward(self.activations, *self.scales, self.q0)
 
     def jacobian_curve(self, side: str) -> Curve:
-        ratio, sigma_w, _ = self._layers()
+        ratio, (sigma_w, _) = self.widths[:-1] / self.widths[1:], self.scales
         slopes = slope_factors(self.activations, self.propagate().q)
         operations = (weight_factor(self.weights, ratio, sigma_w), ChangeSide(ratio), *slopes)
         last = (ChangeSide(self.widths[-1:] / self.widths[0]),) if side == "input" else ()
@@ -132,7 +129,7 @@ class MLP(AbstractNetwork):
         """`H_l = W_l D_{l-1} H_{l-1} D_{l-1} W_l^T + a_l I`, `a_l = (N_{l-1} / N_L) E x_{l-1}^2`, and `D_L` if it is
         not 1: the Jacobian's layers, with shifts (Hayase and Karakida, Section 3; Collins and Hayase, Corollary 5.2).
         """
-        ratio, sigma_w, _ = self._layers()
+        ratio, (sigma_w, _) = self.widths[:-1] / self.widths[1:], self.scales
         field = self.propagate()
         amount = self.widths[:-1] / self.widths[-1] * jnp.append(self.q0, field.phi2[:-1])
         # A layer begins with the slopes of the one before.
@@ -270,7 +267,7 @@ def several(name: str, values, parse: Callable, number: int, unit: str) -> tuple
 def floats(name: str, value: Reals, dtype) -> Array:
     try:
         return jnp.asarray(value, dtype)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"`{name}` must be numbers, got {value!r}.") from error
 
 

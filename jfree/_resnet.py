@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Complex, Float
 
 from ._activations import AbstractActivation, as_activation, LeakyReLU, Linear, ReLU
@@ -17,6 +16,7 @@ from ._misc import (
     check,
     common_dtype,
     exponential,
+    integer,
     is_finite,
     log_lower,
     log_upper,
@@ -24,6 +24,7 @@ from ._misc import (
     magnitude,
     Reals,
     reciprocal,
+    squared,
 )
 from ._networks import (
     AbstractNetwork,
@@ -104,7 +105,7 @@ class ResidualBlock(AbstractOperation):
             signs, correction, mismatch, distance, rough = carry
             # Distances in 1/m of the operation's own place, in units of c.
             near = jnp.maximum(step.closeness, step.closeness_to_zeros)
-            near = near * magnitude(before.dm) / jnp.square(magnitude(before.m)) / magnitude(old.c)
+            near = near * magnitude(before.dm) / squared(before.m) / magnitude(old.c)
             largest = (jnp.maximum(a, b) for a, b in ((correction, step.correction), (mismatch, step.mismatch)))
             return signs & step.signs, *largest, jnp.maximum(distance, near), jnp.maximum(rough, step.roughness)
 
@@ -152,7 +153,8 @@ class ResidualBlock(AbstractOperation):
         found = jnp.concatenate([ratio[None], inner.reshape(-1, *ratio.shape)])
         dinner = tangents * dc
         tangents = jnp.concatenate([dratio[None], dinner.reshape(-1, *ratio.shape)])
-        return Step(after, found, tangents, signs, correction, mismatch, closeness, zero, rough)
+        bounds = (closeness, jnp.square(closeness), zero)
+        return Step(after, found, tangents, signs, correction, mismatch, *bounds, rough)
 
     def potential(self, psi, log_z, before, step):
         m, one = before.side * before.m, before.one_plus(1)
@@ -232,8 +234,8 @@ def _block_closeness(m: Array, split: _Split, per_c: Array, near: Array) -> Arra
     t_slope = -split.b * split.one_b * per_c
     double = 1 + 2 * split.b
     rise = t_slope * reciprocal(double)
-    distance = 1 / jnp.maximum(4 * magnitude(t_slope) / jnp.square(magnitude(double)), near)
-    return jnp.square(magnitude(m)) * (1 + magnitude(rise)) / (0.17 * jnp.square(magnitude(1 + rise)) * distance)
+    distance = 1 / jnp.maximum(4 * magnitude(t_slope) / squared(double), near)
+    return squared(m) * (1 + magnitude(rise)) / (0.17 * squared(1 + rise) * distance)
 
 
 class UniversalFactor(AbstractOperation):
@@ -247,9 +249,9 @@ class UniversalFactor(AbstractOperation):
         own = one * ratio * reciprocal(m)
         down = dm * (reciprocal(one) - reciprocal(m)) + slope
         size = magnitude(m)
-        closeness = jnp.maximum(size, 2 * jnp.sqrt(self.theta * size) * size)
+        curvature = jnp.square(size) * jnp.maximum(1, 4 * self.theta * size)
         new = point.multiplied(ratio, slope, self.theta)
-        return Step.explicit(new, Signs.of(own, down) & Signs.of(new.z, new.dz), closeness)
+        return Step.explicit(new, Signs.of(own, down) & Signs.of(new.z, new.dz), size, curvature)
 
     def potential(self, psi, log_z, before, step):
         m = before.side * before.m
@@ -302,8 +304,8 @@ class ResNet(AbstractNetwork):
         q0: ArrayLike = 1.0,
         mean0: ArrayLike = 0.0,
     ):
-        self.depth = _positive_integer("depth", depth)
-        self.layers_per_block = _positive_integer("layers_per_block", layers_per_block)
+        self.depth = integer("depth", depth)
+        self.layers_per_block = integer("layers_per_block", layers_per_block)
         dtype = common_dtype(sigma_w, sigma_b, q0, mean0)
         if isinstance(activation, str | AbstractActivation):
             self.activation = cast(as_activation(activation), dtype)
@@ -332,7 +334,8 @@ class ResNet(AbstractNetwork):
         blocks = self.activation if isinstance(self.activation, tuple) else (self.activation,) * self.depth
         return tuple(a for a in blocks for _ in range(self.layers_per_block))
 
-    def _layers(self) -> tuple[Array, Array]:
+    @property
+    def scales(self) -> tuple[Array, Array]:
         """`sigma_w` and `sigma_b` of every layer, of shape `(depth, layers_per_block)`."""
         shape = (self.depth, self.layers_per_block)
 
@@ -356,14 +359,14 @@ class ResNet(AbstractNetwork):
             (phi2, shift), found = jax.lax.scan(layer, state, xs)
             return (square + phi2 + 2 * mean * shift, mean + shift), found
 
-        sigma_w, sigma_b = self._layers()
+        sigma_w, sigma_b = self.scales
         index = jnp.arange(sigma_w.size).reshape(sigma_w.shape)
         found = jax.lax.scan(block, (self.q0, self.mean0), (index, jnp.square(sigma_w), jnp.square(sigma_b)))[1]
         return MeanField(*(x.ravel() for x in found))
 
     def jacobian_curve(self, side: str) -> Curve:
         """Both sides are alike: all widths are one."""
-        sigma_w, _ = self._layers()
+        sigma_w, _ = self.scales
         laws = tuple(law for law in self.weights for _ in range(self.layers_per_block))
         weights = weight_factor(laws, jnp.ones(sigma_w.size, sigma_w.dtype), sigma_w.ravel())
         layers = (weights, *slope_factors(self.activations, self.propagate().q))
@@ -383,9 +386,3 @@ class ResNet(AbstractNetwork):
         """Whether all blocks have one law, whatever the variances: then one stands for all."""
         homogeneous = isinstance(self.activation, Linear | ReLU | LeakyReLU)
         return homogeneous and self.sigma_w.ndim == 0 and len(set(self.weights)) == 1
-
-
-def _positive_integer(name: str, value: int) -> int:
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
-    return int(value)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from ._misc import integer
 from ._networks import AbstractNetwork, MLP
 from ._resnet import ResNet
 from ._weights import AbstractWeights, Gaussian, Orthogonal
@@ -40,17 +41,14 @@ def integer_widths(net: AbstractNetwork, width: int | None) -> list[int]:
         raise ValueError(f"`net` must be an MLP or a ResNet to be sampled, got {type(net).__name__}.")
     if isinstance(net, MLP) and width is None:
         return _rounded(net.widths)
-    if not is_positive_integer(width):
-        raise ValueError(f"`width` of a {type(net).__name__} must be a positive integer, got {width!r}.")
+    if width is None:
+        raise ValueError(f"`width` must be given for a {type(net).__name__}, which has none of its own.")
+    width = integer("width", width)
     relative = np.asarray(net.widths, np.float64) if isinstance(net, MLP) else np.ones(1 + len(net.activations))
     widths = np.round(relative * (width / relative.max()))
     if widths.min() < 1:
         raise ValueError("`width` is too small: a layer would have no units.")
     return [int(n) for n in widths]
-
-
-def is_positive_integer(n: object) -> bool:
-    return isinstance(n, int | np.integer) and not isinstance(n, bool) and int(n) > 0
 
 
 def _rounded(widths: Array) -> list[int]:
@@ -62,7 +60,7 @@ def _rounded(widths: Array) -> list[int]:
 
 def sample_layers(net: MLP | ResNet, widths: list[int], key: PRNGKeyArray) -> Iterator[tuple[Array, Array]]:
     """One `(W, b)` after the other, so that a deep network need not be held at once."""
-    *_, sigma_w, sigma_b = (x.ravel() for x in net._layers())
+    sigma_w, sigma_b = (scale.ravel() for scale in net.scales)
     laws = [law for law in net.weights for _ in range(sigma_w.size // len(net.weights))]
     layers = zip(laws, sigma_w, sigma_b, jax.random.split(key, sigma_w.size), strict=True)
     for (law, scale, bias_scale, layer_key), num_in, num_out in zip(layers, widths[:-1], widths[1:], strict=True):

@@ -13,7 +13,7 @@ from ._curve import Curve
 from ._edges import edges, outside
 from ._follow import RESULTS, Roots, solve
 from ._implicit import implicit_root
-from ._misc import check, complex_dtype, inexact_asarray, is_concrete, is_finite, log_max, Reals, reciprocal
+from ._misc import check, complex_dtype, inexact_asarray, integer, is_concrete, is_finite, log_max, Reals, reciprocal
 from ._moments import log_moments, mean_log, moment
 from ._networks import AbstractNetwork
 from ._resnet import universal_curve
@@ -136,9 +136,8 @@ class Spectrum(eqx.Module):
 
         **Raises:** `ValueError` if `k` is not a nonnegative integer.
         """
-        if not isinstance(k, int | np.integer) or isinstance(k, bool) or k < 0:
-            raise ValueError(f"`k` must be a nonnegative integer, got {k!r}.")
-        return jnp.ones((), self._dtype) if k == 0 else moment(self.curve, int(k))
+        k = integer("k", k, least=0)
+        return jnp.ones((), self._dtype) if k == 0 else moment(self.curve, k)
 
     def mean_log(self) -> Float[Array, ""]:
         """`int_{t>0} log t mu(dt) / mu((0, inf))`: twice the mean logarithm of the nonzero singular values."""
@@ -255,8 +254,8 @@ def _values(curve: Curve, z: Array) -> tuple[Roots, Array, Array]:
     """Roots, `m` and `G`."""
     roots = solve(curve, z)
     point = curve.point(roots.omega, roots.unknowns)
-    G = point.one_plus(1) * reciprocal(z)
-    return roots, point.side * point.m, G
+    scale = jnp.exp(-point.log_scale)
+    return roots, point.side * point.m, point.one_plus(1) * reciprocal(z * scale) * scale
 
 
 @_lanes
@@ -377,13 +376,15 @@ def _quantile_between(tabulated, p):
         z = _on_axis(jnp.exp(x))
         roots = solve(frozen.curve, z)
         point, phi, _ = frozen.curve.potential(roots.omega, roots.unknowns)
-        density = -(point.one_plus(1) * reciprocal(z)).imag / jnp.pi
-        error = 1 - phi.imag / jnp.pi - target
-        low, high = jnp.where(error < 0, x, low), jnp.where(error < 0, high, x)
-        newton = x - error / jnp.maximum(density * z.real, tiny)
+        per_log_x = -point.one_plus(1).imag / jnp.pi
+        error = jnp.where(roots.certified, 1 - phi.imag / jnp.pi - target, jnp.nan)
+        low, high = jnp.where(error < 0, x, low), jnp.where(error >= 0, x, high)
+        newton = x - error / jnp.maximum(per_log_x, tiny)
         rounding = 4 * eps * jnp.maximum(1, jnp.abs(x))
-        inside = roots.certified & (newton >= low - rounding) & (newton <= high + rounding)
-        new = jnp.where(done, x, jnp.where(inside, newton, 0.5 * (low + high)))
+        inside = (newton >= low - rounding) & (newton <= high + rounding)
+        # A point that is not certified tells no side: on towards one that is.
+        aside = jnp.where(roots.certified, 0.5 * (low + high), 0.5 * (low + x))
+        new = jnp.where(done, x, jnp.where(inside, newton, aside))
         return k + 1, new, low, high, done | (jnp.abs(new - x) <= rounding), error
 
     def unfinished(state):
@@ -405,8 +406,9 @@ def _support(spectrum: Spectrum) -> list[tuple[float, float]]:
     log_mean = float(np.log(spectrum.mean()))
     low = np.log(lower) if lower > 0 else log_mean - 60.0
     pad = 1e-6
-    grid = np.unique(np.concatenate([np.linspace(low + pad, np.log(upper) - pad, 1001)]))
-    bulk = _in_bulk(spectrum, grid)
+    grid = np.linspace(low + pad, np.log(upper) - pad, 1001)
+    bulk, certified = _in_bulk(spectrum, grid)
+    grid, bulk = grid[certified], bulk[certified]
     changes = np.flatnonzero(bulk[1:] != bulk[:-1])
     low_ends, high_ends = grid[changes].copy(), grid[changes + 1].copy()
     left = bulk[changes]
@@ -414,18 +416,20 @@ def _support(spectrum: Spectrum) -> list[tuple[float, float]]:
         if not len(changes):
             break
         middle = 0.5 * (low_ends + high_ends)
-        same = _in_bulk(spectrum, middle) == left
+        same = _in_bulk(spectrum, middle)[0] == left
         low_ends, high_ends = np.where(same, middle, low_ends), np.where(same, high_ends, middle)
     cuts = np.exp(0.5 * (low_ends + high_ends))
-    ends = ([lower] if bulk[0] else []) + [float(c) for c in cuts] + ([upper] if bulk[-1] else [])
+    ends = [lower] * bool(bulk[:1].any()) + [float(c) for c in cuts] + [upper] * bool(bulk[-1:].any())
     return list(zip(ends[::2], ends[1::2], strict=True))
 
 
-def _in_bulk(spectrum, log_x: np.ndarray) -> np.ndarray:
-    off, *_ = _outside(spectrum.curve, jnp.asarray(log_x, spectrum._dtype))
-    return ~np.asarray(off)
-
-
 @eqx.filter_jit
-def _outside(curve, log_x):
-    return outside(curve, log_x)[:2]
+def _verdicts(curve, log_x):
+    off, _, roots = outside(curve, log_x)
+    return ~off, roots.certified
+
+
+def _in_bulk(spectrum, log_x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which points are not off the support, and which of these verdicts are certified."""
+    bulk, certified = _verdicts(spectrum.curve, jnp.asarray(log_x, spectrum._dtype))
+    return np.asarray(bulk), np.asarray(certified)

@@ -13,9 +13,10 @@ from jaxtyping import Array, Float
 from tqdm.auto import tqdm
 
 from . import objectives
-from ._misc import is_concrete
+from ._misc import integer, is_concrete
 from ._networks import AbstractNetwork, MLP
 
+_ADAM = optax.adam(0.05)  # one for all calls: a new one is compiled anew
 _CHUNK = 10  # steps between two looks at the progress
 
 
@@ -47,7 +48,7 @@ def tune(
     net: AbstractNetwork,
     objective: Callable[[AbstractNetwork], Array] = objectives.isometry,
     where: Callable[[Any], Any] = _sigma_w,
-    optimizer: optax.GradientTransformation | None = None,
+    optimizer: optax.GradientTransformation = _ADAM,
     steps: int = 200,
     constraint: Callable[[AbstractNetwork], AbstractNetwork] | None = None,
     progress: bool = True,
@@ -63,17 +64,19 @@ def tune(
     - `net`: where to start. Share one `sigma_w` among all layers by giving a scalar, tune each with an array.
     - `objective`: from a network to a scalar, of `jfree.objectives` or your own.
     - `where`: from a network to the leaf, or tuple of leaves, to tune, as in `eqx.tree_at`.
-    - `optimizer`: any optax optimizer; `optax.adam(0.05)` by default.
+    - `optimizer`: any optax optimizer, `optax.adam(0.05)` if not given. A new one is compiled anew.
     - `steps`: how many updates.
     - `constraint`: from a network to one that obeys, see `jfree.constraints`.
     - `progress`: shows a bar, in a terminal or a notebook.
     - `stop_at`: stops once the objective is not above this. It also stops where objective or gradient is not finite.
 
-    **Raises:** `ValueError` if `where` does not give floating-point arrays, `steps` is not a positive integer, or the
-    objective is not finite at the start.
+    **Raises:** `ValueError` if `where` does not give floating-point arrays of the network, `steps` is not a positive
+    integer, `optimizer` is none, `constraint` does not give a network, or the objective is not a real scalar, or not
+    finite at the start.
     """
-    if not isinstance(steps, int | np.integer) or isinstance(steps, bool) or steps < 1:
-        raise ValueError(f"`steps` must be a positive integer, got {steps!r}.")
+    steps = integer("steps", steps)
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise ValueError(f"`optimizer` must be an optax optimizer, got {optimizer!r}.")
     leaves = _leaves(net, where)
     positive = [leaf > 0 for leaf in leaves]
     start = [jnp.where(p, jnp.log(jnp.where(p, leaf, 1)), leaf) for p, leaf in zip(positive, leaves, strict=True)]
@@ -83,25 +86,25 @@ def tune(
         where,
         objective,
         _unconstrained if constraint is None else constraint,
-        optax.adam(0.05) if optimizer is None else optimizer,
+        optax.with_extra_args_support(optimizer),
     )
-    state = _State(
-        start, problem.optimizer.init(start), start, jnp.asarray(jnp.inf, start[0].dtype), jnp.asarray(False)
-    )
-    watched = is_concrete(start[0])
-    size = _CHUNK if watched else steps + 1
-    history = []
-    shown = progress and watched and (sys.stderr.isatty() or "ipykernel" in sys.modules)
-    with tqdm(total=steps, desc="tune", disable=not shown) as bar:
-        for first in range(0, steps + 1, size):
-            index = jnp.arange(first, first + size)
+    value = _checked(problem, start)
+    state = _State(start, problem.optimizer.init(start), start, jnp.asarray(jnp.inf, value.dtype), jnp.asarray(False))
+    history, first, watched = [], 0, True
+    with tqdm(total=steps, desc="tune", disable=not (progress and _interactive())) as bar:
+        while first <= steps:
+            index = jnp.arange(first, first + _CHUNK if watched else steps + 1)
             state, values = _advance(problem, state, index, jnp.asarray(steps), jnp.asarray(stop_at))
             history.append(values)
-            bar.update(min(size, steps - first))
-            bar.set_postfix(objective=f"{float(state.best_value):.4g}" if watched else "")
-            if watched and not np.isfinite(history[0][0]):
+            first += index.size
+            watched = is_concrete(state.best_value)
+            if not watched:
+                continue  # under a transformation: the rest in one go
+            bar.update(min(first, steps) - bar.n)
+            bar.set_postfix(objective=f"{float(state.best_value):.4g}")
+            if not np.isfinite(history[0][0]):
                 raise ValueError(f"`objective` must be finite at the start, got {float(history[0][0])}.")
-            if watched and bool(state.done):
+            if bool(state.done):
                 break
     history = jnp.concatenate(history)[: steps + 1]
     history = jnp.pad(history, (0, steps + 1 - history.size), constant_values=jnp.nan)
@@ -113,15 +116,31 @@ def tune(
     return TuneResult(best, state.best_value, history, rounded, rounded_objective)
 
 
+def _interactive() -> bool:
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
+
+
 def _leaves(net: AbstractNetwork, where: Callable) -> list[Array]:
     try:
         leaves = where(net)
-    except AttributeError as error:
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise ValueError(f"`where` must give leaves of the network: {error}.") from error
-    leaves = list(leaves) if isinstance(leaves, tuple | list) else [leaves]
-    if not leaves or not all(eqx.is_inexact_array(leaf) for leaf in leaves):
-        raise ValueError("`where` must give a floating-point array of the network, or a tuple of them.")
+    leaves = jax.tree.leaves(leaves)
+    own = {id(leaf) for leaf in jax.tree.leaves(net)}
+    if not leaves or not all(eqx.is_inexact_array(leaf) and id(leaf) in own for leaf in leaves):
+        raise ValueError("`where` must give a floating-point array of the network, or a tuple of them, each a whole.")
     return leaves
+
+
+def _checked(problem: "_Problem", free: list[Array]) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of the objective, nothing computed."""
+    net = eqx.filter_eval_shape(problem.network, free)
+    if not isinstance(net, AbstractNetwork):
+        raise ValueError(f"`constraint` must give a network, got {type(net).__name__}.")
+    value = eqx.filter_eval_shape(lambda free: problem.objective(problem.network(free)), free)
+    if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.floating):
+        raise ValueError(f"`objective` must give a real scalar, got {value}.")
+    return value
 
 
 class _Problem(eqx.Module):
@@ -130,12 +149,11 @@ class _Problem(eqx.Module):
     where: Callable
     objective: Callable
     constraint: Callable
-    optimizer: optax.GradientTransformation
+    optimizer: optax.GradientTransformationExtraArgs
 
     def network(self, free: list[Array]) -> AbstractNetwork:
         values = [jnp.where(p, jnp.exp(jnp.where(p, x, 0)), x) for p, x in zip(self.positive, free, strict=True)]
-        several = isinstance(self.where(self.net), tuple | list)
-        net = eqx.tree_at(self.where, self.net, type(self.where(self.net))(values) if several else values[0])
+        net = eqx.tree_at(lambda net: jax.tree.leaves(self.where(net)), self.net, values)
         return self.constraint(net)
 
 
@@ -152,9 +170,13 @@ def _advance(problem: _Problem, state: _State, index: Array, steps: Array, stop_
     """The next steps, those of `index` up to `steps`."""
 
     def work(state):
-        value, grad = jax.value_and_grad(lambda free: problem.objective(problem.network(free)))(state.free)
+        def objective(free):
+            return problem.objective(problem.network(free))
+
+        value, grad = jax.value_and_grad(objective)(state.free)
         finite = jnp.isfinite(value) & jnp.all(jnp.asarray([jnp.all(jnp.isfinite(g)) for g in grad]))
-        updates, optimizer = problem.optimizer.update(grad, state.optimizer, state.free)
+        known = {"value": value, "grad": grad, "value_fn": objective}
+        updates, optimizer = problem.optimizer.update(grad, state.optimizer, state.free, **known)
         free: Any = optax.apply_updates(state.free, updates)
         better = value < state.best_value
         best = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.free, state.best)

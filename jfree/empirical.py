@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from ._misc import integer
 from ._networks import AbstractNetwork, MLP
 from ._resnet import ResNet
-from ._sampling import integer_widths, is_positive_integer, sample_layers
+from ._sampling import integer_widths, sample_layers
 from ._spectrum import Spectrum
 
 
@@ -70,7 +71,10 @@ def ks_distance(eigenvalues: Float[Array | np.ndarray, "..."], spectrum: Spectru
     Eigenvalues that rounding cannot tell from an atom count as lying on it, and those that it cannot tell from 0, below
     `N eps` times the largest, as one point. Places where the solver did not certify the cdf are left out.
 
-    **Arguments:** `eigenvalues`, of any shape; rows of length `N` are pooled.
+    **Arguments:**
+
+    - `eigenvalues`: of any shape; rows of length `N` are pooled.
+    - `spectrum`: what to hold them against, of the same side.
 
     **Returns:** the distance, in `[0, 1]`; NaN if no place was certified.
 
@@ -98,8 +102,7 @@ def ks_distance(eigenvalues: Float[Array | np.ndarray, "..."], spectrum: Spectru
 
 
 def _checked(net: AbstractNetwork, width: int | None, num_samples: int) -> list[int]:
-    if not is_positive_integer(num_samples):
-        raise ValueError(f"`num_samples` must be a positive integer, got {num_samples!r}.")
+    integer("num_samples", num_samples)
     return integer_widths(net, width)
 
 

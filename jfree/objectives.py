@@ -7,11 +7,11 @@ best in the trivial limit `q -> 0`, where every layer is linear. `jfree.constrai
 from collections.abc import Callable
 
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
+from ._misc import check
 from ._moments import log_moments
-from ._networks import AbstractNetwork
+from ._networks import AbstractNetwork, floats, positive
 from ._spectrum import fisher_spectrum, jacobian_spectrum, Spectrum
 
 Objective = Callable[[AbstractNetwork], Float[Array, ""]]
@@ -69,33 +69,42 @@ def log_spread(p_low: float = 0.05, p_high: float = 0.95) -> Objective:
     return objective
 
 
-def moments(*targets: float) -> Objective:
+def moments(*targets: ArrayLike) -> Objective:
     """Sum of the squared logarithms of `m_k / target_k`, `m_k` the mean of the k-th power of the squared singular
     values. Means include mass at zero: of a network that keeps all dimensions, `moments(1.0, 1.0)` asks for isometry.
 
     **Raises:** `ValueError` if there are no targets, or one is not positive.
     """
-    if not targets or not all(0 < target < np.inf for target in targets):
-        raise ValueError(f"`targets` must be positive, at least one, got {targets!r}.")
+    if not targets:
+        raise ValueError("`targets` must be at least one.")
+    log_targets = [_log_positive("targets", target) for target in targets]
 
     def objective(net: AbstractNetwork) -> Float[Array, ""]:
         spectrum = jacobian_spectrum(net)
         mean = spectrum.mean()
         known = [mean, spectrum.variance() + jnp.square(mean)]
         values = known[: len(targets)] + [spectrum.moment(k) for k in range(3, len(targets) + 1)]
-        return sum((jnp.square(jnp.log(v / t)) for v, t in zip(values, targets, strict=True)), jnp.zeros_like(mean))
+        return sum(map(_log_distance, values, log_targets), jnp.zeros_like(mean))
 
     return objective
 
 
-def target(objective: Objective, value: float) -> Objective:
+def _log_positive(name: str, value: ArrayLike) -> Array:
+    value = floats(name, value, jnp.result_type(float))
+    return jnp.log(check(value, positive, f"`{name}` must be positive and finite."))
+
+
+def _log_distance(value: Array, log_target: Array) -> Array:
+    return jnp.square(jnp.log(value) - log_target.astype(value.dtype))
+
+
+def target(objective: Objective, value: ArrayLike) -> Objective:
     """Squared logarithm of `objective / value`: it wants a positive objective to be `value`.
 
     **Raises:** `ValueError` if `value` is not positive and finite.
     """
-    if not 0 < value < np.inf:
-        raise ValueError(f"`value` must be positive and finite, got {value!r}.")
-    return lambda net: jnp.square(jnp.log(objective(net) / value))
+    log_value = _log_positive("value", value)
+    return lambda net: _log_distance(objective(net), log_value)
 
 
 def weighted(*terms: tuple[float, Objective]) -> Objective:

@@ -140,6 +140,8 @@ BAD_FLAGS = {
     "tune --objective depth": "--objective",
     "tune --widths 64.5 10": "`widths`",
     "tune --widths 64 9": "`widths`",
+    "tune --widths 32 16 10": "`widths`",
+    "spectrum --depth 100000000000000000000": "`depth`",
     "tune --config nowhere.toml": "`config`",
     "tune --data nowhere.npz": "`data`",
 }
@@ -204,6 +206,30 @@ def test_tune(capsys, tmp_path):
     again = run_json(capsys, "spectrum", "--config", str(output / "tuned.toml"))
     assert again["network"]["sigma_w"] == result["network"]["sigma_w"]
     assert again["network"]["q0"] == result["network"]["q0"]
+    flags = ["--config", str(output / "tuned.toml"), "--q0", "2", "--output", str(output)]
+    again = run_json(capsys, "tune", *flags, "--steps", "1", "--training-steps", "1")
+    assert again["network"]["widths"] == [6, 16, 16, 3]  # the data are still those of the table
+    assert again["network"]["q0"] == 2
+
+
+def test_one_layer_keeps_its_activation(capsys, tmp_path):
+    flags = ["--widths", "64", "10", "--final-activation", "tanh", "--training-steps", "0", "--steps", "2"]
+    result = run_json(capsys, "tune", *flags, "--output", str(tmp_path))
+    again = run_json(capsys, "spectrum", "--config", str(tmp_path / "tuned.toml"))
+    assert result["network"]["activations"] == again["network"]["activations"] == ["Tanh"]
+
+
+def test_equal_singular_values_are_drawn(tmp_path):
+    flags = ["--widths", "64", "64", "10", "--activation", "linear", "--training-steps", "0", "--steps", "2"]
+    assert main(["tune", *flags, "--output", str(tmp_path)]) == 0
+    assert (tmp_path / "tune.png").exists()
+
+
+def test_unwritable_output(capsys, tmp_path):
+    (tmp_path / "weights.npz").mkdir()
+    assert main([*TUNE, "--training-steps", "0", "--output", str(tmp_path)]) == 2
+    assert "`output`" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["weights.npz"]
 
 
 def test_tune_prints_tables(capsys, tmp_path):
@@ -232,6 +258,9 @@ def test_failing_midway_leaves_nothing(capsys, tmp_path, monkeypatch):
         {"x": np.ones((4, 3)), "y": np.zeros(3, int)},
         {"x": np.ones((4, 3)), "y": np.zeros(4)},
         {"x": np.full((4, 3), np.nan), "y": np.zeros(4, int)},
+        {"x": np.zeros((4, 3)), "y": np.zeros(4, int)},
+        {"x": np.ones((4, 3)) + 1j, "y": np.zeros(4, int)},
+        {"x": np.ones((4, 3)), "y": np.full(4, 10**12)},
     ],
 )
 def test_bad_training_data(arrays, capsys, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import jfree
+from jfree._follow import _certify
 
 
 def test_marchenko_pastur():
@@ -43,6 +44,39 @@ def test_square_gaussian_quarter_circle_at_the_hard_edge():
     assert spectrum.edges()[0] == 0
     assert spectrum.density(0.0) == np.inf
     np.testing.assert_allclose(spectrum.mean_log(), -1, rtol=1e-12)
+
+
+def test_next_to_an_edge():
+    """The density is a root of the distance, whose rounding is all that may be seen; beyond there is none."""
+    spectrum = jfree.jacobian_spectrum(jfree.MLP((1, 1), "linear", "gaussian"))
+    distance = np.geomspace(1e-9, 0.1, 300)
+    x = 4 - distance
+    error = np.abs(spectrum.density(x) / (np.sqrt(x * (4 - x)) / (2 * np.pi * x)) - 1)
+    np.testing.assert_array_less(error, 1e-12 + 1e-14 / distance)
+    np.testing.assert_array_equal(spectrum.density(4 + distance), 0)
+
+
+@pytest.mark.parametrize("height", [0.0, 1e-12, 1e-8, 1e-4])
+@pytest.mark.parametrize("x", [4.001, 5.0])
+def test_no_certificate_for_the_other_root(x, height):
+    """Roots come in pairs `m`, `1/m` here; starts beside the wrong one must not be accepted."""
+    curve = jfree.jacobian_spectrum(jfree.MLP((1, 1), "linear", "gaussian")).curve
+    z = x + 1j * height
+    m = (z - 2 - np.sqrt(z) * np.sqrt(z - 4)) / 2
+    rng = np.random.default_rng(0)
+    offset = 10 ** rng.uniform(-14, -2, 2000) * np.exp(2j * np.pi * rng.random(2000))
+    for other, real in ((1 / m, False), (1 / m, True), (m, None)):
+        omega = (1 + 1 / other) * (1 + offset)
+        omega = omega.real + 0j if real else omega
+        lanes = jnp.asarray(omega)
+        none = jnp.zeros((1, 0, omega.size), lanes.dtype)
+        on_axis = jnp.full(omega.size, bool(real))
+        _, settled, code = _certify(curve, jnp.full_like(lanes, z), lanes, none, on_axis)
+        accepted = np.asarray(settled & (code == 0))
+        if real is not None:
+            assert not accepted.any(), (real, offset[accepted])
+        elif height > 1e-6:
+            assert accepted.any()  # of the right root
 
 
 @pytest.mark.parametrize("depth", [1, 3, 5])
@@ -107,6 +141,10 @@ def test_leaky_relu_has_two_atoms_and_no_bulk():
     np.testing.assert_allclose(spectrum.cdf([0.5, 1.0, 2.0, 4.0]), [0, 0.5, 0.5, 1], atol=1e-7)
     np.testing.assert_allclose(spectrum.quantile([0.2, 0.7]), [1, 4])
     assert spectrum.support() == []
+    for atom in (1, 4):  # m = mass / (z - atom) atom
+        distance = 10.0 ** -np.arange(4, 13)
+        m = spectrum.solve(atom * (1 + distance)).m.real
+        np.testing.assert_allclose(m * distance, 0.5, rtol=1e-3)
 
 
 @pytest.mark.parametrize("activation", ["tanh", "sigmoid", "erf", "silu", "gelu", "softplus"])

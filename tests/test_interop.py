@@ -239,6 +239,21 @@ def test_units_that_differ():
         jfree.from_equinox(eqx.tree_at(slopes, model, jnp.asarray([[0.1, 0.2, 0.3]])))
 
 
+def test_what_is_no_residual_network():
+    for name, sizes in (("width", (0, 3)), ("depth", (2, 0)), ("layers_per_block", (2, 3, 0)), ("depth", (2, 1.5))):
+        with pytest.raises(ValueError, match=f"`{name}`"):
+            jfree.ResidualMLP(*sizes, key=KEY)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="`activation`"):
+        jfree.ResidualMLP(2, 4, activation="tanh", key=KEY)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("fn", [jax.nn.softmax, lambda x: x / jnp.linalg.norm(x)])
+def test_layers_that_mix_units(fn):
+    model = eqx.nn.Sequential([eqx.nn.Linear(3, 4, key=KEY), eqx.nn.Lambda(fn), eqx.nn.Linear(4, 2, key=KEY)])
+    with pytest.raises(ValueError, match="`model`"):
+        jfree.from_equinox(model)
+
+
 def test_activations_per_block():
     with pytest.raises(ValueError, match="`activation`"):
         jfree.ResidualMLP(2, 3, activation=[jnp.tanh, jnp.tanh], key=KEY)

@@ -195,22 +195,48 @@ def test_batch_of_starting_points():
     np.testing.assert_allclose(batch, alone, rtol=1e-7)
 
 
+def test_batch_over_what_is_not_tuned():
+    def tuned(q0, value):
+        net = jfree.MLP(np.ones(3), "hard_tanh", "orthogonal", 0.7, q0=q0)
+        return jfree.tune(net, objectives.target(objectives.moments(1.0), value), steps=12, progress=False).history
+
+    q0, value = jnp.asarray([0.5, 2.0]), jnp.asarray([0.1, 0.2])
+    batch = jax.vmap(tuned)(q0, value)
+    np.testing.assert_allclose(batch, jnp.stack([tuned(*pair) for pair in zip(q0, value, strict=True)]), rtol=1e-7)
+
+
+@pytest.mark.parametrize("optimizer", [optax.lbfgs(), optax.polyak_sgd(1.0)])
+def test_optimizers_that_ask_for_more_than_gradients(optimizer):
+    net = jfree.MLP(np.ones(3), "linear", "orthogonal", [0.5, 3.0])
+    result = jfree.tune(net, objectives.moments(1.0), optimizer=optimizer, steps=20, progress=False)
+    assert result.objective < 1e-3 * result.history[0]
+
+
 def test_bad_arguments():
     net = jfree.MLP(np.ones(3), "relu")
     with pytest.raises(ValueError, match="`steps`"):
         jfree.tune(net, steps=0)
     with pytest.raises(ValueError, match="`where`"):
         jfree.tune(net, where=lambda n: n.width)
-    with pytest.raises(ValueError, match="`where`"):
-        jfree.tune(net, where=lambda n: n.weights)
+    for where in (lambda n: n.weights, lambda n: n.widths[1], lambda n: n.activations[0].gain, lambda n: n.weights[5]):
+        with pytest.raises(ValueError, match="`where`"):
+            jfree.tune(net, where=where)
+    for objective in (lambda n: n.widths, lambda n: 1, lambda n: None):
+        with pytest.raises(ValueError, match="`objective`"):
+            jfree.tune(net, objective)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="`optimizer`"):
+        jfree.tune(net, optimizer=0.1)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="`constraint`"):
+        jfree.tune(net, constraint=lambda n: None)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="`objective`"):
         jfree.tune(net, lambda n: jnp.log(-jnp.max(n.propagate().q)), progress=False)
     with pytest.raises(ValueError, match="`p_low`"):
         objectives.log_spread(0.9, 0.1)
     with pytest.raises(ValueError, match="`targets`"):
         objectives.moments()
-    with pytest.raises(ValueError, match="`value`"):
-        objectives.target(objectives.isometry, -1.0)
+    for value in (-1.0, np.inf, "low"):
+        with pytest.raises(ValueError, match="`value`"):
+            objectives.target(objectives.isometry, value)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="`terms`"):
         objectives.weighted()
     with pytest.raises(ValueError, match="`num_weights`"):

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .._networks import MLP
 
 _NUM_INPUTS, _NUM_OUTPUTS = 64, 10  # of scikit-learn's digits
+_DEEPEST, _MOST_CLASSES = 100_000, 65_536
 
 
 def default(text: str):
@@ -60,22 +61,30 @@ class Network:
             raise ValueError(f"`{empty[0]}` must not be empty.")
         if len(given.get("activation", ())) > 1 and "final_activation" in given:
             raise ValueError("`final_activation` must not be given along with one `activation` per layer.")
+        if "q0" in given and not 0 < given["q0"] < np.inf:
+            raise ValueError(f"`q0` must be positive and finite, got {given['q0']}.")
         data = _data(given, labelled)
         given = {"q0": np.mean(np.square(data.x))} | given if data.x is not None else given
-        widths = _widths({"depth": depth, "width": width} | given if "widths" not in given else given, data)
+        fits = labelled or "data" in given
+        widths = _widths({"depth": depth, "width": width} | given if "widths" not in given else given, data, fits)
         options = {
             key: _unpacked(value) for key, value in given.items() if key not in ("widths", "depth", "width", "data")
         }
+        if len(widths) == 2 and "activation" in given and "final_activation" not in given:
+            options["activation"] = given["activation"]  # of the only layer, which is the last
         return MLP(widths, **options), data
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Rows of inputs, none if nothing is to be measured on them, their classes, and a word on the source of `q0`."""
+    """Rows of inputs, none if nothing is to be measured on them, their classes, a word on the source of `q0`, and the
+    file if it is the user's.
+    """
 
     x: np.ndarray | None
     y: np.ndarray | None
     source: str
+    path: Path | None = None
 
     @property
     def num_inputs(self) -> int:
@@ -115,7 +124,7 @@ def _config_value(key: str, value: Any) -> Any:
 
 def _override(table: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
     """A flag also overrides the keys that say the same in another way."""
-    rivals = {"widths": {"depth", "width"}, "depth": {"widths"}, "width": {"widths"}, "data": {"q0"}, "q0": {"data"}}
+    rivals = {"widths": {"depth", "width"}, "depth": {"widths"}, "width": {"widths"}, "data": {"q0"}}
     gone = set().union(*(rivals.get(flag, set()) for flag in flags))
     return {key: value for key, value in table.items() if key not in gone} | flags
 
@@ -123,7 +132,7 @@ def _override(table: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
 def _data(given: dict[str, Any], labelled: bool) -> Data:
     if "data" in given:
         x, y = _read_data(given["data"], labelled)
-        return Data(x, y, "given" if "q0" in given else f"measured on {given['data']}")
+        return Data(x, y, "given" if "q0" in given else f"measured on {given['data']}", given["data"])
     if "q0" in given and not labelled:
         return Data(None, None, "given")
     from sklearn.datasets import load_digits
@@ -138,28 +147,33 @@ def _data(given: dict[str, Any], labelled: bool) -> Data:
 def _read_data(path: Path, labelled: bool) -> tuple[np.ndarray, np.ndarray | None]:
     try:
         with path.open("rb") as stream, np.load(stream) as file:
-            x = np.asarray(file["x"], np.float64)
+            x = np.asarray(file["x"])
+            x = x.astype(np.float64 if np.isrealobj(x) else x.dtype)
             y = np.asarray(file["y"]) if labelled else None
     except Exception as error:  # zipfile, pickle and NumPy each have their own
         arrays = "arrays x and y" if labelled else "array x"
         raise ValueError(f"`data`: cannot read {arrays} from {path}: {error}") from error
-    if x.ndim < 2 or not x.size or not np.all(np.isfinite(x)):
-        raise ValueError(f"`data`: x in {path} must hold finite numbers, one row per input; its shape is {x.shape}.")
-    if y is not None and (y.shape != x.shape[:1] or not np.issubdtype(y.dtype, np.integer) or y.min() < 0):
+    if x.ndim < 2 or not x.size or x.dtype != np.float64 or not np.all(np.isfinite(x)):
+        raise ValueError(f"`data`: x in {path} must hold finite real numbers, a row per input; its shape is {x.shape}.")
+    if not x.any():
+        raise ValueError(f"`data`: x in {path} must not be all 0.")
+    if y is not None and (y.shape != x.shape[:1] or not np.issubdtype(y.dtype, np.integer)):
         raise ValueError(f"`data`: y in {path} must hold one class 0, 1, ... per row of x; its shape is {y.shape}.")
+    if y is not None and not 0 <= y.min() <= y.max() < _MOST_CLASSES:
+        raise ValueError(f"`data`: y in {path} must hold classes from 0 to {_MOST_CLASSES - 1}.")
     return x.reshape(len(x), -1), y
 
 
-def _widths(given: dict[str, Any], data: Data) -> list[float]:
+def _widths(given: dict[str, Any], data: Data, fits: bool) -> list[float]:
     if "widths" in given:
         if given.keys() & {"depth", "width"}:
             raise ValueError("`widths` must not be given along with `depth` or `width`.")
-        if data.x is not None and "data" in given and given["widths"][0] != data.num_inputs:
+        if fits and given["widths"][0] != data.num_inputs:
             raise ValueError(f"`widths` must start with {data.num_inputs}, the length of the inputs in `data`.")
         return [float(width) for width in given["widths"]]
     depth, width = given["depth"], given["width"]
-    if depth < 1 or not width > 0:
-        raise ValueError(f"`depth` must be at least 1 and `width` positive, got {depth} and {width}.")
+    if not 1 <= depth <= _DEEPEST or not width > 0:
+        raise ValueError(f"`depth` must be from 1 to {_DEEPEST} and `width` positive, got {depth} and {width}.")
     return [float(data.num_inputs), *[float(width)] * (depth - 1), float(data.num_outputs)]
 
 

@@ -90,7 +90,7 @@ def finite(value: Any) -> Any:
     match value:
         case dict():
             return {key: finite(item) for key, item in value.items()}
-        case list():
+        case list() | tuple():
             return [finite(item) for item in value]
         case float() if not math.isfinite(value):
             return None
@@ -102,7 +102,7 @@ def check_seed(seed: int) -> None:
         raise ValueError(f"`seed` must lie in [0, 2^63), got {seed}.")
 
 
-def check_figure(path: Path) -> None:
+def check_figure(path: Path, argument: str = "figure") -> None:
     """Before the work, what would fail after it."""
     from ..plot import pyplot
 
@@ -111,9 +111,13 @@ def check_figure(path: Path) -> None:
 
     formats = FigureCanvasBase.get_supported_filetypes()
     if path.suffix[1:].lower() not in formats:
-        raise ValueError(f"`figure` must end in one of {', '.join(sorted(formats))}, got {path}.")
-    if not path.parent.is_dir() or path.is_dir():
-        raise ValueError(f"`figure`: {path} cannot be written.")
+        raise ValueError(f"`{argument}` must end in one of {', '.join(sorted(formats))}, got {path}.")
+    check_writable(path, argument)
+
+
+def check_writable(path: Path, argument: str) -> None:
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ValueError(f"`{argument}`: {path} cannot be written.")
 
 
 @contextlib.contextmanager
@@ -122,6 +126,8 @@ def complete(argument: str, *paths: Path) -> Iterator[list[Path]]:
     drafts = [path.with_name(f".{os.getpid()}.{path.name}") for path in paths]
     try:
         yield drafts
+        for path in paths:
+            check_writable(path, argument)
         for draft, path in zip(drafts, paths, strict=True):
             os.replace(draft, path)
     except OSError as error:

@@ -47,9 +47,9 @@ class SpectrumCommand:
             from ..empirical import ks_distance
 
             summary["ks_distance"] = float(ks_distance(eigenvalues, spectrum))
+        print(jsonlib.dumps(finite(summary), allow_nan=False) if self.json else table(summary), flush=True)
         if self.figure:
             _draw(spectrum, self.figure, header(network))
-        print(jsonlib.dumps(finite(summary), allow_nan=False) if self.json else table(summary))
 
     def _sample(self, net: "MLP"):
         import jax

@@ -9,7 +9,7 @@ from typing import Annotated, Any, IO, Literal, TYPE_CHECKING
 import numpy as np
 
 from ._network import Data, default, Network
-from ._report import check_figure, check_seed, complete, describe, finite, header
+from ._report import check_figure, check_seed, check_writable, complete, describe, finite, header
 
 if TYPE_CHECKING:
     from .._networks import MLP
@@ -55,10 +55,7 @@ class TuneCommand:
             raise ValueError(f"`widths` must end with at least {data.num_outputs}, the number of classes in `data`.")
         say = (lambda *_: None) if self.json else (lambda text: print(text, flush=True))
         say(header(describe(net, data.source)))
-        try:
-            self.output.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"`output`: {self.output} cannot be written: {error}") from error
+        config, weights, figure = self._files()
 
         before = _Measured.of(net, self.seed)
         tuned, objective = self._tuned(net, show=not self.json)
@@ -68,9 +65,8 @@ class TuneCommand:
         if training:
             say(_training_table(training))
 
-        config, weights, figure = (self.output / name for name in ("tuned.toml", "weights.npz", "tune.png"))
         with complete("output", config, weights, figure) as drafts:
-            drafts[0].write_text(_toml(tuned), "utf-8")
+            drafts[0].write_text(_toml(tuned, data), "utf-8")
             with drafts[1].open("wb") as stream:
                 _save_weights(stream, tuned, self.seed)
             _draw(before, after, training, drafts[2])
@@ -98,11 +94,23 @@ class TuneCommand:
             raise ValueError("`tune` must not be empty.")
         if self.output.exists() and not self.output.is_dir():
             raise ValueError(f"`output`: {self.output} is not a directory.")
-        check_figure(Path("tune.png"))
+
+    def _files(self) -> list[Path]:
+        """Configuration, weights and figure, in a directory that can be written to."""
+        files = [self.output / name for name in ("tuned.toml", "weights.npz", "tune.png")]
+        try:
+            self.output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"`output`: {self.output} cannot be written: {error}") from error
+        for file in files:
+            check_writable(file, "output")
+        check_figure(files[-1], "output")
+        return files
 
     def _startable(self, net: "MLP") -> "MLP":
-        if not np.allclose(net.widths, np.round(net.widths)):
-            raise ValueError("`widths` must be integers, for networks to be sampled.")
+        from .._sampling import integer_widths
+
+        integer_widths(net, None)
         if "sigma_b" in self.tune and not np.all(np.asarray(net.sigma_b) > 0):
             raise ValueError("`sigma_b` must be positive to be tuned: at 0 its gradient vanishes.")
         return net
@@ -203,13 +211,14 @@ def _save_weights(stream: IO[bytes], net: "MLP", seed: int) -> None:
     np.savez(stream, **arrays)
 
 
-def _toml(net: "MLP") -> str:
+def _toml(net: "MLP", data: Data) -> str:
     """A [network] table that `--config` reads."""
     names = {"widths": net.widths, "sigma_w": net.sigma_w, "sigma_b": net.sigma_b}
     lines = [f"{name} = {np.asarray(value, float).tolist()}" for name, value in names.items()]
     lines += [f"q0 = {float(net.q0)!r}"]
     lines += [f"weights = {jsonlib.dumps([_flag(law) for law in net.weights])}"]
     lines += [f"activation = {jsonlib.dumps([_flag(activation) for activation in net.activations])}"]
+    lines += [f"data = {jsonlib.dumps(str(data.path.resolve()))}"] if data.path else []
     return "\n".join(["[network]", *lines, ""])
 
 
@@ -246,9 +255,9 @@ def _draw(before: _Measured, after: _Measured, training: dict[str, "Training"], 
     try:
         for ax, measured, title in ((axes[0], before, "as given"), (axes[1], after, "tuned")):
             values = np.log10(np.sqrt(measured.eigenvalues[measured.eigenvalues > 0]))
-            share = values.size / measured.eigenvalues.size
-            counts, edges = np.histogram(values, 40)
-            heights = share * counts / max(counts.sum(), 1) / np.diff(edges)
+            middle, reach = np.median(values), max(np.ptp(values), 1e-3)
+            counts, edges = np.histogram(values, np.linspace(middle - reach, middle + reach, 81))
+            heights = counts / measured.eigenvalues.size / np.diff(edges)
             ax.stairs(heights, 10**edges, fill=True, alpha=0.3, label="sampled")
             measured.spectrum.plot(ax, "log", singular_values=True)
             ax.set_ylim(0, 1.1 * max(ax.get_ylim()[1], heights.max()))
