@@ -24,45 +24,53 @@ def outside(curve: Curve, log_x: Float[Array, " lanes"]) -> tuple[Bool[Array, " 
 def edges(curve: Curve, atoms: Atoms) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Smallest and largest point of the support away from 0; the smallest is 0 where the bulk reaches it.
 
-    Sections close in, in log x, on where the mass beyond a certified point off the support vanishes; from there
-    Newton's method goes to the critical point of the curve, unless an atom stands in the last section.
+    Sections, first ever wider ones and then ever narrower, close in, in log x, on where the mass beyond a certified
+    point off the support vanishes; from there Newton's method goes to the critical point of the curve, unless an atom
+    stands in the last section.
     """
     frozen, atoms_now = jax.lax.stop_gradient((curve, atoms))
     log_mean = frozen.cumulants.log_mean
     dtype = log_mean.dtype
-    reach = 0.45 * log_max(dtype)
     negligible = min(1e5 * float(jnp.finfo(dtype).eps), 1e-3)
     total = atoms_now.rank
     # The mean of what is not at 0 lies between the edges. Lower end first.
     inside = jnp.stack([log_mean, log_mean]) - jnp.log(total)
-    beyond = log_mean + jnp.asarray([-reach, reach], dtype)
+    outward = jnp.asarray([-1, 1], dtype)
+    limit = log_mean + 0.45 * log_max(dtype) * outward
     fractions = jnp.linspace(0, 1, _NUM_SECTIONS + 1, dtype=dtype)[1:]
     ends = jnp.arange(2)
 
-    def section(_, state):
-        inside, beyond, *_ = state
+    def section(state):
+        k, inside, beyond, enclosed, roots_beyond = state
         log_x = inside[:, None] + (beyond - inside)[:, None] * fractions
         off, above, roots = outside(frozen, log_x.ravel())
         off, above = off.reshape(log_x.shape), above.reshape(log_x.shape)
         missed = jnp.stack([total - above[0], above[1]])
         free = off & (jnp.abs(missed) < negligible)
-        first = jnp.where(jnp.any(free, 1), jnp.argmax(free, 1), _NUM_SECTIONS - 1)
+        found = jnp.any(free, 1)
+        # What was free of the support once is so, whatever becomes of it among other points.
+        first = jnp.where(found, jnp.argmax(free, 1), _NUM_SECTIONS - 1)
         points = jnp.concatenate([inside[:, None], log_x], axis=1)
+        farther = beyond + 4 * (beyond - inside)
+        farther = jnp.where(outward * farther > outward * limit, limit, farther)
         lane = first + _NUM_SECTIONS * ends
+        now = (roots.omega[lane], roots.unknowns[..., lane])
         return (
-            points[ends, first],
-            points[ends, first + 1],
-            free[ends, first],
-            (
-                roots.omega[lane],
-                roots.unknowns[..., lane],
-            ),
+            k + 1,
+            jnp.where(found | enclosed, points[ends, first], beyond),
+            jnp.where(found | enclosed, points[ends, first + 1], farther),
+            found | enclosed,
+            jax.tree.map(lambda new, old: jnp.where(found, new, old), now, roots_beyond),
         )
+
+    def unfinished(state):
+        k, inside, beyond, *_ = state
+        return (k < 12) & jnp.any(jnp.abs(beyond - inside) > 1e-6)
 
     omega = jnp.ones(2, jnp.result_type(dtype, jnp.complex64))
     unknowns = jnp.zeros((frozen.num_layers, frozen.num_unknowns, 2), omega.dtype)
-    state = (inside, beyond, jnp.zeros(2, bool), (omega, unknowns))
-    inside, beyond, free, roots = jax.lax.fori_loop(0, 6, section, state)
+    state = (jnp.asarray(0), inside, inside + 10 * outward, jnp.zeros(2, bool), (omega, unknowns))
+    _, inside, beyond, free, roots = jax.lax.while_loop(unfinished, section, state)
 
     omega, unknowns = _critical_point(frozen, *roots)
     omega = implicit_root(_slope, omega, (curve, unknowns))

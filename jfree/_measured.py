@@ -89,7 +89,8 @@ def from_weights(
     - `x`: the input, of shape `(N_0,)`.
 
     **Returns:** a network for `jfree.jacobian_spectrum`. Where every other matrix is a multiple of the identity, its
-    spectrum is that of the one which is not, point by point: the density is 0 between the atoms and NaN on them.
+    spectrum is that of the one which is not, point by point: the density is 0 between the atoms and, but for rounding,
+    NaN on them.
 
     **Raises:** `ValueError` naming the argument, for shapes that do not fit, values that are not finite, or a Jacobian
     that vanishes.

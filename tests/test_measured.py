@@ -79,14 +79,14 @@ def test_spectra_are_certified_everywhere(small):
 
 
 def test_one_layer_is_all_atoms():
-    """Exact between its atoms, and nowhere certified on them: there is no limit from above."""
+    """Exact between its atoms; on them there is no limit from above, but for what rounding moves them by."""
     atoms = np.arange(1.0, 9.0) ** 2
     weight = with_singular_values(np.sqrt(atoms), (8, 8), np.random.default_rng(0))
     spectrum = jfree.jacobian_spectrum(jfree.from_weights([weight], [None], "linear", np.ones(8)))
     between = np.arange(1.5, 9.0) ** 2
     m = spectrum.solve(np.append(between, atoms)).m
     assert np.allclose(m[:8], np.mean(atoms / (between[:, None] - atoms), 1), rtol=1e-10)
-    assert np.all(np.isnan(m[8:]))
+    assert not np.any(np.abs(m[8:]) < 1e12)
 
 
 def test_atoms_that_survive():
