@@ -213,10 +213,10 @@ def test_tune(capsys, tmp_path):
 
 
 def test_one_layer_keeps_its_activation(capsys, tmp_path):
-    flags = ["--widths", "64", "10", "--final-activation", "tanh", "--training-steps", "0", "--steps", "2"]
+    flags = ["--widths", "64", "10", "--final-activation", "hard_tanh", "--training-steps", "0", "--steps", "2"]
     result = run_json(capsys, "tune", *flags, "--output", str(tmp_path))
     again = run_json(capsys, "spectrum", "--config", str(tmp_path / "tuned.toml"))
-    assert result["network"]["activations"] == again["network"]["activations"] == ["Tanh"]
+    assert result["network"]["activations"] == again["network"]["activations"] == ["HardTanh"]
 
 
 def test_equal_singular_values_are_drawn(tmp_path):
