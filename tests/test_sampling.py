@@ -75,8 +75,8 @@ def test_dtype_follows_the_network():
         (jfree.MLP([1.0, 0.5]), None, "`widths` of `net`"),
         (jfree.MLP([1.0, 0.5]), 0, "`width`"),
         (jfree.MLP([1.0, 0.1]), 3, "no units"),
-        (jfree.ResNet(2), None, "`width` of a ResNet"),
-        (jfree.ResNet(2), 2.5, "`width` of a ResNet"),
+        (jfree.ResNet(2), None, "`width` must be given"),
+        (jfree.ResNet(2), 2.5, "`width` must be a positive integer"),
         ("MLP", None, "`net`"),
     ],
 )
