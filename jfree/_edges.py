@@ -48,13 +48,13 @@ def edges(curve: Curve, atoms: Atoms) -> tuple[Float[Array, ""], Float[Array, ""
         missed = jnp.stack([total - above[0], above[1]])
         free = off & (jnp.abs(missed) < negligible)
         found = jnp.any(free, 1)
-        # What was free of the support once is so, whatever becomes of it among other points.
         first = jnp.where(found, jnp.argmax(free, 1), _NUM_SECTIONS - 1)
         points = jnp.concatenate([inside[:, None], log_x], axis=1)
         farther = beyond + 4 * (beyond - inside)
         farther = jnp.where(outward * farther > outward * limit, limit, farther)
         lane = first + _NUM_SECTIONS * ends
         now = (roots.omega[lane], roots.unknowns[..., lane])
+        # What was free of the support once is so, whatever becomes of it among other points.
         return (
             k + 1,
             jnp.where(found | enclosed, points[ends, first], beyond),

@@ -279,12 +279,13 @@ def _of_sequential(model: eqx.nn.Sequential) -> list[AbstractActivation]:
 def _of_units(fn: Activation) -> Activation:
     """A function of a layer, if it acts on every unit alone."""
     x = jnp.linspace(-1.0, 2.0, 5)
+    message = "`model` must not have an `eqx.nn.Lambda` that mixes units."
     try:
         alone = bool(jnp.allclose(jnp.asarray(fn(x)), jax.vmap(fn)(x)))
-    except Exception:  # of whatever kind: it is no function of a scalar
-        alone = False
+    except (TypeError, ValueError, IndexError) as error:  # what JAX raises for a scalar where it wants an axis
+        raise ValueError(message) from error
     if not alone:
-        raise ValueError("`model` must not have an `eqx.nn.Lambda` that mixes units.")
+        raise ValueError(message)
     return fn
 
 
