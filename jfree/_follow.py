@@ -442,11 +442,7 @@ def _polish(curve: Curve, z: Array, work: _Work, pending: Bool[Array, " lanes"],
     code = jnp.where(active & (found.code == _OK), _NO_ROOT, found.code)
     nothing = (code == _NO_ROOT) | (code == _WRONG_BRANCH)
     code = jnp.where(nothing & ((work.code == _MAX_STEPS) | (work.code == _UNRESOLVED)), work.code, code)
-    solved = ~pending | (code == _OK)
-    keep = solved | (work.attempts > 0)
-    found = eqx.tree_at(lambda w: w.code, found, code)
-    kept = jax.tree.map(lambda new, old: jnp.where(keep, new, old), found, work)
-    return eqx.tree_at(lambda w: w.num_steps, kept, found.num_steps)
+    return eqx.tree_at(lambda w: w.code, found, code)
 
 
 def _residual(omega, curve, unknowns, z):
@@ -481,18 +477,19 @@ def _work_through(curve: Curve, z: Array, valid: Array, max_steps: int) -> _Work
     def search(tile, index, chosen):
         return _search(curve, z[index], tile, chosen, max_steps)
 
+    def polish(tile, index, chosen):
+        return _polish(curve, z[index], tile, chosen)
+
     def fill_in(work, anchors, chosen):
         """Polishes anchors, and what lies between them."""
         left, right = _neighbours(anchors)
-
-        def polish(tile, index, chosen):
-            ends = [(log_z[i], _take(work, i)) for i in (left[index], right[index])]
-            guess = _between(log_z[index], *ends)
-            guess = jax.tree.map(lambda x, y: jnp.where(anchors[index], x, y), (tile.omega, tile.unknowns), guess)
-            tile = eqx.tree_at(lambda w: (w.omega, w.unknowns), tile, guess)
-            return _polish(curve, z[index], tile, chosen)
-
-        return _in_tiles(polish, work, chosen, width)
+        guess = _between(log_z, (log_z[left], _take(work, left)), (log_z[right], _take(work, right)))
+        guess = jax.tree.map(lambda x, y: jnp.where(chosen & ~anchors, x, y), guess, (work.omega, work.unknowns))
+        work = eqx.tree_at(lambda w: (w.omega, w.unknowns), work, guess)
+        if curve.num_unknowns == 0:  # one step is so cheap that finding out who needs it costs more
+            most = 2 * jnp.sum(chosen) > num_lanes
+            work = jax.lax.cond(most, lambda w: _polish(curve, z, w, chosen, 1), lambda w: w, work)
+        return _in_tiles(polish, work, chosen & (work.code != _OK), width)
 
     def round_of(state):
         first, work = state
@@ -537,7 +534,7 @@ def solve(curve: Curve, z: Complex[Array, " lanes"], max_steps: int = 100) -> Ro
         work = jax.tree.map(lambda x: x.reshape(*x.shape[:-2], num_chunks * chunk)[..., :num_lanes], work)
     else:
         work = _work_through(frozen, target, valid, max_steps)
-    back = jnp.argsort(order)
+    back = jnp.zeros_like(order).at[order].set(jnp.arange(num_lanes), unique_indices=True)
     work = _take(work, back)
     omega = implicit_root(_residual, work.omega, (curve, work.unknowns, z))
     return Roots(omega, work.unknowns, work.code == _OK, _results(work.code), work.num_steps)

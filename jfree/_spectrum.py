@@ -235,36 +235,38 @@ def _atoms(spectrum):
     return spectrum.curve.atoms()
 
 
-def _lanes(fn):
-    """Lets `fn(spectrum, lanes)` take arrays of any shape: at most eight sizes per doubling are compiled."""
-    compiled = eqx.filter_jit(fn)
+def _lanes(method):
+    """Lets `method(spectrum, lanes)` take arrays of any shape: at most eight sizes per doubling are compiled."""
 
     def wrapped(spectrum, x):
         if x.size == 0:
             raise ValueError("At least one point is needed, got an empty array.")
-        grain = max(16, 2 ** (x.size - 1).bit_length() // 8)
+        grain = max(64, 2 ** (x.size - 1).bit_length() // 8)
         padding = -x.size % grain
-        out = compiled(spectrum, jnp.pad(x.ravel(), (0, padding), mode="edge"))
-        return jax.tree.map(lambda y: y[: x.size].reshape(x.shape), out)
+        lanes = jnp.pad(x.ravel(), (0, padding), mode="edge") if padding else x.ravel()
+        return jax.tree.map(lambda y: y[: x.size].reshape(x.shape), method(spectrum, lanes))
 
     return wrapped
 
 
-def _values(curve: Curve, z: Array) -> tuple[Roots, Array, Array]:
-    """Roots, `m` and `G`."""
-    roots = solve(curve, z)
+# Compiled apart from what is read off the roots, and so once for all methods.
+_roots = eqx.filter_jit(solve)
+
+
+@eqx.filter_jit
+def _read_values(curve: Curve, z: Array, roots: Roots) -> tuple[Array, Array]:
+    """`m` and `G`, NaN where they are not certified."""
     point = curve.point(roots.omega, roots.unknowns)
     scale = jnp.exp(-point.log_scale)
-    return roots, point.side * point.m, point.one_plus(1) * reciprocal(z * scale) * scale
+    G = point.one_plus(1) * reciprocal(z * scale) * scale
+    nan = jnp.asarray(complex(np.nan, np.nan), z.dtype)
+    return jnp.where(roots.certified, point.side * point.m, nan), jnp.where(roots.certified, G, nan)
 
 
 @_lanes
 def _solve(spectrum, z):
-    roots, m, G = _values(spectrum.curve, z)
-    nan = jnp.asarray(complex(np.nan, np.nan), z.dtype)
-    return Solution(
-        jnp.where(roots.certified, m, nan), jnp.where(roots.certified, G, nan), roots.result, roots.num_steps
-    )
+    roots = _roots(spectrum.curve, z)
+    return Solution(*_read_values(spectrum.curve, z, roots), roots.result, roots.num_steps)
 
 
 def _on_axis(x: Array) -> Array:
@@ -272,50 +274,66 @@ def _on_axis(x: Array) -> Array:
     return jax.lax.complex(jnp.where(x > 0, x, 1), jnp.zeros_like(x))
 
 
-@_lanes
-def _density(spectrum, x):
-    # At 0 the density is infinite or 0, as the bulk reaches it or not.
-    near_zero = jnp.exp(spectrum.curve.cumulants.log_mean - 0.2 * log_max(x.dtype))
-    roots, _, G = _values(spectrum.curve, _on_axis(jnp.where(x == 0, near_zero, x)))
-    density = jnp.where(roots.certified, jnp.maximum(-G.imag, 0) / jnp.pi, jnp.nan)
+@eqx.filter_jit
+def _density_points(curve: Curve, x: Array) -> Array:
+    """At 0 the density is infinite or 0, as the bulk reaches it or not."""
+    near_zero = jnp.exp(curve.cumulants.log_mean - 0.2 * log_max(x.dtype))
+    return _on_axis(jnp.where(x == 0, near_zero, x))
+
+
+@eqx.filter_jit
+def _read_density(curve: Curve, x: Array, z: Array, roots: Roots) -> Array:
+    _, G = _read_values(curve, z, roots)
+    density = jnp.maximum(-G.imag, 0) / jnp.pi
     density = jnp.where((x == 0) & (density > 0), jnp.inf, density)
     return jnp.where(x < 0, 0, density)
+
+
+@_lanes
+def _density(spectrum, x):
+    z = _density_points(spectrum.curve, x)
+    return _read_density(spectrum.curve, x, z, _roots(spectrum.curve, z))
 
 
 _BESIDE = 0.45  # exponent of the distance, in roundings, at which the two sides of an atom are looked at
 
 
-def _beside_atoms(spectrum, x):
+@eqx.filter_jit
+def _beside_atoms(curve: Curve, x: Array) -> Array:
     """Moves what lies on an atom just above it, what lies just below it just below: the curve is singular there."""
     eps = jnp.finfo(x.dtype).eps
     width = eps**_BESIDE
-    atoms = jax.lax.stop_gradient(_atoms(spectrum))
+    atoms = jax.lax.stop_gradient(curve.atoms())
     places = jnp.where(atoms.masses > 0, jnp.exp(atoms.log_locations), jnp.inf)
     atom = places[jnp.argmin(jnp.abs(x[:, None] - places), axis=1)]
     beside = atom * jnp.where(x >= atom * (1 - 8 * eps), 1 + width, 1 - width)
-    return jnp.where(jnp.abs(x - atom) < width * atom, beside, x)
+    return _on_axis(jnp.where(jnp.abs(x - atom) < width * atom, beside, x))
 
 
-def _phi(spectrum, x):
-    roots = solve(spectrum.curve, x)
-    return roots, spectrum.curve.potential(roots.omega, roots.unknowns)[1]
+@eqx.filter_jit
+def _read_cdf(curve: Curve, x: Array, roots: Roots) -> Array:
+    phi = curve.potential(roots.omega, roots.unknowns)[1]
+    cdf = jnp.where(roots.certified, jnp.clip(1 - phi.imag / jnp.pi, 0, 1), jnp.nan)
+    return jnp.where(x < 0, 0, jnp.where(x == 0, curve.atoms().zero, cdf))
 
 
 @_lanes
 def _cdf(spectrum, x):
-    roots, phi = _phi(spectrum, _on_axis(_beside_atoms(spectrum, x)))
-    zero = spectrum.mass_at_zero()
-    cdf = jnp.where(roots.certified, jnp.clip(1 - phi.imag / jnp.pi, 0, 1), jnp.nan)
-    return jnp.where(x < 0, 0, jnp.where(x == 0, zero, cdf))
+    return _read_cdf(spectrum.curve, x, _roots(spectrum.curve, _beside_atoms(spectrum.curve, x)))
+
+
+@eqx.filter_jit
+def _read_log_potential(curve: Curve, x: Array, roots: Roots) -> Array:
+    phi = curve.potential(roots.omega, roots.unknowns)[1]
+    potential = jnp.where(roots.certified, phi.real, jnp.nan)
+    at_zero = jnp.where(curve.atoms().zero > 0, -jnp.inf, mean_log(curve))
+    return jnp.where(x == 0, at_zero, potential)
 
 
 @_lanes
 def _log_potential(spectrum, x):
-    safe = jnp.where(x == 0, 1, x)
-    roots, phi = _phi(spectrum, jax.lax.complex(safe, jnp.zeros_like(x)))
-    potential = jnp.where(roots.certified, phi.real, jnp.nan)
-    at_zero = jnp.where(spectrum.mass_at_zero() > 0, -jnp.inf, mean_log(spectrum.curve))
-    return jnp.where(x == 0, at_zero, potential)
+    z = jax.lax.complex(jnp.where(x == 0, 1, x), jnp.zeros_like(x))
+    return _read_log_potential(spectrum.curve, x, _roots(spectrum.curve, z))
 
 
 @eqx.filter_jit
@@ -359,6 +377,7 @@ def _quantile(spectrum, p):
 
 
 @_lanes
+@eqx.filter_jit
 def _quantile_between(tabulated, p):
     spectrum, places, heights = tabulated
     dtype = p.dtype
