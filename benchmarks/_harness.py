@@ -72,11 +72,13 @@ def _cpu() -> str:
     return models[0] if models else platform.processor() or "unknown"
 
 
-def save(name: str, claim: str, tables: dict[str, list[dict[str, Any]]]) -> pathlib.Path:
+def save(
+    name: str, claim: str, tables: dict[str, list[dict[str, Any]]], about: dict[str, Any] | None = None
+) -> pathlib.Path:
     """Writes `results/NAME.json`."""
-    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"claim": claim, **environment(), "tables": tables}, indent=1) + "\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"claim": claim, **(about or {}), **environment(), "tables": tables}, indent=1) + "\n")
     return path
 
 
@@ -91,14 +93,15 @@ def report(name: str, description: str | None, tables: dict[str, list[dict[str, 
 def print_table(title: str, rows: list[dict[str, Any]]) -> None:
     """One line per row, one column per key, minima left to the record; blank where a row has no value."""
     keys = [key for key in rows[0] if not key.endswith("_min_ms")]
-    cells = [keys, *([_cell(row[key]) for key in keys] for row in rows)]
+    cells = [keys, *([cell(row[key]) for key in keys] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     print(f"\n{title}")
     for line in cells:
         print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """A value of a table, in few digits."""
     if value is None:
         return ""
     if not isinstance(value, float):

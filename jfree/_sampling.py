@@ -32,7 +32,8 @@ def sample_weights(
     **Raises:** `ValueError` if `net` is neither, `width` is not a positive integer, or a width is not an
     integer or rounds to 0.
     """
-    return list(sample_layers(net, integer_widths(net, width), key))
+    layers = sample_layers(net, integer_widths(net, width), key[None])
+    return [(weight[0], bias[0]) for weight, bias in layers]
 
 
 def integer_widths(net: AbstractNetwork, width: int | None) -> list[int]:
@@ -58,22 +59,28 @@ def _rounded(widths: Array) -> list[int]:
     return [int(n) for n in rounded]
 
 
-def sample_layers(net: MLP | ResNet, widths: list[int], key: PRNGKeyArray) -> Iterator[tuple[Array, Array]]:
-    """One `(W, b)` after the other, so that a deep network need not be held at once."""
+def sample_layers(
+    net: MLP | ResNet, widths: list[int], keys: PRNGKeyArray
+) -> Iterator[tuple[Float[Array, "samples N_l N_l-1"], Float[Array, "samples N_l"]]]:
+    """One layer's `W` and `b` after the other, so that a deep network need not be held at once; a sample per key."""
     sigma_w, sigma_b = (scale.ravel() for scale in net.scales)
     laws = [law for law in net.weights for _ in range(sigma_w.size // len(net.weights))]
-    layers = zip(laws, sigma_w, sigma_b, jax.random.split(key, sigma_w.size), strict=True)
-    for (law, scale, bias_scale, layer_key), num_in, num_out in zip(layers, widths[:-1], widths[1:], strict=True):
-        yield _sample_layer(law, (num_out, num_in), scale, bias_scale, layer_key)
+    keys = jax.vmap(lambda key: jax.random.split(key, sigma_w.size), out_axes=1)(keys)
+    layers = zip(laws, sigma_w, sigma_b, keys, strict=True)
+    for (law, scale, bias_scale, layer_keys), num_in, num_out in zip(layers, widths[:-1], widths[1:], strict=True):
+        yield _sample_layer(law, (num_out, num_in), scale, bias_scale, layer_keys)
 
 
 @eqx.filter_jit
 def _sample_layer(
-    law: AbstractWeights, shape: tuple[int, int], sigma_w: Array, sigma_b: Array, key: PRNGKeyArray
+    law: AbstractWeights, shape: tuple[int, int], sigma_w: Array, sigma_b: Array, keys: PRNGKeyArray
 ) -> tuple[Array, Array]:
-    weight_key, bias_key = jax.random.split(key)
-    weight = _sample_weight(law, shape, sigma_w, weight_key)
-    return weight, sigma_b * jax.random.normal(bias_key, shape[:1], weight.dtype)
+    def one(key):
+        weight_key, bias_key = jax.random.split(key)
+        weight = _sample_weight(law, shape, sigma_w, weight_key)
+        return weight, sigma_b * jax.random.normal(bias_key, shape[:1], weight.dtype)
+
+    return jax.vmap(one)(keys)
 
 
 def _sample_weight(law: AbstractWeights, shape: tuple[int, int], sigma_w: Array, key: PRNGKeyArray) -> Array:

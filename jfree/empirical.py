@@ -1,23 +1,27 @@
 """Finite random networks, to hold limiting spectra against."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Literal
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from ._activations import AbstractActivation
+from ._lanczos import jacobian_density_lanczos as jacobian_density_lanczos, LanczosDensity as LanczosDensity
+from ._memory import check_memory
 from ._misc import integer
-from ._networks import AbstractNetwork, MLP
+from ._networks import MLP
 from ._resnet import ResNet
 from ._sampling import integer_widths, sample_layers
 from ._spectrum import Spectrum
 
 
 def jacobian_eigenvalues(
-    net: AbstractNetwork,
+    net: MLP | ResNet,
     key: PRNGKeyArray,
     width: int | None = None,
     num_samples: int = 1,
@@ -43,8 +47,12 @@ def jacobian_eigenvalues(
         raise ValueError(f"`side` must be 'input' or 'output', got {side!r}.")
     widths = _checked(net, width, num_samples)
     size = widths[0 if side == "input" else -1]
-    jacobians = (_sample_jacobian(net, widths, k) for k in jax.random.split(key, num_samples))
-    return jnp.stack([_squared_singular_values(jacobian, size) for jacobian in jacobians])
+    num_numbers = 6 * max(widths) ** 2
+
+    def eigenvalues(keys):
+        return _squared_singular_values(_sample_jacobians(net, widths, keys), size)
+
+    return _in_batches(eigenvalues, key, num_samples, num_numbers, net.sigma_w.dtype, "`width`")
 
 
 def fisher_eigenvalues(
@@ -58,11 +66,47 @@ def fisher_eigenvalues(
 
     **Raises:** `ValueError` as `jacobian_eigenvalues`, and if `net` is not an `MLP`.
     """
+    return full_fisher_eigenvalues(net, key, 1, width, num_samples)
+
+
+def full_fisher_eigenvalues(
+    net: MLP,
+    key: PRNGKeyArray,
+    num_inputs: int,
+    width: int | None = None,
+    num_samples: int = 1,
+    block_diagonal: bool = False,
+) -> Float[Array, "samples N"]:
+    """Eigenvalues of the dual Fisher information of several inputs, `(1 / (N_L n)) J_theta J_theta^T` (host).
+
+    They are those of the Fisher information of the mean loss over `n` inputs, but for zeros. The matrix has a block of
+    `N_L x N_L` for every pair of inputs; those of one input with itself, times `n`, are the dual Fisher informations
+    per sample, which `jfree.fisher_spectrum` gives the limit of (Hayase and Karakida 2021, Section 4.3).
+
+    **Arguments:** as for `jacobian_eigenvalues`, and
+
+    - `num_inputs`: `n`, drawn independently, all with `|x_0|^2 / N_0 = q0`.
+    - `block_diagonal`: leaves out the blocks of different inputs.
+
+    **Returns:** `n N_L` eigenvalues per network, ascending, zeros included.
+
+    **Raises:** `ValueError` as `jacobian_eigenvalues`, if `num_inputs` is not a positive integer, and if `net` is not
+    an `MLP`; `MemoryError` if the matrix would not fit.
+    """
     if not isinstance(net, MLP):
         raise ValueError(f"`net` must be an MLP, got {type(net).__name__}: no other Fisher spectrum is available.")
-    widths = _checked(net, width, num_samples)
-    fishers = (_sample_fisher(net, widths, k) for k in jax.random.split(key, num_samples))
-    return jnp.stack([jnp.maximum(jnp.linalg.eigvalsh(fisher), 0) for fisher in fishers])
+    widths, n = _checked(net, width, num_samples), integer("num_inputs", num_inputs)
+    first, second = (np.arange(n), np.arange(n)) if block_diagonal else np.triu_indices(n)
+    num_numbers = 4 * (first.size if block_diagonal else n**2) * max(widths) ** 2
+
+    def eigenvalues(keys):
+        blocks = _sample_fishers(net, widths, keys, n, first, second) / n
+        if block_diagonal:
+            return jnp.sort(jnp.linalg.eigvalsh(blocks).reshape(keys.size, -1), axis=1)
+        return jnp.linalg.eigvalsh(_assembled(blocks, n, first, second))
+
+    what = "`num_inputs` or `width`"
+    return jnp.maximum(_in_batches(eigenvalues, key, num_samples, num_numbers, net.sigma_w.dtype, what), 0)
 
 
 def ks_distance(eigenvalues: Float[Array | np.ndarray, "..."], spectrum: Spectrum) -> Float[Array, ""]:
@@ -101,65 +145,118 @@ def ks_distance(eigenvalues: Float[Array | np.ndarray, "..."], spectrum: Spectru
     return jnp.asarray(np.nanmax(distances) if np.any(np.isfinite(above)) else np.nan)
 
 
-def _checked(net: AbstractNetwork, width: int | None, num_samples: int) -> list[int]:
+def _checked(net: MLP | ResNet, width: int | None, num_samples: int) -> list[int]:
     integer("num_samples", num_samples)
     return integer_widths(net, width)
 
 
-def _sample_jacobian(net: AbstractNetwork, widths: list[int], key: PRNGKeyArray) -> Array:
-    match net:
-        case MLP():
-            return _sample_plain(net, widths, key)
-        case ResNet():
-            return _sample_residual(net, widths, key)
-    raise ValueError(f"`net` must be an MLP or a ResNet, got {type(net).__name__}.")
+_BATCH = 2**25  # numbers that samples worked on at once take; more do not make it faster
 
 
-def _sample_plain(net: MLP, widths: list[int], key: PRNGKeyArray) -> Array:
-    jacobian = jnp.eye(widths[0], dtype=net.sigma_w.dtype)
-    for _, weight, slopes in _forward(net, widths, key):
-        jacobian = slopes[:, None] * (weight @ jacobian)
-    return jacobian
+def _in_batches(
+    eigenvalues: Callable[[PRNGKeyArray], Array],
+    key: PRNGKeyArray,
+    num_samples: int,
+    num_numbers: int,
+    dtype,
+    what: str,
+) -> Array:
+    """`eigenvalues` of so many samples, of `num_numbers` each, as many at once as is worth it."""
+    check_memory(what, num_numbers * dtype.itemsize)
+    keys, size = jax.random.split(key, num_samples), max(1, _BATCH // num_numbers)
+    return jnp.concatenate([eigenvalues(keys[k : k + size]) for k in range(0, num_samples, size)])
 
 
-def _sample_fisher(net: MLP, widths: list[int], key: PRNGKeyArray) -> Array:
-    """`H_l = D_l (W_l H_{l-1} W_l^T + |x_{l-1}|^2 / N_L) D_l`."""
-    fisher = jnp.zeros((widths[0], widths[0]), net.sigma_w.dtype)
-    for x, weight, slopes in _forward(net, widths, key):
-        share = jnp.sum(jnp.square(x)) / widths[-1]
-        fisher = weight @ fisher @ weight.T + share * jnp.eye(slopes.size, dtype=fisher.dtype)
-        fisher = slopes[:, None] * fisher * slopes
-    return fisher
+def _sample_jacobians(net: MLP | ResNet, widths: list[int], keys: PRNGKeyArray) -> Float[Array, "samples N_L N_0"]:
+    return _sample_plain(net, widths, keys) if isinstance(net, MLP) else _sample_residual(net, widths, keys)
 
 
-def _forward(net: MLP, widths: list[int], key: PRNGKeyArray) -> Iterator[tuple[Array, Array, Array]]:
-    """Per layer: its input, its weights, and the slopes of its activation."""
-    input_key, key = jax.random.split(key)
-    x = jax.random.normal(input_key, widths[:1], net.sigma_w.dtype)
-    x = x * jnp.sqrt(net.q0 * widths[0] / jnp.sum(jnp.square(x)))
-    for activation, (weight, bias) in zip(net.activations, sample_layers(net, widths, key), strict=True):
-        h = weight @ x + bias
-        yield x, weight, activation.derivative(h)
-        x = activation(h)
+def _sample_plain(net: MLP, widths: list[int], keys: PRNGKeyArray) -> Array:
+    jacobians = jnp.broadcast_to(jnp.eye(widths[0], dtype=net.sigma_w.dtype), (keys.size, widths[0], widths[0]))
+    for _, weights, slopes in _forward(net, widths, keys, 1):
+        jacobians = _times_layer(weights, slopes[:, 0], jacobians)
+    return jacobians
 
 
-def _sample_residual(net: ResNet, widths: list[int], key: PRNGKeyArray) -> Array:
-    """One forward pass, the Jacobian carried along; the entries of the input have the mean of the network's."""
-    input_key, key = jax.random.split(key)
-    x = jax.random.normal(input_key, widths[:1], net.sigma_w.dtype)
-    x = (x - jnp.mean(x)) / jnp.std(x) * jnp.sqrt(net.q0 - jnp.square(net.mean0)) + net.mean0
-    jacobian = jnp.eye(x.size, dtype=x.dtype)
-    layers = zip(net.activations, sample_layers(net, widths, key), strict=True)
+def _sample_fishers(
+    net: MLP, widths: list[int], keys: PRNGKeyArray, num_inputs: int, first: np.ndarray, second: np.ndarray
+) -> Float[Array, "samples pairs N_L N_L"]:
+    """Blocks `(1 / N_L) J_theta(x) J_theta(y)^T` of pairs of inputs."""
+    shape = (keys.size, first.size, widths[0], widths[0])
+    blocks = jnp.zeros(shape, net.sigma_w.dtype)
+    for x, weights, slopes in _forward(net, widths, keys, num_inputs):
+        share = jnp.sum(x[:, first] * x[:, second], axis=-1) / widths[-1]
+        blocks = _next_blocks(weights, slopes[:, first], slopes[:, second], share, blocks)
+    return blocks
+
+
+@jax.jit
+def _next_blocks(weights: Array, left: Array, right: Array, share: Array, blocks: Array) -> Array:
+    """`D_l(x) (W_l H_{l-1}(x, y) W_l^T + x_{l-1} . y_{l-1} / N_L) D_l(y)`."""
+    eye = jnp.eye(weights.shape[1], dtype=weights.dtype)
+    blocks = weights[:, None] @ blocks @ jnp.swapaxes(weights, 1, 2)[:, None] + share[..., None, None] * eye
+    return left[..., :, None] * blocks * right[..., None, :]
+
+
+def _assembled(blocks: Array, num_inputs: int, first: np.ndarray, second: np.ndarray) -> Float[Array, "samples N N"]:
+    """The symmetric matrix of which `blocks` are those on and above the diagonal."""
+    samples, _, size, _ = blocks.shape
+    matrix = jnp.zeros((samples, num_inputs, size, num_inputs, size), blocks.dtype)
+    matrix = matrix.at[:, first, :, second, :].set(jnp.moveaxis(blocks, 1, 0))
+    matrix = matrix.at[:, second, :, first, :].set(jnp.swapaxes(jnp.moveaxis(blocks, 1, 0), 2, 3))
+    return matrix.reshape(samples, num_inputs * size, num_inputs * size)
+
+
+def _forward(net: MLP, widths: list[int], keys: PRNGKeyArray, num_inputs: int) -> Iterator[tuple[Array, Array, Array]]:
+    """Per layer: its inputs, its weights, and the slopes of its activation."""
+    input_keys, keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+    x = _random_inputs(net, num_inputs, widths[0], input_keys)
+    for activation, (weights, biases) in zip(net.activations, sample_layers(net, widths, keys), strict=True):
+        after, slopes = _applied(activation, weights, biases, x)
+        yield x, weights, slopes
+        x = after
+
+
+@eqx.filter_jit
+def _random_inputs(
+    net: MLP | ResNet, num_inputs: int, size: int, keys: PRNGKeyArray
+) -> Float[Array, "samples inputs N_0"]:
+    """Gaussian, then scaled: their entries have the mean square and the mean that the network's input has."""
+    x = jax.vmap(lambda key: jax.random.normal(key, (num_inputs, size), net.sigma_w.dtype))(keys)
+    if isinstance(net, MLP):
+        return x * jnp.sqrt(net.q0 / jnp.mean(jnp.square(x), axis=-1, keepdims=True))
+    x = (x - jnp.mean(x, axis=-1, keepdims=True)) / jnp.std(x, axis=-1, keepdims=True)
+    return x * jnp.sqrt(net.q0 - jnp.square(net.mean0)) + net.mean0
+
+
+@eqx.filter_jit
+def _applied(activation: AbstractActivation, weights: Array, biases: Array, x: Array) -> tuple[Array, Array]:
+    """Outputs and slopes of a layer, for inputs of shape `(samples, inputs, N)`."""
+    h = x @ jnp.swapaxes(weights, 1, 2) + biases[:, None]
+    return activation(h), activation.derivative(h)
+
+
+@jax.jit
+def _times_layer(weights: Array, slopes: Array, jacobians: Array) -> Array:
+    return slopes[..., None] * (weights @ jacobians)
+
+
+def _sample_residual(net: ResNet, widths: list[int], keys: PRNGKeyArray) -> Array:
+    """One forward pass, the Jacobian carried along."""
+    input_keys, keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+    x = _random_inputs(net, 1, widths[0], input_keys)
+    jacobians = jnp.broadcast_to(jnp.eye(widths[0], dtype=x.dtype), (keys.size, widths[0], widths[0]))
+    layers = zip(net.activations, sample_layers(net, widths, keys), strict=True)
     for _ in range(net.depth):
-        y, branch = x, jacobian
-        for activation, (weight, bias) in islice(layers, net.layers_per_block):
-            h = weight @ y + bias
-            y, branch = activation(h), activation.derivative(h)[:, None] * (weight @ branch)
-        x, jacobian = x + y, jacobian + branch
-    return jacobian
+        y, branch = x, jacobians
+        for activation, (weights, biases) in islice(layers, net.layers_per_block):
+            y, slopes = _applied(activation, weights, biases, y)
+            branch = _times_layer(weights, slopes[:, 0], branch)
+        x, jacobians = x + y, jacobians + branch
+    return jacobians
 
 
-def _squared_singular_values(jacobian: Array, size: int) -> Array:
+def _squared_singular_values(jacobians: Array, size: int) -> Array:
     """Ascending, as many as `size`: zeros where there are more than singular values."""
-    values = jnp.square(jnp.linalg.svd(jacobian, compute_uv=False))[::-1][-size:]
-    return jnp.pad(values, (size - values.size, 0))
+    values = jnp.square(jnp.linalg.svd(jacobians, compute_uv=False))[:, ::-1][:, -size:]
+    return jnp.pad(values, ((0, 0), (size - values.shape[1], 0)))

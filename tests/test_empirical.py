@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 import jfree
-from jfree.empirical import jacobian_eigenvalues, ks_distance
+from jfree.empirical import (
+    fisher_eigenvalues,
+    full_fisher_eigenvalues,
+    jacobian_density_lanczos,
+    jacobian_eigenvalues,
+    ks_distance,
+)
 
 KEY = jax.random.key(0)
 RELU = jfree.MLP([1, 1, 1, 1], "relu", "gaussian", sigma_w=1.4, sigma_b=0.1, q0=2.0)
@@ -80,3 +86,104 @@ def test_impossible_eigenvalues(eigenvalues):
     spectrum = jfree.jacobian_spectrum(jfree.MLP([2, 1], "linear", "gaussian"))
     with pytest.raises(ValueError, match="`eigenvalues`"):
         ks_distance(np.asarray(eigenvalues), spectrum)
+
+
+def dual_fisher(net, key, inputs):
+    """`(1 / (N_L n)) J_theta J_theta^T` from JAX's own derivatives, of weights drawn by `sample_weights`."""
+    weights = [weight for weight, _ in jfree.sample_weights(net, key)]
+
+    def outputs(weights):
+        x = inputs
+        for activation, weight in zip(net.activations, weights, strict=True):
+            x = activation(x @ weight.T)
+        return x.ravel()
+
+    jacobian = jnp.concatenate([j.reshape(j.shape[0], -1) for j in jax.jacobian(outputs)(weights)], axis=1)
+    return jacobian @ jacobian.T / outputs(weights).size
+
+
+def test_full_fisher_is_that_of_the_network(monkeypatch):
+    net = jfree.MLP([7, 9, 8, 5], "tanh", "gaussian", 1.4)
+    inputs = jax.random.normal(KEY, (3, 7))
+    inputs = inputs * jnp.sqrt(7 / jnp.sum(inputs**2, axis=1, keepdims=True))
+    key = jax.random.key(1)
+    split = lambda k, num=2: jax.random.split(k, num)  # noqa: E731
+    forward_key = split(split(key, 1)[0])[1]
+    monkeypatch.setattr("jfree.empirical._random_inputs", lambda net, num, size, keys: inputs[None])
+    expected = dual_fisher(net, forward_key, inputs)
+    full = full_fisher_eigenvalues(net, key, 3)
+    assert full.shape == (1, 15)
+    assert np.allclose(full[0], jnp.linalg.eigvalsh(expected), atol=1e-12)
+    blocks = full_fisher_eigenvalues(net, key, 3, block_diagonal=True)
+    expected = [jnp.linalg.eigvalsh(expected[k : k + 5, k : k + 5]) for k in (0, 5, 10)]
+    assert np.allclose(blocks[0], jnp.sort(jnp.concatenate(expected)), atol=1e-12)
+
+
+def test_inputs_share_the_fisher_information():
+    """The trace is that of the blocks, which interlace: they have the smaller largest eigenvalue."""
+    net = jfree.MLP([60, 60, 60], "relu", "gaussian", 2**0.5)
+    full = full_fisher_eigenvalues(net, KEY, 4, num_samples=2)
+    blocks = full_fisher_eigenvalues(net, KEY, 4, num_samples=2, block_diagonal=True)
+    assert full.shape == blocks.shape == (2, 240)
+    assert np.allclose(full.sum(axis=1), blocks.sum(axis=1))
+    assert np.all(full[:, -1] > blocks[:, -1])
+    assert np.all(full[:, 0] < blocks[:, 0])
+    one = full_fisher_eigenvalues(net, KEY, 1)
+    assert np.array_equal(one, fisher_eigenvalues(net, KEY))
+
+
+@pytest.mark.parametrize("num_inputs", [0, 1.5])
+def test_impossible_numbers_of_inputs(num_inputs):
+    with pytest.raises(ValueError, match="`num_inputs` must be a positive integer"):
+        full_fisher_eigenvalues(RELU, KEY, num_inputs, width=3)
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(MemoryError, match=r"`width` must be smaller"):
+        jacobian_eigenvalues(RELU, KEY, width=10**6)
+    with pytest.raises(MemoryError, match=r"`num_inputs` or `width` must be smaller"):
+        full_fisher_eigenvalues(RELU, KEY, 10**4, width=1000)
+
+
+def test_samples_do_not_depend_on_how_many_are_drawn_at_once(monkeypatch):
+    several = jacobian_eigenvalues(TANH, KEY, width=20, num_samples=3)
+    monkeypatch.setattr("jfree.empirical._BATCH", 1)
+    assert np.allclose(jacobian_eigenvalues(TANH, KEY, width=20, num_samples=3), several, rtol=1e-10)
+
+
+@pytest.mark.parametrize("widths", [[300, 300, 300], [300, 200, 400], [200, 400, 100]])
+def test_lanczos_density(widths):
+    """Against all eigenvalues of the same model, and against the limit; atoms at 0 are steps."""
+    net = jfree.MLP(widths, "hard_tanh", "orthogonal", 0.8, 0.1)
+    model, x = jfree.to_equinox(net, KEY), jax.random.normal(jax.random.key(1), (widths[0],))
+    found = jacobian_density_lanczos(model, x, jax.random.key(2), num_steps=80, num_vectors=16)
+    values = jnp.linalg.svd(jax.jacobian(model)(x), compute_uv=False) ** 2
+    values = jnp.pad(values, (0, max(0, widths[0] - values.size)))
+    t = jnp.linspace(0, 1.2 * values.max(), 500)[1:]
+    exact = jnp.mean(values < t[:, None], axis=1)
+    spread = 4 / (16 * widths[0]) ** 0.5  # of the random vectors
+    assert jnp.max(jnp.abs(found.cdf(t) - exact)) < spread
+    assert np.allclose(found.weights.sum(axis=1), 1)
+    smooth = jnp.mean(0.05 / ((t[:, None] - values) ** 2 + 0.05**2), axis=1) / jnp.pi
+    assert jnp.max(jnp.abs(found.density(t, 0.05) - smooth)) < 2 * spread * jnp.max(smooth)
+
+
+def test_lanczos_finds_what_is_an_atom():
+    model = jfree.to_equinox(jfree.MLP([50, 50], "linear", "orthogonal", 1.3), KEY)
+    found = jacobian_density_lanczos(model, jnp.ones(50), KEY, num_steps=5, num_vectors=2)
+    assert np.allclose(found.cdf([1.68, 1.70]), [0, 1], atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("x", "options", "named"),
+    [
+        (jnp.ones((3, 1)), {}, "`x` must be a vector"),
+        (jnp.asarray([1.0, jnp.nan, 0.0]), {}, "`x` must be finite"),
+        (jnp.ones(3), {"num_steps": 4}, "`num_steps` must be at most 3"),
+        (jnp.ones(3), {"num_steps": 0}, "`num_steps` must be a positive"),
+        (jnp.ones(3), {"num_steps": 2, "num_vectors": 0}, "`num_vectors`"),
+    ],
+)
+def test_impossible_arguments_of_lanczos(x, options, named):
+    with pytest.raises(ValueError, match=named):
+        jacobian_density_lanczos(jnp.tanh, x, KEY, **options)
