@@ -1,6 +1,6 @@
 """Finite random networks, to hold limiting spectra against."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Literal
 
@@ -8,20 +8,20 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ._activations import AbstractActivation
 from ._lanczos import jacobian_density_lanczos as jacobian_density_lanczos, LanczosDensity as LanczosDensity
 from ._memory import check_memory
 from ._misc import integer
-from ._networks import MLP
+from ._networks import AbstractNetwork, MLP
 from ._resnet import ResNet
 from ._sampling import integer_widths, sample_layers
 from ._spectrum import Spectrum
 
 
 def jacobian_eigenvalues(
-    net: MLP | ResNet,
+    net: AbstractNetwork,
     key: PRNGKeyArray,
     width: int | None = None,
     num_samples: int = 1,
@@ -45,6 +45,8 @@ def jacobian_eigenvalues(
     """
     if side not in ("input", "output"):
         raise ValueError(f"`side` must be 'input' or 'output', got {side!r}.")
+    if not isinstance(net, MLP | ResNet):
+        raise ValueError(f"`net` must be an MLP or a ResNet to be sampled, got {type(net).__name__}.")
     widths = _checked(net, width, num_samples)
     size = widths[0 if side == "input" else -1]
     num_numbers = 6 * max(widths) ** 2
@@ -124,11 +126,15 @@ def ks_distance(eigenvalues: Float[Array | np.ndarray, "..."], spectrum: Spectru
 
     **Raises:** `ValueError` if there are no eigenvalues, or some are not finite.
     """
-    rows = np.asarray(eigenvalues) + 0.0
-    values = np.sort(rows.ravel())
+    return jnp.asarray(_distance(*_limit_at(eigenvalues, spectrum)))
+
+
+def _limit_at(eigenvalues, spectrum: Spectrum) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The eigenvalues, on atoms where they cannot be told from them, and the limit's cdf at and just below each."""
+    values = np.asarray(eigenvalues) + 0.0
     if not values.size or not np.all(np.isfinite(values)):
         raise ValueError("`eigenvalues` must be finite, and at least one.")
-    rounding = float(np.finfo(values.dtype).eps) * (rows.shape or (1,))[-1]
+    rounding = float(np.finfo(values.dtype).eps) * (values.shape or (1,))[-1]
     noise = rounding * np.abs(values).max()
     values = np.where(np.abs(values) <= noise, noise, values)
     jump = np.zeros_like(values)
@@ -136,13 +142,65 @@ def ks_distance(eigenvalues: Float[Array | np.ndarray, "..."], spectrum: Spectru
         if place > 0 and mass > 0:
             near = np.abs(values - place) <= max(1e-8, rounding) * place
             values, jump = np.where(near, place, values), np.where(near, mass, jump)
-    above = np.asarray(spectrum.cdf(values))
-    below = np.where(values == noise, 0, above - jump)
+    at = np.asarray(spectrum.cdf(values))
+    return values, at, np.where(values == noise, 0, at - jump)
+
+
+def _distance(values: np.ndarray, at: np.ndarray, below: np.ndarray) -> float:
+    """The largest from the empirical distribution function of all values."""
+    values, at, below = values.ravel(), at.ravel(), below.ravel()
+    ranked = np.sort(values)
     distances = [
-        np.abs(above - np.searchsorted(values, values, "right") / values.size),
-        np.abs(below - np.searchsorted(values, values, "left") / values.size),
+        np.abs(at - np.searchsorted(ranked, values, "right") / values.size),
+        np.abs(below - np.searchsorted(ranked, values, "left") / values.size),
     ]
-    return jnp.asarray(np.nanmax(distances) if np.any(np.isfinite(above)) else np.nan)
+    return np.nanmax(distances) if np.any(np.isfinite(at)) else np.nan
+
+
+class Convergence(eqx.Module):
+    """How far single samples lie from a limit, on average, and all of one width pooled; `slope` is the exponent of the
+    width that the averages grow with.
+    """
+
+    widths: Int[Array, " widths"]
+    single: Float[Array, " widths"]
+    pooled: Float[Array, " widths"]
+    slope: Float[Array, ""]
+
+
+def convergence(
+    sample: Callable[[PRNGKeyArray, int, int], Float[Array, "samples N"]],
+    spectrum: Spectrum,
+    key: PRNGKeyArray,
+    widths: Sequence[int] = (50, 100, 200, 400),
+    num_samples: int = 16,
+) -> Convergence:
+    """Kolmogorov-Smirnov distances of samples from a spectrum as the width grows (host).
+
+    Eigenvalues of one matrix are rigid, `O(1/N)`; but each network's own variances `q_l` fluctuate by `O(1/sqrt(N))`,
+    and shift its spectrum. Pooling averages the shifts out.
+
+    **Arguments:**
+
+    - `sample`: of a key, a width and a number of samples, such as `functools.partial(jacobian_eigenvalues, net)`.
+    - `spectrum`: what to hold the samples against.
+    - `key`: of `jax.random`.
+    - `widths`: two at least, of the widest layer.
+    - `num_samples`: for every width.
+
+    **Returns:** distances, in `[0, 1]`, and the slope of `log distance` over `log width`.
+
+    **Raises:** `ValueError` if there are fewer than two widths, and as `sample` does.
+    """
+    if len(set(widths)) < 2:
+        raise ValueError(f"`widths` must be two different ones at least, got {widths!r}.")
+    single, pooled = [], []
+    for width, own_key in zip(widths, jax.random.split(key, len(widths)), strict=True):
+        limit = _limit_at(sample(own_key, width, num_samples), spectrum)
+        single.append(np.mean([_distance(*row) for row in zip(*limit, strict=True)]))
+        pooled.append(_distance(*limit))
+    slope, _ = np.polyfit(np.log(widths), np.log(single), 1)
+    return Convergence(*(jnp.asarray(x) for x in (widths, single, pooled, slope)))
 
 
 def _checked(net: MLP | ResNet, width: int | None, num_samples: int) -> list[int]:

@@ -1,0 +1,63 @@
+"""Samples come closer to the limit as they grow, whatever the network; `JFREE_FULL=1` tries 200 of them."""
+
+import functools
+import os
+
+import jax
+import numpy as np
+import pytest
+from helpers import MANY_SLOPES, random_mlp, random_resnet, TWO_SLOPES
+
+import jfree
+from jfree.empirical import convergence, fisher_eigenvalues, jacobian_eigenvalues, ks_distance
+
+NUM_NETWORKS = 200 if os.environ.get("JFREE_FULL") else 12
+
+
+def test_distances_fall_with_the_width():
+    net = jfree.MLP(np.ones(4), "hard_tanh", "gaussian", 1.5, 0.1)
+    sample = functools.partial(jacobian_eigenvalues, net)
+    found = convergence(sample, jfree.jacobian_spectrum(net), jax.random.key(0), (20, 80, 320), 24)
+    assert found.widths.tolist() == [20, 80, 320]
+    assert -0.8 < found.slope < -0.3
+    assert np.all(np.diff(found.single) < 0)
+    assert np.all(found.pooled < 0.7 * found.single)
+    other = jfree.jacobian_spectrum(jfree.MLP(np.ones(4), "hard_tanh", "gaussian", 1.7, 0.1))
+    assert convergence(sample, other, jax.random.key(0), (20, 80, 320), 24).slope > -0.2
+
+
+def test_one_width_has_no_slope():
+    net = jfree.MLP([1, 1])
+    with pytest.raises(ValueError, match="`widths` must be two"):
+        convergence(functools.partial(jacobian_eigenvalues, net), jfree.jacobian_spectrum(net), jax.random.key(0), (9,))
+
+
+def random_case(rng):
+    """A spectrum, and what samples it."""
+    names = TWO_SLOPES + MANY_SLOPES
+    kind = rng.choice(["jacobian", "fisher", "residual"])
+    if kind == "fisher":
+        net = random_mlp(rng, int(rng.integers(1, 5)), names)
+        return jfree.fisher_spectrum(net), functools.partial(fisher_eigenvalues, net)
+    make = random_resnet if kind == "residual" else random_mlp
+    net = make(rng, int(rng.integers(1, 5)), names)
+    return jfree.jacobian_spectrum(net), functools.partial(jacobian_eigenvalues, net)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(NUM_NETWORKS))
+def test_random_networks(seed):
+    """The limit is as far from a sample as other samples are, but for a factor."""
+    rng = np.random.default_rng(seed)
+    spectrum, sample = random_case(rng)
+    rows = np.asarray(sample(jax.random.key(seed), 160, 8))
+    each = [float(ks_distance(row, spectrum)) for row in rows]
+    values = np.sort(rows.ravel())
+    places = np.linspace(0, values.size - 1, 2000).astype(int)
+
+    def empirical(values):
+        return np.searchsorted(np.sort(values), rows.ravel()[places] * (1 + 1e-9), "right") / values.size
+
+    others = [np.abs(empirical(row) - empirical(np.delete(rows, k, 0).ravel())).max() for k, row in enumerate(rows)]
+    assert np.mean(each) < 3 * np.mean(others) + 4 / 160
+    jax.clear_caches()
