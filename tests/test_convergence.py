@@ -22,7 +22,7 @@ def test_distances_fall_with_the_width():
     assert -0.8 < found.slope < -0.3
     assert np.all(np.diff(found.single) < 0)
     assert np.all(found.pooled < 0.7 * found.single)
-    other = jfree.jacobian_spectrum(jfree.MLP(np.ones(4), "hard_tanh", "gaussian", 1.7, 0.1))
+    other = jfree.jacobian_spectrum(jfree.MLP(np.ones(4), "hard_tanh", "gaussian", 2.5, 0.1))
     assert convergence(sample, other, jax.random.key(0), (20, 80, 320), 24).slope > -0.2
 
 
