@@ -40,7 +40,10 @@ class Point(eqx.Module):
     def one_plus(self, b: ArrayLike) -> Complex[Array, " lanes"]:
         """`1 + b M(z)`."""
         b = jnp.asarray(b) * self.side
-        return _snap(1 - b * self.rank) + b * self.n
+        at_zero = 1 - b * self.rank
+        # Far from vanishing at m = -rank: there n, next to rank, would lose the digits of a small m.
+        far = at_zero < -1
+        return jnp.where(far, 1, _snap(at_zero)) + b * jnp.where(far, self.m, self.n)
 
     def multiplied(self, ratio: Array, slope: Array, log_scale: Array) -> "Point":
         """The point with `z` times `exp(log_scale) ratio`, `slope = d log ratio / du`, at the same `m`."""

@@ -52,6 +52,22 @@ def test_two_hidden_layers(seed):
     np.testing.assert_allclose(spectrum.quantile((1 - alpha[1]) / 2), q[2], rtol=1e-12)
 
 
+@pytest.mark.parametrize("shift", [7.0, 13.0, 17.0])
+def test_layers_that_are_nearly_dead(shift):
+    """What came before them is lost: the spectrum is that of the layers after, to the share that passes."""
+    dead = jfree.activations.ShiftedReLU(shift)  # active with probabilities from 1e-8 to 1e-50
+    later = ["relu", "hard_tanh", "linear"]
+    sigma_b = np.array([0.1, 0.0, 0.5, 0.2, 0.3])
+    net = jfree.MLP(np.ones(6), ["relu", dead, *later], "gaussian", 1.3, sigma_b)
+    field = jfree.propagate(net)
+    tail = jfree.MLP(np.ones(4), later, "gaussian", 1.3, sigma_b[2:], q0=field.phi2[1])
+    spectrum, expected = jfree.fisher_spectrum(net), jfree.fisher_spectrum(tail)
+    np.testing.assert_allclose(spectrum.edges(), expected.edges(), rtol=1e-9)
+    x = np.geomspace(float(expected.edges()[0]) / 10, 10 * float(expected.edges()[1]), 40)
+    np.testing.assert_allclose(spectrum.cdf(x), expected.cdf(x), atol=1e-9)
+    np.testing.assert_allclose(spectrum.density(x), expected.density(x), rtol=1e-6, atol=1e-9)
+
+
 @pytest.mark.parametrize("depth", [10, 100, 1000])
 def test_deep_isometric(depth):
     """Lemma 4.5 and Theorem 4.6 (largest eigenvalue, its weight) and Proposition 4.3 (mean), at a fixed point `q = 1`
