@@ -24,6 +24,8 @@ def outside(curve: Curve, log_x: Float[Array, " lanes"]) -> tuple[Bool[Array, " 
 def edges(curve: Curve, atoms: Atoms) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Smallest and largest point of the support away from 0; the smallest is 0 where the bulk reaches it.
 
+    It does as far as can be told if the farthest certified point lies in the bulk; NaN if none lies there or off it.
+
     Sections, first ever wider ones and then ever narrower, close in, in log x, on where the mass beyond a certified
     point off the support vanishes; from there Newton's method goes to the critical point of the curve, unless an atom
     stands in the last section.
@@ -41,7 +43,7 @@ def edges(curve: Curve, atoms: Atoms) -> tuple[Float[Array, ""], Float[Array, ""
     ends = jnp.arange(2)
 
     def section(state):
-        k, inside, beyond, enclosed, roots_beyond = state
+        k, inside, beyond, enclosed, roots_beyond, in_bulk = state
         log_x = inside[:, None] + (beyond - inside)[:, None] * fractions
         off, above, roots = outside(frozen, log_x.ravel())
         off, above = off.reshape(log_x.shape), above.reshape(log_x.shape)
@@ -54,6 +56,9 @@ def edges(curve: Curve, atoms: Atoms) -> tuple[Float[Array, ""], Float[Array, ""
         farther = jnp.where(outward * farther > outward * limit, limit, farther)
         lane = first + _NUM_SECTIONS * ends
         now = (roots.omega[lane], roots.unknowns[..., lane])
+        certified = roots.certified.reshape(log_x.shape)
+        farthest = jnp.max(jnp.where(certified, jnp.arange(_NUM_SECTIONS), -1), 1)
+        in_bulk = jnp.where(farthest < 0, in_bulk, roots.omega[farthest + _NUM_SECTIONS * ends].imag > 0)
         # What was free of the support once is so, whatever becomes of it among other points.
         return (
             k + 1,
@@ -61,6 +66,7 @@ def edges(curve: Curve, atoms: Atoms) -> tuple[Float[Array, ""], Float[Array, ""
             jnp.where(found | enclosed, points[ends, first + 1], farther),
             found | enclosed,
             jax.tree.map(lambda new, old: jnp.where(found, new, old), now, roots_beyond),
+            in_bulk,
         )
 
     def unfinished(state):
@@ -69,8 +75,9 @@ def edges(curve: Curve, atoms: Atoms) -> tuple[Float[Array, ""], Float[Array, ""
 
     omega = jnp.ones(2, jnp.result_type(dtype, jnp.complex64))
     unknowns = jnp.zeros((frozen.num_layers, frozen.num_unknowns, 2), omega.dtype)
-    state = (jnp.asarray(0), inside, inside + 10 * outward, jnp.zeros(2, bool), (omega, unknowns))
-    _, inside, beyond, free, roots = jax.lax.while_loop(unfinished, section, state)
+    no = jnp.zeros(2, bool)
+    state = (jnp.asarray(0), inside, inside + 10 * outward, no, (omega, unknowns), no)
+    _, inside, beyond, free, roots, in_bulk = jax.lax.while_loop(unfinished, section, state)
 
     omega, unknowns = _critical_point(frozen, *roots)
     omega = implicit_root(_slope, omega, (curve, unknowns))
@@ -83,7 +90,7 @@ def edges(curve: Curve, atoms: Atoms) -> tuple[Float[Array, ""], Float[Array, ""
     at_atom = jnp.min(distance, axis=1) < width
     sharp = jnp.abs(critical - beyond) < width
     value = jnp.exp(jnp.where(at_atom, atoms.log_locations[nearest], jnp.where(sharp, critical, beyond)))
-    lower = jnp.where(free[0], value[0], 0)
+    lower = jnp.where(free[0], value[0], jnp.where(in_bulk[0], 0, jnp.nan))
     return lower, jnp.where(free[1], value[1], jnp.nan)
 
 

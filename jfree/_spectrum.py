@@ -100,8 +100,8 @@ class Spectrum(eqx.Module):
     def edges(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """`(lower, upper)`: smallest and largest point of the support away from 0, atoms included.
 
-        `lower` is 0 when the bulk reaches down to 0. Where the density fades out without an edge, an end is where the
-        mass beyond it falls below 1e5 roundings.
+        `lower` is 0 when the bulk reaches down to 0, as far as points can be certified; NaN if none can below the mean.
+        Where the density fades out without an edge, an end is where the mass beyond it falls below 1e5 roundings.
         """
         return _edges(self)
 
@@ -354,7 +354,7 @@ def _quantile(spectrum, p):
     lower, upper = _edges(spectrum)
     atoms = _atoms(spectrum)
     frozen, now, ends = jax.lax.stop_gradient((spectrum, atoms, jnp.stack([lower, upper])))
-    log_ends = jnp.log(jnp.maximum(ends, tiny))
+    log_ends = jnp.log(jnp.where(ends > tiny, ends, tiny))  # NaN, too: the table goes down as far as it can
     log_ends = log_ends.at[0].max(log_ends[1] - 0.45 * log_max(p.dtype))
     # Graded towards the upper edge: where the bulk reaches down to 0, the table spans hundreds of decades.
     span = log_ends[1] - log_ends[0]
