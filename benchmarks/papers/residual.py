@@ -370,9 +370,9 @@ def residual_training(full: bool) -> Reproduction:
         [*checks, _same_ranking(runs)],
         _training_figure(runs),
         [
-            "At the default size sigma_w^2 = 1 fares as published with linear, ReLU and leaky ReLU. Tanh, hard tanh and "
-            "sigmoid train from it too, only slower, with losses that could be shown; sigmoid with Adam ends lowest from "
-            "it, and sigmoid with SGD learns fastest from the largest c.",
+            "At the default size sigma_w^2 = 1 fares as published with linear, ReLU and leaky ReLU. Tanh, hard tanh "
+            "and sigmoid train from it too, only slower, with losses that could be shown; sigmoid with Adam ends "
+            "lowest from it, and sigmoid with SGD learns fastest from the largest c.",
             "Between the c the order is that published for ReLU and leaky ReLU. For linear, tanh and hard tanh their "
             f"mean losses lie within {_spread(runs):.0%} of each other, about what seeds and batches do.",
             "Sigmoid adds 1/2 to every entry in every block, whatever its weights: all its first losses are alike, and "
