@@ -80,9 +80,10 @@ def freeness(full: bool) -> Reproduction:
         [
             "The papers prove convergence and give no rate. That of Collins and Hayase's proof is N^(-1/n) for n "
             "factors; what is seen is 1/N, for every word. Factors are centred with their limits, not with samples.",
-            "Moments of J J^T come within N^(-1/2) only in the end: the slopes of a layer fluctuate like independent "
-            "ones, and so does their mean. What the weights add, a bias and fluctuations of order 1/N, still counts at "
-            "these N where slopes vary little: SiLU and sigmoid come out between -1/2 and -1.",
+            "Moments of J J^T come within N^(-1/2) only: the slopes of a layer fluctuate like independent ones, and so "
+            "does their mean. Our expectation of -1/2 fails where slopes vary little, with SiLU and sigmoid, as what "
+            "Gaussian weights add, a bias and fluctuations of order 1/N, still counts at these N: for tr (J J*)^2 the "
+            "mean over activations is off by more than the tolerance.",
             "These are statements on normalised traces: single eigenvalues, as those of rectifier networks in "
             "`residual_spectra`, are not seen by them.",
             "All slopes are one family in Theorem 4.1, and must be: those of two layers commute and are asymptotically "
@@ -261,16 +262,16 @@ def _exponent_checks(fits: list[Row]) -> list[Check]:
     checks = []
     for weights in WEIGHTS:
         some = [row for row in fits if row["weights"] == weights]
-        slowest, mean = max(row["largest"] for row in some), float(np.mean([row["words"] for row in some]))
+        slowest = max(row["largest"] for row in some)
         bound = "below -1/2: squares are then summable over N (Borel-Cantelli)"
-        moments = [row[moment] for row in some for moment in MOMENTS]
-        ends = f"{min(moments):.2f} to {max(moments):.2f}"
-        within = min(moments) >= -1.1 and max(moments) <= -0.4
-        checks += [
-            Check(f"exponent, slowest word and activation, {weights}", "to 0 a.s.", slowest, bound, slowest < -0.5),
-            Check.near(f"exponent, mean of words, {weights} (expected, not published)", -1.0, mean, 0.1, False),
-            Check(f"exponents, moments of J J*, {weights}", "to free values a.s.", ends, "-1 to -1/2, +-0.1", within),
-        ]
+        checks.append(
+            Check(f"exponent, slowest word and activation, {weights}", "to 0 a.s.", slowest, bound, slowest < -0.5)
+        )
+        for what, value in (("words", -1.0), *((moment, -0.5) for moment in MOMENTS)):
+            ours = float(np.mean([row[what] for row in some]))
+            checks.append(
+                Check.near(f"mean exponent, {what}, {weights} (expected, not published)", value, ours, 0.1, False)
+            )
     return checks
 
 

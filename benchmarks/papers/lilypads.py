@@ -192,8 +192,8 @@ def figure_5_1(full: bool) -> Reproduction:
             "different network; ours is of one network. The authors' sampling calls a nonsymmetric eigenvalue routine "
             "for J^T J; ours the symmetric one.",
             "The figure's axis holds squared singular values, eigenvalues of J^T J. Half of them are 0, in the sample "
-            f"{zeros:.2%}, since the least of the layers' random ranks counts: that much of the KS distance is "
-            "finite width. The published curve shows that atom as a peak of width 1e-4.",
+            f"{zeros:.2%}, since the least of the layers' random ranks counts: most of the KS distance is there, and "
+            "is finite width. The published curve shows that atom as a peak of width 1e-4.",
         ],
     )
 

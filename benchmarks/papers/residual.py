@@ -182,7 +182,7 @@ def _spectrum(activation: str, c: float, num_samples: int, ax: Axes) -> Row:
     ax.stairs(np.histogram(eigenvalues, bins)[0] / eigenvalues.size / np.diff(bins), bins, color=color, alpha=0.6)
     ax.plot(x, spectrum.density(x), color=color, lw=1, label=f"c = {c:g}")
     ax.plot(x, limit.density(x), "k--", lw=0.7)
-    ax.plot(eigenvalues[~inside], 0 * eigenvalues[~inside], "v", color=color, clip_on=False)
+    ax.plot(eigenvalues[~inside], 0 * eigenvalues[~inside], "v", color=color)
     return {
         "activation": activation,
         "c": c,
@@ -370,9 +370,9 @@ def residual_training(full: bool) -> Reproduction:
         [*checks, _same_ranking(runs)],
         _training_figure(runs),
         [
-            "At the default size sigma_w^2 = 1 fares as published with linear, ReLU and leaky ReLU. Tanh, hard tanh "
-            "and sigmoid train from it too, only slower, with losses that could be shown; sigmoid with Adam ends "
-            "lowest from it, and sigmoid with SGD learns fastest from the largest c.",
+            "At the default size sigma_w^2 = 1 fares as published with linear, ReLU and leaky ReLU. The others train "
+            "from it too, only slower, with losses that could be shown; sigmoid with Adam ends lowest from it, and "
+            "sigmoid with SGD learns fastest from the largest c.",
             "Between the c the order is that published for ReLU and leaky ReLU. For linear, tanh and hard tanh their "
             f"mean losses lie within {_spread(runs):.0%} of each other, about what seeds and batches do.",
             "Sigmoid adds 1/2 to every entry in every block, whatever its weights: all its first losses are alike, and "
