@@ -483,13 +483,20 @@ def _work_through(curve: Curve, z: Array, valid: Array, max_steps: int) -> _Work
     def fill_in(work, anchors, chosen):
         """Polishes anchors, and what lies between them."""
         left, right = _neighbours(anchors)
-        guess = _between(log_z, (log_z[left], _take(work, left)), (log_z[right], _take(work, right)))
-        guess = jax.tree.map(lambda x, y: jnp.where(chosen & ~anchors, x, y), guess, (work.omega, work.unknowns))
-        work = eqx.tree_at(lambda w: (w.omega, w.unknowns), work, guess)
-        if curve.num_unknowns == 0:  # one step is so cheap that finding out who needs it costs more
-            most = 2 * jnp.sum(chosen) > num_lanes
-            work = jax.lax.cond(most, lambda w: _polish(curve, z, w, chosen, 1), lambda w: w, work)
-        return _in_tiles(polish, work, chosen & (work.code != _OK), width)
+
+        def guessed(tile, index, chosen):
+            guess = _between(log_z[index], *((log_z[i], _take(work, i)) for i in (left[index], right[index])))
+            between = chosen & ~anchors[index]
+            guess = jax.tree.map(lambda x, y: jnp.where(between, x, y), guess, (tile.omega, tile.unknowns))
+            return eqx.tree_at(lambda w: (w.omega, w.unknowns), tile, guess)
+
+        if curve.num_unknowns > 0:
+            return _in_tiles(lambda tile, *lanes: polish(guessed(tile, *lanes), *lanes), work, chosen, width)
+        # One step is so cheap that finding out who needs it costs more.
+        once = guessed(work, jnp.arange(num_lanes), chosen)
+        most = 2 * jnp.sum(chosen) > num_lanes
+        once = jax.lax.cond(most, lambda w: _polish(curve, z, w, chosen, 1), lambda w: w, once)
+        return _in_tiles(polish, once, chosen & (once.code != _OK), width)
 
     def round_of(state):
         first, work = state

@@ -5,8 +5,9 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, PRNGKeyArray
-from matfree.decomp import tridiag_sym
+from matfree.decomp import hessenberg
 
 from ._memory import check_memory
 from ._misc import check, inexact_asarray, integer, is_finite, Reals
@@ -26,28 +27,32 @@ class LanczosDensity(eqx.Module):
     def cdf(self, x: Reals) -> Float[Array, "..."]:
         """The mean over the vectors of their distribution functions.
 
-        One rises by the weight of a converged node there, and is linear elsewhere, through what lies below the other
-        nodes and half their own weight: that is in error by less than the weight.
+        Each rises by the weight of a converged node there, and is linear elsewhere, through what lies below the other
+        nodes and half their own weight, from the first node to the last.
+
+        **Raises:** `ValueError` if some `x` is not finite.
         """
-        x = inexact_asarray(x)
+        x = check(inexact_asarray(x), is_finite, "`x` must be finite.")
         total = jnp.cumsum(self.weights, axis=1)
         left = total - jnp.where(self.converged, 1, 0.5) * self.weights
         right = jnp.where(self.converged, total, left)
 
         def one(nodes, left, right):
             heights = jnp.stack([left, right], axis=1).ravel()
-            return jnp.interp(x, jnp.repeat(nodes, 2), heights, left=0, right=1)
+            return jnp.where(x >= nodes[-1], 1, jnp.interp(x, jnp.repeat(nodes, 2), heights, left=0))
 
         return jnp.mean(jax.vmap(one)(self.nodes, left, right), axis=0)
 
     def density(self, x: Reals, smoothing: ArrayLike) -> Float[Array, "..."]:
         """Smoothed with a Cauchy law of scale `smoothing`, as `Spectrum.density(x, smoothing)` is.
 
-        **Raises:** `ValueError` if `smoothing` is not positive.
+        **Raises:** `ValueError` if some `x` is not finite, or `smoothing` is not positive.
         """
-        x = inexact_asarray(x)
-        y = check(jnp.asarray(smoothing, x.dtype), lambda y: y > 0, "`smoothing` must be positive.")
-        kernel = y / (jnp.square(x[..., None, None] - self.nodes) + jnp.square(y)) / jnp.pi
+        x = check(inexact_asarray(x), is_finite, "`x` must be finite.")
+        y = check(jnp.asarray(smoothing, x.dtype), lambda y: (y > 0) & (y < np.inf), "`smoothing` must be positive.")
+        x, y = jnp.broadcast_arrays(x, y)
+        x, y = x[..., None, None], y[..., None, None]
+        kernel = y / (jnp.square(x - self.nodes) + jnp.square(y)) / jnp.pi
         return jnp.mean(jnp.sum(self.weights * kernel, axis=-1), axis=-1)
 
 
@@ -84,7 +89,8 @@ def jacobian_density_lanczos(
     num_steps, num_vectors = integer("num_steps", num_steps), integer("num_vectors", num_vectors)
     if num_steps > x.size:
         raise ValueError(f"`num_steps` must be at most {x.size}, the size of `x`, got {num_steps}.")
-    check_memory("`num_steps` times `num_vectors`", 2 * num_steps * num_vectors * x.size * x.dtype.itemsize)
+    num_numbers = num_vectors * num_steps * (2 * x.size + 6 * num_steps)
+    check_memory("`num_steps` times `num_vectors`", num_numbers * x.dtype.itemsize)
     vectors = jax.random.normal(key, (num_vectors, x.size), x.dtype)
     return LanczosDensity(*_quadrature(model, x, vectors, num_steps))
 
@@ -93,14 +99,23 @@ def jacobian_density_lanczos(
 def _quadrature(model: Callable, x: Array, vectors: Array, num_steps: int) -> tuple[Array, Array, Array]:
     _, push = jax.linearize(model, x)
     pull = jax.linear_transpose(push, x)
-    tridiagonal = tridiag_sym(num_steps, reortho="full", custom_vjp=False)
+    eps = float(jnp.finfo(x.dtype).eps)
+    decompose = hessenberg(num_steps, reortho="full", custom_vjp=False)
 
     def one(vector):
-        found = tridiagonal(lambda v: pull(push(v))[0], vector / jnp.linalg.norm(vector))
-        nodes, basis = jnp.linalg.eigh(found.J_small)
-        # The residual of a Ritz vector.
-        residual = jnp.linalg.norm(found.residual) * jnp.abs(basis[-1])
-        converged = residual <= jnp.finfo(x.dtype).eps ** 0.5 * jnp.abs(nodes[-1])
-        return jnp.maximum(nodes, 0), jnp.square(basis[0]), converged
+        found = decompose(lambda v: pull(push(v))[0], vector / jnp.linalg.norm(vector))
+        assert isinstance(found.J_small, Array)
+        diagonal = jnp.diagonal(found.J_small)
+        beside = jnp.append(jnp.diagonal(found.J_small, -1), jnp.linalg.norm(found.residual))
+        # The vectors end where the next one vanishes: what the method finds after that is rounding.
+        size = jax.lax.cummax(jnp.where(jnp.isfinite(diagonal), jnp.abs(diagonal), 0))
+        more = jnp.cumprod(beside > eps**0.5 * size) > 0
+        diagonal = jnp.where(jnp.append(True, more[:-1]), diagonal, 0)
+        beside = jnp.where(more, beside, 0)
+        tridiagonal = jnp.diag(diagonal) + jnp.diag(beside[:-1], 1) + jnp.diag(beside[:-1], -1)
+        nodes, basis = jnp.linalg.eigh(tridiagonal)
+        converged = beside[-1] * jnp.abs(basis[-1]) <= eps**0.5 * nodes[-1]  # the residual of a Ritz vector
+        nodes = jnp.where(nodes <= x.size * eps * nodes[-1], 0, nodes)
+        return nodes, jnp.square(basis[0]), converged
 
     return jax.vmap(one)(vectors)

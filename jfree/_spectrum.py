@@ -354,7 +354,8 @@ def _quantile(spectrum, p):
     lower, upper = _edges(spectrum)
     atoms = _atoms(spectrum)
     frozen, now, ends = jax.lax.stop_gradient((spectrum, atoms, jnp.stack([lower, upper])))
-    log_ends = jnp.log(jnp.where(ends > tiny, ends, tiny))  # NaN, too: the table goes down as far as it can
+    ends = ends.at[0].set(jnp.where(lower > tiny, ends[0], tiny))  # of NaN, too: the table goes as far as it can
+    log_ends = jnp.log(jnp.maximum(ends, tiny))
     log_ends = log_ends.at[0].max(log_ends[1] - 0.45 * log_max(p.dtype))
     # Graded towards the upper edge: where the bulk reaches down to 0, the table spans hundreds of decades.
     span = log_ends[1] - log_ends[0]

@@ -41,7 +41,7 @@ def jacobian_eigenvalues(
     **Returns:** the squared singular values of `J = D_L W_L ... D_1 W_1`, ascending, one row per network.
 
     **Raises:** `ValueError` if `side` is neither, `num_samples` or `width` is not a positive integer, or a width is
-    not an integer or rounds to 0.
+    not an integer or rounds to 0; `MemoryError` if the matrices would not fit.
     """
     if side not in ("input", "output"):
         raise ValueError(f"`side` must be 'input' or 'output', got {side!r}.")
@@ -50,11 +50,12 @@ def jacobian_eigenvalues(
     widths = _checked(net, width, num_samples)
     size = widths[0 if side == "input" else -1]
     num_numbers = 6 * max(widths) ** 2
+    check_memory("`width`", num_numbers * net.sigma_w.dtype.itemsize)
 
     def eigenvalues(keys):
         return _squared_singular_values(_sample_jacobians(net, widths, keys), size)
 
-    return _in_batches(eigenvalues, key, num_samples, num_numbers, net.sigma_w.dtype, "`width`")
+    return _in_batches(eigenvalues, key, num_samples, num_numbers)
 
 
 def fisher_eigenvalues(
@@ -98,17 +99,17 @@ def full_fisher_eigenvalues(
     if not isinstance(net, MLP):
         raise ValueError(f"`net` must be an MLP, got {type(net).__name__}: no other Fisher spectrum is available.")
     widths, n = _checked(net, width, num_samples), integer("num_inputs", num_inputs)
+    num_numbers = 4 * (n if block_diagonal else n**2) * max(widths) ** 2
+    check_memory("`num_inputs` or `width`", num_numbers * net.sigma_w.dtype.itemsize)
     first, second = (np.arange(n), np.arange(n)) if block_diagonal else np.triu_indices(n)
-    num_numbers = 4 * (first.size if block_diagonal else n**2) * max(widths) ** 2
 
     def eigenvalues(keys):
         blocks = _sample_fishers(net, widths, keys, n, first, second) / n
         if block_diagonal:
-            return jnp.sort(jnp.linalg.eigvalsh(blocks).reshape(keys.size, -1), axis=1)
+            return jnp.sort(jnp.linalg.eigvalsh(blocks).reshape(keys.shape[0], -1), axis=1)
         return jnp.linalg.eigvalsh(_assembled(blocks, n, first, second))
 
-    what = "`num_inputs` or `width`"
-    return jnp.maximum(_in_batches(eigenvalues, key, num_samples, num_numbers, net.sigma_w.dtype, what), 0)
+    return jnp.maximum(_in_batches(eigenvalues, key, num_samples, num_numbers), 0)
 
 
 def ks_distance(eigenvalues: Float[Array | np.ndarray, "..."], spectrum: Spectrum) -> Float[Array, ""]:
@@ -190,16 +191,26 @@ def convergence(
 
     **Returns:** distances, in `[0, 1]`, and the slope of `log distance` over `log width`.
 
-    **Raises:** `ValueError` if there are fewer than two widths, and as `sample` does.
+    The slope is NaN where fewer than two distances are positive.
+
+    **Raises:** `ValueError` if there are fewer than two widths, one is not a positive integer, or `sample` does not
+    return one row per sample; and as `sample` does.
     """
+    widths = [integer("widths", width) for width in widths]
     if len(set(widths)) < 2:
         raise ValueError(f"`widths` must be two different ones at least, got {widths!r}.")
     single, pooled = [], []
     for width, own_key in zip(widths, jax.random.split(key, len(widths)), strict=True):
-        limit = _limit_at(sample(own_key, width, num_samples), spectrum)
+        rows = sample(own_key, width, num_samples)
+        if rows.ndim != 2:
+            raise ValueError(f"`sample` must return one row of eigenvalues per sample, got shape {rows.shape}.")
+        limit = _limit_at(rows, spectrum)
         single.append(np.mean([_distance(*row) for row in zip(*limit, strict=True)]))
         pooled.append(_distance(*limit))
-    slope, _ = np.polyfit(np.log(widths), np.log(single), 1)
+    known = np.greater(single, 0)
+    slope = np.nan
+    if known.sum() > 1:
+        slope, _ = np.polyfit(np.log(widths)[known], np.log(np.asarray(single)[known]), 1)
     return Convergence(*(jnp.asarray(x) for x in (widths, single, pooled, slope)))
 
 
@@ -212,15 +223,9 @@ _BATCH = 2**25  # numbers that samples worked on at once take; more do not make 
 
 
 def _in_batches(
-    eigenvalues: Callable[[PRNGKeyArray], Array],
-    key: PRNGKeyArray,
-    num_samples: int,
-    num_numbers: int,
-    dtype,
-    what: str,
+    eigenvalues: Callable[[PRNGKeyArray], Array], key: PRNGKeyArray, num_samples: int, num_numbers: int
 ) -> Array:
     """`eigenvalues` of so many samples, of `num_numbers` each, as many at once as is worth it."""
-    check_memory(what, num_numbers * dtype.itemsize)
     keys, size = jax.random.split(key, num_samples), max(1, _BATCH // num_numbers)
     return jnp.concatenate([eigenvalues(keys[k : k + size]) for k in range(0, num_samples, size)])
 
@@ -230,7 +235,7 @@ def _sample_jacobians(net: MLP | ResNet, widths: list[int], keys: PRNGKeyArray) 
 
 
 def _sample_plain(net: MLP, widths: list[int], keys: PRNGKeyArray) -> Array:
-    jacobians = jnp.broadcast_to(jnp.eye(widths[0], dtype=net.sigma_w.dtype), (keys.size, widths[0], widths[0]))
+    jacobians = jnp.broadcast_to(jnp.eye(widths[0], dtype=net.sigma_w.dtype), (keys.shape[0], widths[0], widths[0]))
     for _, weights, slopes in _forward(net, widths, keys, 1):
         jacobians = _times_layer(weights, slopes[:, 0], jacobians)
     return jacobians
@@ -240,7 +245,7 @@ def _sample_fishers(
     net: MLP, widths: list[int], keys: PRNGKeyArray, num_inputs: int, first: np.ndarray, second: np.ndarray
 ) -> Float[Array, "samples pairs N_L N_L"]:
     """Blocks `(1 / N_L) J_theta(x) J_theta(y)^T` of pairs of inputs."""
-    shape = (keys.size, first.size, widths[0], widths[0])
+    shape = (keys.shape[0], first.size, widths[0], widths[0])
     blocks = jnp.zeros(shape, net.sigma_w.dtype)
     for x, weights, slopes in _forward(net, widths, keys, num_inputs):
         share = jnp.sum(x[:, first] * x[:, second], axis=-1) / widths[-1]
@@ -303,7 +308,7 @@ def _sample_residual(net: ResNet, widths: list[int], keys: PRNGKeyArray) -> Arra
     """One forward pass, the Jacobian carried along."""
     input_keys, keys = jax.vmap(jax.random.split, out_axes=1)(keys)
     x = _random_inputs(net, 1, widths[0], input_keys)
-    jacobians = jnp.broadcast_to(jnp.eye(widths[0], dtype=x.dtype), (keys.size, widths[0], widths[0]))
+    jacobians = jnp.broadcast_to(jnp.eye(widths[0], dtype=x.dtype), (keys.shape[0], widths[0], widths[0]))
     layers = zip(net.activations, sample_layers(net, widths, keys), strict=True)
     for _ in range(net.depth):
         y, branch = x, jacobians

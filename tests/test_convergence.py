@@ -32,6 +32,18 @@ def test_one_width_has_no_slope():
         convergence(functools.partial(jacobian_eigenvalues, net), jfree.jacobian_spectrum(net), jax.random.key(0), (9,))
 
 
+def test_no_distance_has_no_slope():
+    net = jfree.MLP([1, 1], "linear", "orthogonal")
+    sample = functools.partial(jacobian_eigenvalues, net)
+    assert np.isnan(convergence(sample, jfree.jacobian_spectrum(net), jax.random.key(0), (5, 10), 2).slope)
+
+
+def test_samples_come_in_rows():
+    spectrum = jfree.jacobian_spectrum(jfree.MLP([1, 1]))
+    with pytest.raises(ValueError, match="`sample` must return one row"):
+        convergence(lambda key, width, num: jax.numpy.ones(width), spectrum, jax.random.key(0), (5, 10), 2)
+
+
 def random_case(rng):
     """A spectrum, and what samples it."""
     names = TWO_SLOPES + MANY_SLOPES

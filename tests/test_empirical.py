@@ -187,3 +187,42 @@ def test_lanczos_finds_what_is_an_atom():
 def test_impossible_arguments_of_lanczos(x, options, named):
     with pytest.raises(ValueError, match=named):
         jacobian_density_lanczos(jnp.tanh, x, KEY, **options)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_lanczos_beyond_the_rank(dtype):
+    """A classifier: 10 eigenvalues, atoms all, and 0."""
+    net = jax.tree.map(lambda x: x.astype(dtype) if hasattr(x, "astype") else x, jfree.MLP([200, 200, 10], "tanh"))
+    model, x = jfree.to_equinox(net, KEY), jax.random.normal(jax.random.key(1), (200,), dtype)
+    found = jacobian_density_lanczos(model, x, jax.random.key(2), num_vectors=64)
+    top = jnp.linalg.norm(jax.jacobian(model)(x), 2) ** 2
+    assert np.isclose(found.nodes.max(), top, rtol=1e-4)
+    assert np.allclose(found.weights.sum(axis=1), 1, rtol=1e-5)
+    assert np.isclose(found.cdf(0.0), 0.95, atol=0.01)
+    assert found.cdf(found.nodes.max()) == 1
+
+
+def test_lanczos_of_a_dead_network():
+    found = jacobian_density_lanczos(lambda x: jax.nn.relu(-x), jnp.ones(9), KEY, num_steps=3)
+    assert np.array_equal(found.cdf([-0.1, 0.0, 1.0]), [0, 1, 1])
+
+
+@pytest.mark.parametrize(("x", "y"), [([jnp.nan], 0.1), ([1.0], 0.0), ([1.0], jnp.inf)])
+def test_impossible_points_of_lanczos(x, y):
+    found = jacobian_density_lanczos(jnp.tanh, jnp.ones(9), KEY, num_steps=3)
+    with pytest.raises(ValueError, match=r"`x` must be finite|`smoothing` must be positive"):
+        found.density(x, y)
+
+
+def test_smoothing_may_vary_from_point_to_point():
+    found = jacobian_density_lanczos(jnp.tanh, jnp.ones(9), KEY, num_steps=2)
+    each = [found.density(x, y) for x, y in ((1.0, 0.1), (5.0, 10.0))]
+    assert np.allclose(found.density([1.0, 5.0], jnp.asarray([0.1, 10.0])), each)
+
+
+def test_raw_keys_are_keys():
+    """Of the older kind, with a trailing axis."""
+    key = jax.random.PRNGKey(0)
+    for sample in (jacobian_eigenvalues, fisher_eigenvalues):
+        assert sample(RELU, key, width=6, num_samples=2).shape == (2, 6)
+    assert full_fisher_eigenvalues(RELU, key, 2, width=6, block_diagonal=True).shape == (1, 12)
