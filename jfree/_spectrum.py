@@ -1,6 +1,8 @@
 """The spectrum of a random matrix, read off its curve."""
 
+import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal, TYPE_CHECKING
 
 import equinox as eqx
@@ -73,7 +75,7 @@ class Spectrum(eqx.Module):
         if smoothing is None:
             return _density(self, x)
         y = check(jnp.asarray(smoothing, x.dtype), lambda y: (y > 0) & (y < np.inf), "`smoothing` must be positive.")
-        return -_solve(self, jax.lax.complex(*jnp.broadcast_arrays(x, y))).G.imag / jnp.pi
+        return _smoothed_density(self, _above_axis(x, y))
 
     def cdf(self, x: Reals) -> Float[Array, "..."]:
         """`mu([0, x])`, atoms included: `1 - Im Phi(x + i0) / pi` with `Phi' = G`; nothing is integrated.
@@ -243,17 +245,23 @@ def _lanes(method):
             raise ValueError("At least one point is needed, got an empty array.")
         grain = max(64, 2 ** (x.size - 1).bit_length() // 8)
         padding = -x.size % grain
-        lanes = jnp.pad(x.ravel(), (0, padding), mode="edge") if padding else x.ravel()
-        return jax.tree.map(lambda y: y[: x.size].reshape(x.shape), method(spectrum, lanes))
+        if padding == 0 and x.ndim == 1:
+            return method(spectrum, x)
+        return _unpadded(method(spectrum, jnp.pad(x.ravel(), (0, padding), mode="edge")), x.shape)
 
     return wrapped
 
 
+@partial(jax.jit, static_argnums=1)
+def _unpadded(tree, shape: tuple[int, ...]):
+    return jax.tree.map(lambda y: y[: math.prod(shape)].reshape(shape), tree)
+
+
 # Compiled apart from what is read off the roots, and so once for all methods.
-_roots = eqx.filter_jit(solve)
+_roots = jax.jit(solve)
 
 
-@eqx.filter_jit
+@jax.jit
 def _read_values(curve: Curve, z: Array, roots: Roots) -> tuple[Array, Array]:
     """`m` and `G`, NaN where they are not certified."""
     point = curve.point(roots.omega, roots.unknowns)
@@ -266,7 +274,8 @@ def _read_values(curve: Curve, z: Array, roots: Roots) -> tuple[Array, Array]:
 @_lanes
 def _solve(spectrum, z):
     roots = _roots(spectrum.curve, z)
-    return Solution(*_read_values(spectrum.curve, z, roots), roots.result, roots.num_steps)
+    m, G = _read_values(spectrum.curve, z, roots)
+    return Solution(m, G, roots.result, roots.num_steps)
 
 
 def _on_axis(x: Array) -> Array:
@@ -274,14 +283,14 @@ def _on_axis(x: Array) -> Array:
     return jax.lax.complex(jnp.where(x > 0, x, 1), jnp.zeros_like(x))
 
 
-@eqx.filter_jit
+@jax.jit
 def _density_points(curve: Curve, x: Array) -> Array:
     """At 0 the density is infinite or 0, as the bulk reaches it or not."""
     near_zero = jnp.exp(curve.cumulants.log_mean - 0.2 * log_max(x.dtype))
     return _on_axis(jnp.where(x == 0, near_zero, x))
 
 
-@eqx.filter_jit
+@jax.jit
 def _read_density(curve: Curve, x: Array, z: Array, roots: Roots) -> Array:
     _, G = _read_values(curve, z, roots)
     density = jnp.maximum(-G.imag, 0) / jnp.pi
@@ -295,10 +304,26 @@ def _density(spectrum, x):
     return _read_density(spectrum.curve, x, z, _roots(spectrum.curve, z))
 
 
+@jax.jit
+def _above_axis(x: Array, y: Array) -> Array:
+    return jax.lax.complex(*jnp.broadcast_arrays(x, y))
+
+
+@jax.jit
+def _read_smoothed_density(curve: Curve, z: Array, roots: Roots) -> Array:
+    _, G = _read_values(curve, z, roots)
+    return -G.imag / jnp.pi
+
+
+@_lanes
+def _smoothed_density(spectrum, z):
+    return _read_smoothed_density(spectrum.curve, z, _roots(spectrum.curve, z))
+
+
 _BESIDE = 0.45  # exponent of the distance, in roundings, at which the two sides of an atom are looked at
 
 
-@eqx.filter_jit
+@jax.jit
 def _beside_atoms(curve: Curve, x: Array) -> Array:
     """Moves what lies on an atom just above it, what lies just below it just below: the curve is singular there."""
     eps = jnp.finfo(x.dtype).eps
@@ -310,7 +335,7 @@ def _beside_atoms(curve: Curve, x: Array) -> Array:
     return _on_axis(jnp.where(jnp.abs(x - atom) < width * atom, beside, x))
 
 
-@eqx.filter_jit
+@jax.jit
 def _read_cdf(curve: Curve, x: Array, roots: Roots) -> Array:
     phi = curve.potential(roots.omega, roots.unknowns)[1]
     cdf = jnp.where(roots.certified, jnp.clip(1 - phi.imag / jnp.pi, 0, 1), jnp.nan)
@@ -322,7 +347,7 @@ def _cdf(spectrum, x):
     return _read_cdf(spectrum.curve, x, _roots(spectrum.curve, _beside_atoms(spectrum.curve, x)))
 
 
-@eqx.filter_jit
+@jax.jit
 def _read_log_potential(curve: Curve, x: Array, roots: Roots) -> Array:
     phi = curve.potential(roots.omega, roots.unknowns)[1]
     potential = jnp.where(roots.certified, phi.real, jnp.nan)

@@ -2,10 +2,10 @@ import os
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # several processes share the cores
 
-# Tests compile much and run little.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-)
+# Tests compile much and run little, unless run in full.
+if not os.environ.get("JFREE_FULL"):
+    flags = " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + flags
 
 import jax
 import pytest
