@@ -471,7 +471,9 @@ class Curve(eqx.Module):
                 k += operation.num_unknowns
             return (point, carry), (jnp.concatenate(found), jnp.concatenate(tangents))
 
-        (point, carry), found = jax.lax.scan(layer, (start, carry), (self.operations, unknowns))
+        (point, carry), found = jax.lax.scan(
+            jax.checkpoint(layer, prevent_cse=False), (start, carry), (self.operations, unknowns)
+        )
         for operation in self.last:
             point, carry, *_ = apply(operation, point, carry, unknowns[0, :0])
         return point, carry, found

@@ -71,7 +71,7 @@ def forward(
         return phi2, (q, phi2, variance_w * slope)
 
     xs = (jnp.arange(len(activations)), jnp.square(sigma_w), jnp.square(sigma_b))
-    return MeanField(*jax.lax.scan(layer, q0, xs)[1])
+    return MeanField(*jax.lax.scan(jax.checkpoint(layer, prevent_cse=False), q0, xs)[1])
 
 
 def _variance_map(log_q, activation, sigma_w, sigma_b):
