@@ -33,7 +33,7 @@ class RESULTS(eqx.Enumeration):
     wrong_branch = "Not certified: the root found leaves the half planes of the physical branch."
     no_root = "Not certified: the alpha test does not confirm a root; the point lies too near an edge or an atom."
     unresolved_law = "Not certified: the quadrature of a layer's law is too coarse this close to its support."
-    invalid_input = "`z` is not finite, or is 0."
+    invalid_input = "`z` is not finite, is 0, or is so far from the mean that its square leaves the range of floats."
 
 
 def _results(code: Int[Array, " lanes"]) -> RESULTS:  # pyright: ignore[reportInvalidTypeForm]
@@ -438,7 +438,7 @@ def _polish(curve: Curve, z: Array, work: _Work, pending: Bool[Array, " lanes"],
         return (k < max_steps) & jnp.any(active)
 
     start = (0, pending, jnp.zeros(z.shape, bool), work)
-    _, active, _, found = jax.lax.while_loop(unfinished, advance, start)
+    _, active, _, found = advance(start) if max_steps == 1 else jax.lax.while_loop(unfinished, advance, start)
     code = jnp.where(active & (found.code == _OK), _NO_ROOT, found.code)
     nothing = (code == _NO_ROOT) | (code == _WRONG_BRANCH)
     code = jnp.where(nothing & ((work.code == _MAX_STEPS) | (work.code == _UNRESOLVED)), work.code, code)
@@ -522,11 +522,14 @@ def solve(curve: Curve, z: Complex[Array, " lanes"], max_steps: int = 100) -> Ro
     """
     frozen = jax.lax.stop_gradient(curve)
     target = jax.lax.stop_gradient(z) * jnp.exp(-frozen.cumulants.log_scale)
-    valid = jnp.isfinite(target.real) & jnp.isfinite(target.imag) & (target != 0)
+    size = jnp.maximum(jnp.abs(target.real), jnp.abs(target.imag))
+    valid = jnp.isfinite(size) & (jnp.abs(jnp.log(size)) < log_max(size.dtype) / 2)
     target = jnp.where(valid, target, -1)
 
     num_lanes = z.shape[0]
-    order = jnp.argsort(magnitude(target))
+    distance = magnitude(target)
+    in_order = jnp.all(distance[1:] >= distance[:-1])  # as grids are: sorting is slow
+    order = jax.lax.cond(in_order, lambda: jnp.arange(num_lanes), lambda: jnp.argsort(distance))
     target, valid = target[order], valid[order]
     chunk, _ = _widths()
     if num_lanes > chunk:
