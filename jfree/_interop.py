@@ -23,8 +23,8 @@ from ._activations import (
     Softplus,
     Tanh,
 )
-from ._misc import integer
-from ._networks import MLP
+from ._misc import check, integer
+from ._networks import MLP, positive
 from ._resnet import ResNet
 from ._sampling import integer_widths, sample_weights
 from ._weights import AbstractWeights
@@ -127,7 +127,8 @@ def from_equinox(model: EquinoxModel, q0: ArrayLike = 1.0, weights: str | Abstra
 
     - `model`: an `eqx.nn.MLP`, an `eqx.nn.Sequential` of `eqx.nn.Linear`, each followed by at most one
         `eqx.nn.Lambda`, or a `jfree.ResidualMLP`, of which the blocks are read. Functions that are not known become
-        `FromFunction`; `jax.nn.gelu` becomes `GELU`, from which its default, approximate form differs by `5e-4`.
+        `FromFunction`, with knots if they are of `jax.nn`; `jax.nn.gelu` becomes `GELU`, from which its default,
+        approximate form differs by `5e-4`.
     - `q0`: mean square of the input's entries, at the first block of a `ResidualMLP`.
     - `weights`: the law that the weights shall have.
 
@@ -228,10 +229,11 @@ def _redrawn(linear: eqx.nn.Linear, weight: Array, bias: Array) -> eqx.nn.Linear
 def _scales(linears: list[eqx.nn.Linear]) -> tuple[Float[Array, " layers"], Float[Array, " layers"]]:
     """`sigma_w` and `sigma_b`, as measured."""
     biases = [jnp.zeros(1, x.weight.dtype) if x.bias is None else x.bias for x in linears]
+    if any(x.weight.ndim != 2 for x in linears):
+        raise ValueError("`model` must be one network: read a stack of them under `jax.vmap`, or one by one.")
     sigma_w = [_root_mean_square(x.weight) * x.weight.shape[1] ** 0.5 for x in linears]
-    if not all(bool(scale > 0) for scale in sigma_w):
-        raise ValueError("`model` must have finite weights that are not all 0, in every layer.")
-    return jnp.stack(sigma_w), jnp.stack([_root_mean_square(bias) for bias in biases])
+    scales = check(jnp.stack(sigma_w), positive, "`model` must have finite weights that are not all 0, in every layer.")
+    return scales, jnp.stack([_root_mean_square(bias) for bias in biases])
 
 
 def _root_mean_square(x: Array) -> Float[Array, ""]:
@@ -310,6 +312,12 @@ _MORE_FUNCTIONS: tuple[tuple[type[AbstractActivation], Activation], ...] = (
     (LeakyReLU, jax.nn.leaky_relu),
     (HardTanh, jax.nn.hard_tanh),
 )
+_KNOTS: tuple[tuple[Activation, tuple[float, ...]], ...] = (
+    (jax.nn.relu6, (0.0, 6.0)),
+    (jax.nn.hard_sigmoid, (-3.0, 3.0)),
+    (jax.nn.hard_silu, (-3.0, 3.0)),
+    (jax.nn.hard_swish, (-3.0, 3.0)),
+)
 
 
 def _apply(activation: Activation, x: Array) -> Array:
@@ -338,5 +346,6 @@ def _activation(fn: Activation) -> AbstractActivation:
             return kind()
     has_arrays = any(eqx.is_array(x) for x in jax.tree.leaves(fn))
     static = (lambda x: fn(x)) if has_arrays else fn  # arrays have no hash
-    activation, jaxpr = FromFunction(static), jax.make_jaxpr(static)(0.0).jaxpr
+    knots = next((knots for known, knots in _KNOTS if fn is known), ())
+    activation, jaxpr = FromFunction(static, knots), jax.make_jaxpr(static)(0.0).jaxpr
     return Linear() if jaxpr.outvars == jaxpr.invars else activation

@@ -82,16 +82,19 @@ def _variance_map(log_q, activation, sigma_w, sigma_b):
 def fixed_point(activation: str | AbstractActivation, sigma_w: ArrayLike, sigma_b: ArrayLike) -> Float[Array, ""]:
     """The variance `q*` that layers of one kind settle to: `q = sigma_w^2 E phi(sqrt(q) Z)^2 + sigma_b^2`.
 
-    The largest solution, differentiable in all arguments; NaN where `q` grows without bound, 0 where it decays to 0.
+    The largest solution between `exp(-50)` and `exp(50)`, differentiable in all arguments; NaN where `q` grows beyond,
+    or where every `q` is fixed, 0 where it decays below.
 
     **Raises:** `ValueError` for an unknown activation or an argument that is negative or not finite.
     """
     activation = as_activation(activation)
     sigma_w, sigma_b = _sigma("sigma_w", sigma_w), _sigma("sigma_b", sigma_b)
     args = (activation, sigma_w, sigma_b)
-    grid = jnp.linspace(-30.0, 25.0, 56, dtype=jnp.result_type(sigma_w, sigma_b))
+    grid = jnp.linspace(-50.0, 50.0, 101, dtype=jnp.result_type(sigma_w, sigma_b))
     gain = jax.vmap(lambda v: _variance_map(v, *jax.lax.stop_gradient(args)))(grid)
-    last = jnp.max(jnp.where(gain > 0, jnp.arange(grid.size), -1))
+    rounding = 64 * jnp.finfo(grid.dtype).eps * jnp.maximum(1, jnp.abs(grid))
+    last = jnp.max(jnp.where(gain > rounding, jnp.arange(grid.size), -1))
+    last = jnp.where(jnp.all(jnp.abs(gain) <= rounding), grid.size - 1, last)
     low = grid[jnp.maximum(last, 0)]
     root = bisect(lambda v: -_variance_map(v, *jax.lax.stop_gradient(args)), low, low + (grid[1] - grid[0]))
     q = jnp.exp(implicit_root(_variance_map, root, args))
@@ -132,7 +135,7 @@ def critical_sigma_w(
     args = (activation, sigma_b)
     frozen = jax.lax.stop_gradient(args)
     tiny = 2 * jnp.log(jnp.maximum(frozen[1], 1e-9)) + 1e-6
-    grid = tiny + jnp.linspace(0.0, 30.0, 121, dtype=sigma_b.dtype)
+    grid = tiny + jnp.linspace(0.0, 1.0, 241, dtype=sigma_b.dtype) * jnp.maximum(30, 25 - tiny)
     value = jax.vmap(lambda v: _criticality(v, *frozen))(grid)
     flat = jnp.abs(value[0]) < 1e-6
     crossing = jnp.argmax((value[1:] > 0) & (value[:-1] <= 0))

@@ -12,14 +12,42 @@ from ._misc import complex_dtype, reciprocal
 
 @eqx.filter_jit
 def moment(curve: Curve, k: int) -> Float[Array, ""]:
-    """`m_k = (1/2 pi i) int z^k M dlog z`, on a circle of `omega` around every singularity of the curve."""
+    """`m_k = (1/2 pi i) int z^k M dlog z`, on a circle of `omega` around every singularity of the curve.
+
+    The circle grows until the first two moments come out as propagated; NaN if they never do.
+    """
     frozen = jax.lax.stop_gradient(curve)
-    reach = frozen.reach()
+    cumulants = frozen.cumulants
     num_nodes = 96 + 2 * k
-    angle = jnp.pi * (jnp.arange(num_nodes, dtype=reach.dtype) + 0.5) / num_nodes
-    omega = reach * jax.lax.complex(jnp.cos(angle), jnp.sin(angle))
-    point = curve.point(omega, frozen.settle(omega))
-    return jnp.exp(k * point.log_scale) * jnp.mean((point.z**k * point.side * point.m * point.dz).real)
+    angle = jnp.pi * (jnp.arange(num_nodes, dtype=curve.rank.dtype) + 0.5) / num_nodes
+    circle = jax.lax.complex(jnp.cos(angle), jnp.sin(angle))
+    tolerance = float(jnp.finfo(angle.dtype).eps) ** 0.5
+
+    def power(point, k):
+        return jnp.mean((point.z**k * point.side * point.m * point.dz).real)
+
+    def encloses(unknowns, omega):
+        point = frozen.point(omega, unknowns)
+        mean = jnp.exp(cumulants.log_mean - point.log_scale)
+        first, second = power(point, 1) / mean, power(point, 2) / jnp.square(mean)
+        return (jnp.abs(first - 1) < tolerance) & (jnp.abs(second / (1 + cumulants.spread) - 1) < tolerance)
+
+    def grow(state):
+        j, omega, *_ = state
+        omega = 2 * omega
+        unknowns = frozen.settle(omega)
+        return j + 1, omega, unknowns, encloses(unknowns, omega)
+
+    def too_small(state):
+        j, _, _, enclosed = state
+        return (j < 40) & ~enclosed
+
+    omega = 0.5 * frozen.reach() * circle
+    unknowns = jnp.ones((curve.num_layers, curve.num_unknowns, num_nodes), omega.dtype)
+    start = (jnp.asarray(0), omega, unknowns, jnp.asarray(False))
+    _, omega, unknowns, enclosed = jax.lax.while_loop(too_small, grow, start)
+    point = curve.point(omega, unknowns)
+    return jnp.where(enclosed, jnp.exp(k * point.log_scale) * power(point, k), jnp.nan)
 
 
 @eqx.filter_jit
@@ -39,7 +67,7 @@ def mean_log(curve: Curve) -> Float[Array, ""]:
     _, phi, log_z = curve.potential(omega, unknowns)
     value = (phi.real - zero * log_z.real) / (1 - zero)
     # Analytic in omega, as far as all is explicit: the linear term cancels.
-    return jnp.where(certified, 2 * value[0] - value[-1], jnp.nan)
+    return jnp.where(certified & (1 - zero > eps**0.5), 2 * value[0] - value[-1], jnp.nan)
 
 
 @eqx.filter_jit

@@ -162,6 +162,13 @@ class MLP(AbstractNetwork):
         return Curve(operations, (), jnp.ones_like(ratio[0]), num_atoms)
 
 
+def as_network(net) -> AbstractNetwork:
+    if not isinstance(net, AbstractNetwork):
+        hint = "; `jfree.from_equinox` makes one" if isinstance(net, eqx.Module) else ""
+        raise ValueError(f"`net` must be a jfree network, got {type(net).__name__}{hint}.")
+    return net
+
+
 def point_masses(location: Float[Array, " layers"], num_atoms: int) -> Factor:
     """Free factors that are multiples of the identity."""
     zero = jnp.zeros_like(location)
@@ -266,6 +273,8 @@ def several(name: str, values, parse: Callable, number: int, unit: str) -> tuple
 
 def floats(name: str, value: Reals, dtype) -> Array:
     try:
+        if jnp.issubdtype(getattr(value, "dtype", dtype), jnp.complexfloating):
+            raise TypeError
         return jnp.asarray(value, dtype)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"`{name}` must be numbers, got {value!r}.") from error
@@ -297,4 +306,4 @@ def propagate(net: AbstractNetwork) -> MeanField:
     **Returns:** per layer the variance `q` of the preactivations, `phi2 = E phi(h)^2`, and
     `chi = sigma_w^2 E phi'(h)^2`, which is 1 at the edge of chaos.
     """
-    return net.propagate()
+    return as_network(net).propagate()

@@ -17,7 +17,7 @@ from ._follow import RESULTS, Roots, solve
 from ._implicit import implicit_root
 from ._misc import check, complex_dtype, inexact_asarray, integer, is_concrete, is_finite, log_max, Reals, reciprocal
 from ._moments import log_moments, mean_log, moment
-from ._networks import AbstractNetwork
+from ._networks import AbstractNetwork, as_network, floats
 from ._resnet import universal_curve
 
 if TYPE_CHECKING:
@@ -74,7 +74,9 @@ class Spectrum(eqx.Module):
         x = self._real(x)
         if smoothing is None:
             return _density(self, x)
-        y = check(jnp.asarray(smoothing, x.dtype), lambda y: (y > 0) & (y < np.inf), "`smoothing` must be positive.")
+        y = check(
+            floats("smoothing", smoothing, x.dtype), lambda y: (y > 0) & (y < np.inf), "`smoothing` must be positive."
+        )
         return _smoothed_density(self, _above_axis(x, y))
 
     def cdf(self, x: Reals) -> Float[Array, "..."]:
@@ -96,7 +98,7 @@ class Spectrum(eqx.Module):
 
         **Raises:** `ValueError` if some `p` is outside `[0, 1]`.
         """
-        p = check(jnp.asarray(p, self._dtype), lambda p: (p >= 0) & (p <= 1), "`p` must lie in [0, 1].")
+        p = check(floats("p", p, self._dtype), lambda p: (p >= 0) & (p <= 1), "`p` must lie in [0, 1].")
         return _quantile(self, p)
 
     def edges(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
@@ -142,7 +144,10 @@ class Spectrum(eqx.Module):
         return jnp.ones((), self._dtype) if k == 0 else moment(self.curve, k)
 
     def mean_log(self) -> Float[Array, ""]:
-        """`int_{t>0} log t mu(dt) / mu((0, inf))`: twice the mean logarithm of the nonzero singular values."""
+        """`int_{t>0} log t mu(dt) / mu((0, inf))`: twice the mean logarithm of the nonzero singular values.
+
+        NaN where nearly all mass is at 0, all but a root of the rounding.
+        """
         return mean_log(self.curve)
 
     def log_variance(self) -> Float[Array, ""]:
@@ -185,7 +190,7 @@ class Spectrum(eqx.Module):
         return self.curve.rank.dtype
 
     def _real(self, x: Reals) -> Array:
-        return check(jnp.asarray(x, self._dtype), is_finite, "`x` must be finite.")
+        return check(floats("x", x, self._dtype), is_finite, "`x` must be finite.")
 
     def _complex(self, z: ArrayLike | Sequence[complex], allowed, message: str) -> Array:
         return check(jnp.asarray(z, complex_dtype(self._dtype)), allowed, message)
@@ -202,7 +207,7 @@ def jacobian_spectrum(net: AbstractNetwork, side: Literal["input", "output"] = "
     """
     if side not in ("input", "output"):
         raise ValueError(f"`side` must be 'input' or 'output', got {side!r}.")
-    return Spectrum(net.jacobian_curve(side))
+    return Spectrum(as_network(net).jacobian_curve(side))
 
 
 @eqx.filter_jit
@@ -214,7 +219,7 @@ def fisher_spectrum(net: AbstractNetwork) -> Spectrum:
 
     **Raises:** `ValueError` if `net` is not an `MLP`.
     """
-    return Spectrum(net.fisher_curve())
+    return Spectrum(as_network(net).fisher_curve())
 
 
 def universal_resnet_spectrum(theta: ArrayLike) -> Spectrum:
@@ -320,31 +325,34 @@ def _smoothed_density(spectrum, z):
     return _read_smoothed_density(spectrum.curve, z, _roots(spectrum.curve, z))
 
 
-_BESIDE = 0.45  # exponent of the distance, in roundings, at which the two sides of an atom are looked at
+def _atom_at(curve: Curve, x: Array) -> tuple[Array, Array]:
+    """The mass of the atom that `x` lies on, 0 if there is none, and a point just below it, or `x`."""
+    eps = jnp.finfo(x.dtype).eps
+    atoms = curve.atoms()
+    places = jnp.where(atoms.masses > 0, jnp.exp(jax.lax.stop_gradient(atoms.log_locations)), jnp.inf)
+    nearest = jnp.argmin(jnp.abs(x[:, None] - places), axis=1)
+    there = (atoms.masses[nearest] > 0) & (jnp.abs(x - places[nearest]) <= 8 * eps * places[nearest])
+    below = jnp.where(there, places[nearest], 1) * (1 - eps**0.8)
+    return jnp.where(there, atoms.masses[nearest], 0), jnp.where(there, below, x)
 
 
 @jax.jit
-def _beside_atoms(curve: Curve, x: Array) -> Array:
-    """Moves what lies on an atom just above it, what lies just below it just below: the curve is singular there."""
-    eps = jnp.finfo(x.dtype).eps
-    width = eps**_BESIDE
-    atoms = jax.lax.stop_gradient(curve.atoms())
-    places = jnp.where(atoms.masses > 0, jnp.exp(atoms.log_locations), jnp.inf)
-    atom = places[jnp.argmin(jnp.abs(x[:, None] - places), axis=1)]
-    beside = atom * jnp.where(x >= atom * (1 - 8 * eps), 1 + width, 1 - width)
-    return _on_axis(jnp.where(jnp.abs(x - atom) < width * atom, beside, x))
+def _off_atoms(curve: Curve, x: Array) -> Array:
+    """The curve is singular at an atom, and certified up to a few roundings from it."""
+    return _on_axis(_atom_at(curve, x)[1])
 
 
 @jax.jit
 def _read_cdf(curve: Curve, x: Array, roots: Roots) -> Array:
     phi = curve.potential(roots.omega, roots.unknowns)[1]
-    cdf = jnp.where(roots.certified, jnp.clip(1 - phi.imag / jnp.pi, 0, 1), jnp.nan)
+    cdf = 1 - phi.imag / jnp.pi + _atom_at(curve, x)[0]
+    cdf = jnp.where(roots.certified, jnp.clip(cdf, 0, 1), jnp.nan)
     return jnp.where(x < 0, 0, jnp.where(x == 0, curve.atoms().zero, cdf))
 
 
 @_lanes
 def _cdf(spectrum, x):
-    return _read_cdf(spectrum.curve, x, _roots(spectrum.curve, _beside_atoms(spectrum.curve, x)))
+    return _read_cdf(spectrum.curve, x, _roots(spectrum.curve, _off_atoms(spectrum.curve, x)))
 
 
 @jax.jit
@@ -386,9 +394,7 @@ def _quantile(spectrum, p):
     span = log_ends[1] - log_ends[0]
     s = jnp.linspace(1, 0, 62, dtype=p.dtype)[1:-1]
     table = log_ends[1] - span * s ** jnp.where(span > 50, 4, 1)
-    # The cdf at an atom is that just above it.
-    beside = jnp.exp(now.log_locations) * (1 + jnp.finfo(p.dtype).eps ** _BESIDE)
-    heights = _cdf(frozen, jnp.concatenate([jnp.exp(table), beside]))
+    heights = _cdf(frozen, jnp.concatenate([jnp.exp(table), jnp.exp(now.log_locations)]))
     places = jnp.concatenate([log_ends[:1], table, log_ends[1:]])
     quantile = _quantile_between((spectrum, places, heights[: table.size]), p)
 
@@ -452,8 +458,7 @@ def _support(spectrum: Spectrum) -> list[tuple[float, float]]:
     low = np.log(lower) if lower > 0 else log_mean - 60.0
     pad = 1e-6
     grid = np.linspace(low + pad, np.log(upper) - pad, 1001)
-    bulk, certified = _in_bulk(spectrum, grid)
-    grid, bulk = grid[certified], bulk[certified]
+    grid, bulk = _scanned(spectrum, grid)
     changes = np.flatnonzero(bulk[1:] != bulk[:-1])
     low_ends, high_ends = grid[changes].copy(), grid[changes + 1].copy()
     left = bulk[changes]
@@ -468,13 +473,39 @@ def _support(spectrum: Spectrum) -> list[tuple[float, float]]:
     return list(zip(ends[::2], ends[1::2], strict=True))
 
 
+def _scanned(spectrum: Spectrum, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Certified points, and which of them lie in the bulk: finer wherever mass goes missing between two that do not."""
+    places, masses = (np.asarray(a)[1:] for a in spectrum.atoms())
+    log_places = np.log(np.where(masses > 0, places, 1))
+    slack = 1e3 * float(np.finfo(masses.dtype).eps) ** 0.75
+    bulk, above, certified = _in_bulk(spectrum, grid)
+    for _ in range(12):
+        grid, bulk, above = grid[certified], bulk[certified], above[certified]
+        between = (grid[:-1, None] < log_places) & (log_places < grid[1:, None])
+        missing = above[:-1] - above[1:] - np.sum(between * masses, axis=1)
+        hidden = np.flatnonzero(~bulk[:-1] & ~bulk[1:] & (missing > slack))
+        if not len(hidden):
+            break
+        shares = np.arange(1, 16) / 16
+        finer = (grid[hidden, None] + (grid[hidden + 1] - grid[hidden])[:, None] * shares).ravel()
+        found = _in_bulk(spectrum, finer)
+        grid = np.append(grid, finer)
+        order = np.argsort(grid)
+        known = bulk, above, np.ones(bulk.size, bool)
+        bulk, above, certified = (np.append(old, new)[order] for old, new in zip(known, found, strict=True))
+        grid = grid[order]
+    else:
+        grid, bulk = grid[certified], bulk[certified]
+    return grid, bulk
+
+
 @eqx.filter_jit
 def _verdicts(curve, log_x):
-    off, _, roots = outside(curve, log_x)
-    return ~off, roots.certified
+    off, above, roots = outside(curve, log_x)
+    return ~off, above, roots.certified
 
 
-def _in_bulk(spectrum, log_x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which points are not off the support, and which of these verdicts are certified."""
-    bulk, certified = _verdicts(spectrum.curve, jnp.asarray(log_x, spectrum._dtype))
-    return np.asarray(bulk), np.asarray(certified)
+def _in_bulk(spectrum, log_x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which points are not off the support, the mass above each, and which of these verdicts are certified."""
+    bulk, above, certified = _verdicts(spectrum.curve, jnp.asarray(log_x, spectrum._dtype))
+    return np.asarray(bulk), np.asarray(above), np.asarray(certified)

@@ -77,6 +77,9 @@ def tune(
     steps = integer("steps", steps)
     if not isinstance(optimizer, optax.GradientTransformation):
         raise ValueError(f"`optimizer` must be an optax optimizer, got {optimizer!r}.")
+    for name, function in (("objective", objective), ("constraint", constraint or _unconstrained)):
+        if not callable(function):
+            raise ValueError(f"`{name}` must be a function of a network, got {function!r}.")
     leaves = _leaves(net, where)
     positive = [leaf > 0 for leaf in leaves]
     start = [jnp.where(p, jnp.log(jnp.where(p, leaf, 1)), leaf) for p, leaf in zip(positive, leaves, strict=True)]

@@ -47,7 +47,7 @@ def fisher_condition(net: AbstractNetwork) -> Float[Array, ""]:
 
 def _edge_ratio(spectrum: Spectrum) -> Float[Array, ""]:
     lower, upper = spectrum.edges()
-    return jnp.where(lower > 0, upper / jnp.where(lower > 0, lower, 1), jnp.finfo(upper.dtype).max ** 0.5)
+    return jnp.where(lower == 0, jnp.finfo(upper.dtype).max ** 0.5, upper / jnp.where(lower == 0, 1, lower))
 
 
 def log_spread(p_low: float = 0.05, p_high: float = 0.95) -> Objective:

@@ -185,3 +185,46 @@ def test_variance_formula():
     other = jfree.jacobian_spectrum(net)
     np.testing.assert_allclose(widths[0] * other.mean(), widths[-1] * spectrum.mean(), rtol=1e-12)
     np.testing.assert_allclose(spectrum.mean(), jnp.prod(jfree.propagate(net).chi), rtol=1e-12)
+
+
+def test_cdf_between_an_atom_and_the_bulk_that_starts_there():
+    """`W D W^T + 1` with almost square `W`: the density grows like an inverse root from the atom on."""
+    net = jfree.MLP([1, 1, 1 + 1e-5], "linear", "gaussian", np.array([1.0, 0.05]))
+    spectrum = jfree.fisher_spectrum(net)
+    atom, mass = float(spectrum.atoms()[0][1]), float(spectrum.atoms()[1][1])
+    assert mass > 9e-6
+    np.testing.assert_allclose(spectrum.cdf([atom * (1 - 1e-6), atom]), [0, mass], atol=1e-12)
+    near, far = (np.asarray(spectrum.cdf(atom * (1 + d))) - mass for d in (1e-9, 1e-7))
+    np.testing.assert_allclose(near / far, 0.1, rtol=0.02)
+    np.testing.assert_allclose(spectrum.quantile(mass / 2), atom, rtol=1e-14)
+
+
+def test_moments_of_a_spectrum_far_wider_than_its_variance_tells():
+    hard_tanh = jfree.activations.HardTanh(1.274, 3.066)
+    net = jfree.MLP(
+        [0.1003, 0.6263, 0.272, 10.465, 17.196],
+        [hard_tanh, "relu", hard_tanh, "linear"],
+        ["gaussian", "orthogonal", "orthogonal", "gaussian"],
+        [1.013, 1.461, 0.344, 1.665],
+        0.1,
+        0.941,
+    )
+    spectrum = jfree.fisher_spectrum(net)
+    np.testing.assert_allclose(spectrum.moment(1), spectrum.mean(), rtol=1e-8)
+    np.testing.assert_allclose(spectrum.moment(2), spectrum.variance() + spectrum.mean() ** 2, rtol=1e-8)
+
+
+def test_support_finds_a_bulk_between_two_points_of_its_scan():
+    def three_slopes(x):
+        return jnp.where(x > 0.5, x - 0.4, jnp.where(x > -0.5, 0.2 * x, 0.01 * (x + 0.5) - 0.1))
+
+    activation = jfree.activations.FromFunction(three_slopes, knots=(-0.5, 0.5))
+    spectrum = jfree.jacobian_spectrum(jfree.MLP([1, 1, 1e6], [activation, "linear"], ["orthogonal", "gaussian"]))
+    masses = [float(spectrum.cdf(1.001 * high) - spectrum.cdf(0.999 * low)) for low, high in spectrum.support()]
+    assert len(masses) == 3
+    np.testing.assert_allclose(sum(masses), 1, rtol=1e-6)
+
+
+def test_slopes_of_one_size_are_one_atom():
+    spectrum = jfree.jacobian_spectrum(jfree.MLP([1, 1, 1, 1], jfree.activations.LeakyReLU(-1.0), "orthogonal"))
+    np.testing.assert_allclose(spectrum.quantile([0.1, 0.5, 0.9]), 1, rtol=1e-12)

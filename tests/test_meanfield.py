@@ -77,3 +77,26 @@ def test_critical_sigma_w():
     np.testing.assert_allclose(sigma_w**2 * jfree.activations.Tanh().slope_moment(q), 1, rtol=1e-10)
     np.testing.assert_allclose(jfree.critical_sigma_w("relu", 0.0)[0], 2**0.5, rtol=1e-10)
     np.testing.assert_allclose(jfree.critical_sigma_w("tanh", 0.0)[0], 1, rtol=1e-6)
+
+
+def test_quadrature_that_resolves_nothing_is_nan():
+    F = jfree.activations.FromFunction
+    q = jnp.asarray(3.0)
+    assert np.isnan(F(lambda x: jnp.sin(20 * x)).second_moment(4 * q))
+    assert np.isnan(F(jax.nn.hard_tanh).slope_moment(q))
+    assert np.isnan(F(jnp.tanh).slope_moment(1e6 * q))
+    assert np.isnan(jfree.jacobian_spectrum(jfree.MLP([1, 1, 1], F(jax.nn.relu6))).density(0.5))
+    exact = jfree.activations.HardTanh()
+    knots = F(jax.nn.hard_tanh, knots=(-1, 1))
+    np.testing.assert_allclose(knots.slope_moment(q), exact.slope_moment(q), rtol=1e-12)
+    with pytest.raises(ValueError, match="`num_nodes`"):
+        F(jnp.tanh, num_nodes=4)
+
+
+def test_fixed_points_far_out_and_nowhere():
+    np.testing.assert_allclose(jfree.fixed_point("tanh", 0.5, 1e6), 1e12, rtol=1e-6)
+    np.testing.assert_allclose(jfree.fixed_point("tanh", 0.5, 1e-8), 1e-16 / 0.75, rtol=1e-6)
+    assert np.isnan(jfree.fixed_point("relu", 2**0.5, 0.0))  # every q is one
+    assert np.isnan(jfree.fixed_point("relu", 1.5, 0.1))
+    small, none = (jfree.critical_sigma_w("sigmoid", sigma_b) for sigma_b in (1e-6, 0.0))
+    np.testing.assert_allclose(small, none, rtol=1e-6)

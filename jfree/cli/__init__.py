@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         jax.config.update("jax_enable_x64", True)
         command.run()
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, MemoryError) as error:
         print("jfree:", *str(error).split(), file=sys.stderr)
         return 2
     return 0

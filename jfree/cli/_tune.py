@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ._train import Training
 
 _LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
+_MOST_STEPS = 1_000_000
 _POOLED = 200  # eigenvalues of sampled networks, at least
 
 
@@ -83,10 +84,10 @@ class TuneCommand:
 
     def _check(self) -> None:
         """Before the work, what would fail after it."""
-        if self.steps < 1:
-            raise ValueError(f"`steps` must be positive, got {self.steps}.")
-        if self.training_steps < 0:
-            raise ValueError(f"`training_steps` must not be negative, got {self.training_steps}.")
+        if not 1 <= self.steps <= _MOST_STEPS:
+            raise ValueError(f"`steps` must be from 1 to {_MOST_STEPS}, got {self.steps}.")
+        if not 0 <= self.training_steps <= _MOST_STEPS:
+            raise ValueError(f"`training_steps` must be from 0 to {_MOST_STEPS}, got {self.training_steps}.")
         if not 0 < self.learning_rate < np.inf:
             raise ValueError(f"`learning_rate` must be positive and finite, got {self.learning_rate}.")
         check_seed(self.seed)
