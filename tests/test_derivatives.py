@@ -1,12 +1,17 @@
 """Derivatives by the implicit rule against finite differences, first and second order."""
 
+import os
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import random_mlp, random_resnet, TWO_SLOPES
 
 import jfree
+
+FULL = bool(os.environ.get("JFREE_FULL"))
 
 
 def network(kind, theta):
@@ -118,3 +123,48 @@ def test_mean_log_of_deficient_rank():
     step = jnp.zeros(4).at[0].set(1e-3)
     value = jax.jit(mean_log)
     np.testing.assert_allclose(grad[0], (value(widths + step) - value(widths - step)) / 2e-3, rtol=1e-5)
+
+
+def random_case(kind, rng):
+    if kind == "residual":
+        return random_resnet(rng, 3, ("relu", "hard_tanh", "tanh")), jfree.jacobian_spectrum
+    names = ("linear", "relu", "scaled_hard_tanh", "shifted_relu") if kind == "explicit" else TWO_SLOPES
+    return random_mlp(rng, 3, names), jfree.fisher_spectrum if kind == "fisher" else jfree.jacobian_spectrum
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5 if FULL else 1))
+@pytest.mark.parametrize("kind", ["explicit", "fisher", "residual"] if FULL else ["explicit"])
+def test_random_networks(kind, seed):
+    """All outputs along a random direction of all parameters: forward mode against differences, reverse against it."""
+    rng = np.random.default_rng(seed)
+    net, spectrum_of_net = random_case(kind, rng)
+    spectrum = spectrum_of_net(net)
+    level = float(spectrum.mass_at_zero()) + (1 - float(spectrum.mass_at_zero())) * np.asarray([0.4, 0.8])
+    x = spectrum.quantile(level)
+    leaves, static = eqx.partition(net, eqx.is_inexact_array)
+
+    @jax.jit
+    def outputs(leaves):
+        spectrum = spectrum_of_net(eqx.combine(leaves, static))
+        low, high = spectrum.edges()
+        known = [low, high, spectrum.condition_number(), spectrum.moment(2), spectrum.mean_log()]
+        return jnp.concatenate([spectrum.density(x), spectrum.cdf(x), spectrum.quantile(level), jnp.stack(known)])
+
+    direction = jax.tree.map(lambda leaf: leaf * rng.normal(size=leaf.shape), leaves)
+
+    def moved(h):
+        return np.asarray(outputs(jax.tree.map(lambda leaf, d: leaf + h * d, leaves, direction)))
+
+    h = 2e-4
+    differences = (8 * (moved(h) - moved(-h)) - (moved(2 * h) - moved(-2 * h))) / (12 * h)
+    value, forward = jax.jit(lambda u: jax.jvp(outputs, (leaves,), (u,)))(direction)
+    known = np.isfinite(value) & (np.abs(value) < 1e30)
+    assert known.sum() >= 8
+    scale = np.maximum(np.abs(forward), np.abs(value))[known]
+    np.testing.assert_array_less(np.abs(forward - differences)[known] / scale, 1e-6)
+
+    weights = jnp.where(known, jnp.asarray(rng.normal(size=value.shape)) / jnp.maximum(jnp.abs(value), 1e-30), 0)
+    reverse = jax.jit(jax.grad(lambda leaves: jnp.sum(jnp.where(known, outputs(leaves) * weights, 0))))(leaves)
+    along = sum(jnp.sum(r * d) for r, d in zip(jax.tree.leaves(reverse), jax.tree.leaves(direction), strict=True))
+    np.testing.assert_allclose(along, jnp.sum(jnp.where(known, forward * weights, 0)), rtol=1e-7)
