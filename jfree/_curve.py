@@ -367,7 +367,7 @@ class Shift(AbstractOperation):
         return before.side * psi + (1 - before.side) * log_z, log_upper(step.point.z)
 
     def cumulants(self, c):
-        log_amount = jnp.log(self.amount)
+        log_amount = jnp.where(self.amount > 0, jnp.log(jnp.where(self.amount > 0, self.amount, 1)), -jnp.inf)
         log_mean = jnp.logaddexp(c.log_mean, log_amount)
         floor = jnp.where(self.amount > 0, log_amount, c.log_floor)
         return Cumulants(log_mean, c.spread * jnp.exp(2 * (c.log_mean - log_mean)), c.log_scale, floor)

@@ -51,10 +51,11 @@ class Atoms(eqx.Module):
 
     def plus(self, amount: Float[Array, ""]) -> "Atoms":
         """Of `A + amount I`; what was at zero takes a free slot."""
-        log_amount = jnp.log(amount)
+        log_amount = jnp.log(jnp.where(amount > 0, amount, 1))
         free = jnp.arange(self.size) == jnp.argmin(self.masses)
         moved = free & (amount > 0)
-        locations = jnp.where(moved, log_amount, jnp.logaddexp(self.log_locations, log_amount))
+        farther = jnp.where(amount > 0, jnp.logaddexp(self.log_locations, log_amount), self.log_locations)
+        locations = jnp.where(moved, log_amount, farther)
         return Atoms(jnp.where(amount > 0, 1, self.rank), locations, jnp.where(moved, self.zero, self.masses))
 
     def other_side(self, ratio: Float[Array, ""]) -> "Atoms":

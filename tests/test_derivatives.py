@@ -129,7 +129,9 @@ def random_case(kind, rng):
     if kind == "residual":
         return random_resnet(rng, 3, ("relu", "hard_tanh", "tanh")), jfree.jacobian_spectrum
     names = ("linear", "relu", "scaled_hard_tanh", "shifted_relu") if kind == "explicit" else TWO_SLOPES
-    return random_mlp(rng, 3, names), jfree.fisher_spectrum if kind == "fisher" else jfree.jacobian_spectrum
+    widths = jnp.asarray(np.exp(rng.uniform(-0.7, 0.7, 4)))  # no two are equal: there ranks have a kink
+    net = eqx.tree_at(lambda net: net.widths, random_mlp(rng, 3, names), widths)
+    return net, jfree.fisher_spectrum if kind == "fisher" else jfree.jacobian_spectrum
 
 
 @pytest.mark.slow
@@ -141,7 +143,7 @@ def test_random_networks(kind, seed):
     net, spectrum_of_net = random_case(kind, rng)
     spectrum = spectrum_of_net(net)
     level = float(spectrum.mass_at_zero()) + (1 - float(spectrum.mass_at_zero())) * np.asarray([0.4, 0.8])
-    x = spectrum.quantile(level)
+    x = 1.03 * spectrum.quantile(level)  # off atoms
     leaves, static = eqx.partition(net, eqx.is_inexact_array)
 
     @jax.jit
@@ -162,7 +164,7 @@ def test_random_networks(kind, seed):
     known = np.isfinite(value) & (np.abs(value) < 1e30)
     assert known.sum() >= 8
     scale = np.maximum(np.abs(forward), np.abs(value))[known]
-    np.testing.assert_array_less(np.abs(forward - differences)[known] / scale, 1e-6)
+    np.testing.assert_array_less(np.abs(forward - differences)[known], 1e-6 * scale + 1e-9)
 
     weights = jnp.where(known, jnp.asarray(rng.normal(size=value.shape)) / jnp.maximum(jnp.abs(value), 1e-30), 0)
     reverse = jax.jit(jax.grad(lambda leaves: jnp.sum(jnp.where(known, outputs(leaves) * weights, 0))))(leaves)

@@ -102,6 +102,25 @@ def test_layers_too_far_back_to_matter():
     np.testing.assert_allclose(deep.density(x), short.density(x), rtol=1e-8)
 
 
+@pytest.mark.parametrize("final", ["linear", "hard_tanh"])
+def test_derivatives_of_atoms_and_mean(final):
+    """Of layers that add nothing, too."""
+
+    def values(scale):
+        net = jfree.MLP([4.0, 4.5, 4.2, 4.0], "hard_tanh", "orthogonal", 0.6 * scale, 0.1, final_activation=final)
+        spectrum = jfree.fisher_spectrum(net)
+        return jnp.append(
+            spectrum.atoms()[0], jnp.stack([spectrum.mean(), spectrum.variance(), spectrum.mass_at_zero()])
+        )
+
+    one, h = jnp.ones(()), 1e-5
+    differences = (values(one + h) - values(one - h)) / (2 * h)
+    forward = jax.jit(jax.jacfwd(values))(one)
+    assert jnp.any(differences[:-3] != 0)
+    np.testing.assert_allclose(forward, differences, rtol=1e-7, atol=1e-9)
+    np.testing.assert_allclose(jax.jit(jax.jacrev(values))(one), forward, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("activation", "weights", "final"),
