@@ -20,8 +20,8 @@ import tyro
 
 import jfree
 from jfree import empirical
-from jfree._curve import ChangeSide
 from jfree._networks import curve_of, slope_atoms, slope_factors
+from jfree._operations import ChangeSide
 from jfree._weights import weight_factor
 
 from ._harness import measure, report

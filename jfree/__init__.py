@@ -1,7 +1,7 @@
 from importlib.metadata import version
 
 from . import activations as activations, constraints as constraints, empirical as empirical, objectives as objectives
-from ._follow import RESULTS as RESULTS
+from ._certificate import RESULTS as RESULTS
 from ._interop import (
     from_equinox as from_equinox,
     reinitialize as reinitialize,

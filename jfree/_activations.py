@@ -13,8 +13,8 @@ from jax.scipy.special import erf, erfc, ndtr
 from jaxtyping import Array, ArrayLike, Float, Inexact
 
 from ._laws import Atoms, Law
-from ._misc import check, inexact_asarray, integer, is_finite
-from ._quadrature import gaussian_density, graded_nodes, panel_nodes
+from ._misc import check, inexact_asarray, is_finite
+from ._quadrature import gaussian_density, graded_nodes
 from ._special import complex_ndtr
 
 
@@ -134,7 +134,7 @@ class LeakyReLU(AbstractManySlopes):
             1 - zero, jnp.stack([jnp.zeros_like(q), jnp.log(square + (square == 0))]), jnp.stack([half, half - zero])
         )
         weights = jnp.stack([half, half])
-        return Law.from_points(jnp.stack([jnp.ones_like(q), square]), weights, weights, _merged(atoms))
+        return Law.from_points(jnp.stack([jnp.ones_like(q), square]), weights, weights, atoms.merged())
 
 
 class ShiftedReLU(AbstractTwoSlopes):
@@ -397,98 +397,6 @@ def _logistic(x: Array) -> Array:
 
 def _normal(x: Array) -> Array:
     return jnp.exp(-jnp.square(x) / 2) / math.sqrt(2 * math.pi)
-
-
-class FromFunction(AbstractManySlopes):
-    """Any scalar JAX function, smooth between `knots` (the kinks and jumps of its derivative).
-
-    Between knots where the derivative is constant, the law of its square is an atom; elsewhere it is a quadrature on
-    the real line, `num_nodes` nodes on either side of 0, and points of a spectrum nearer to its support than that
-    resolves are reported, not guessed. Moments are NaN where the error, estimated by the rule on every other node, is
-    above 1e-9: if `fn` has kinks that are not among its knots, or wiggles, or `q` is huge.
-
-    **Raises:** `ValueError` if `fn` does not map scalars to real scalars, a knot is not finite, or `num_nodes` is not
-    an integer, 8 at least.
-    """
-
-    fn: Callable[[Array], Array] = eqx.field(static=True)
-    knots: tuple[float, ...] = eqx.field(static=True)
-    num_nodes: int = eqx.field(static=True)
-
-    def __init__(self, fn: Callable[[Array], Array], knots: tuple[float, ...] = (), num_nodes: int = 320):
-        if not callable(fn):
-            raise ValueError("`fn` must be a function of one scalar.")
-        try:
-            out = jax.eval_shape(fn, jax.ShapeDtypeStruct((), jnp.result_type(float)))
-            real = jnp.issubdtype(out.dtype, jnp.floating) and out.shape == ()
-        except Exception as error:
-            raise ValueError(f"`fn` must map a JAX scalar to a JAX scalar; it raised: {error}") from error
-        if not real:
-            raise ValueError("`fn` must map a real scalar to a real scalar.")
-        self.fn = fn
-        self.knots = tuple(sorted(float(k) for k in knots))
-        if not all(math.isfinite(k) for k in self.knots):
-            raise ValueError("`knots` must be finite.")
-        if integer("num_nodes", num_nodes) < 8:
-            raise ValueError(f"`num_nodes` must be 8 at least, got {num_nodes}.")
-        self.num_nodes = num_nodes
-
-    def __call__(self, x):
-        return jnp.vectorize(self.fn)(x)
-
-    def derivative(self, x):
-        return jnp.vectorize(jax.grad(self.fn))(x)
-
-    def _panels(self, q, refine=1):
-        # A knot at 0 in any case: half of all activations have their structure there.
-        knots = tuple(sorted({*self.knots, 0.0}))
-        nodes, weights, coarse = panel_nodes(q, knots, refine * self.num_nodes // 2)
-        density = gaussian_density(nodes, q)
-        return nodes, weights * density, coarse * density
-
-    def _expect(self, fn, q):
-        """`E fn(sqrt(q) Z)`, NaN where the quadrature does not resolve it."""
-        nodes, weights, coarse = self._panels(q, refine=4)
-        values = fn(nodes)
-        fine, rough = (jnp.sum(w * values) / jnp.sum(w) for w in (weights, coarse))
-        size = jnp.sum(weights * jnp.abs(values)) / jnp.sum(weights)
-        tolerance = max(4e-9, 100 * float(jnp.finfo(q.dtype).eps))  # of kinks the finer rule sees a quarter
-        return jnp.where(jnp.abs(fine - rough) <= tolerance * size, fine, jnp.nan)
-
-    def second_moment(self, q):
-        return self._expect(lambda x: jnp.square(self(x)), q)
-
-    def mean(self, q):
-        return self._expect(self, q)
-
-    def slope_moment(self, q):
-        return self._expect(lambda x: jnp.square(self.derivative(x)), q)
-
-    def slope_law(self, q, refine=1):
-        nodes, weights, coarse = self._panels(q, refine)
-        points = jnp.square(self.derivative(nodes))
-        # Off by more than 1e-7 in its mean it is another law.
-        ratio = jnp.sum(weights * points) / jnp.sum(weights) / self.slope_moment(q)
-        tolerance = max(1e-7, 100 * float(jnp.finfo(q.dtype).eps))
-        points = jnp.where(jnp.abs(ratio - 1) <= tolerance, points, jnp.nan)
-        mass = jnp.sum(weights, 1) / jnp.sum(weights)
-        low, high = jnp.min(points, 1), jnp.max(points, 1)
-        flat = high - low <= 16 * jnp.finfo(q.dtype).eps * high
-        atoms = Atoms(
-            1 - jnp.sum(jnp.where(flat & (high == 0), mass, 0)),
-            jnp.log(jnp.where(flat & (high > 0), high, 1)),
-            jnp.where(flat & (high > 0), mass, 0),
-        )
-        coarse = jnp.where(flat[:, None], weights, coarse)
-        return Law.from_points(points.ravel(), weights.ravel(), coarse.ravel(), _merged(atoms))
-
-
-def _merged(atoms: Atoms) -> Atoms:
-    """Adds up the masses of atoms at one place."""
-    same = jnp.abs(atoms.log_locations[:, None] - atoms.log_locations) < 1e-6
-    first = jnp.argmax(same & (atoms.masses > 0), axis=1) == jnp.arange(atoms.size)
-    masses = jnp.sum(jnp.where(same, atoms.masses, 0), 1)
-    return Atoms(atoms.rank, atoms.log_locations, jnp.where(first & (atoms.masses > 0), masses, 0))
 
 
 def _finite(name: str, value: ArrayLike) -> Array:

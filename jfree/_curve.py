@@ -16,9 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Complex, Float
 
-from ._implicit import implicit_root
-from ._laws import Atoms, Law, Transform
-from ._misc import exponential, log_lower, log_upper, logarithm, magnitude, reciprocal, squared
+from ._laws import Atoms
+from ._misc import log_lower, reciprocal
 
 
 class Point(eqx.Module):
@@ -170,6 +169,11 @@ class AbstractOperation(eqx.Module):
         """Unknowns of every layer; 0 for explicit operations."""
         return 0
 
+    @property
+    def reach(self) -> Float[Array, ""] | float:
+        """A radius of `omega` that singularities of the unknowns hardly exceed."""
+        return 0.0
+
     def guess(self, point: Point) -> Complex[Array, "unknowns lanes"]:
         """The unknowns at infinity."""
         return jnp.zeros((0, *point.z.shape), point.z.dtype)
@@ -195,185 +199,6 @@ class AbstractOperation(eqx.Module):
     @abc.abstractmethod
     def atoms(self, atoms: Atoms) -> Atoms:
         """Maps the atoms of the measure."""
-
-
-class Factor(AbstractOperation):
-    """Free multiplication by a law with `S(m) = (1 + a m) / (mean (1 + b m))`.
-
-    Gaussian weights have `a = 0`, orthogonal ones `a = b = 0` or `a = 1`, two atoms `{0, gamma}` have `a = 1`,
-    `b = 1/alpha`: every explicit factor of the theory is of this form.
-    """
-
-    mean: Float[Array, " layers"]
-    a: Float[Array, " layers"]
-    b: Float[Array, " layers"]
-    law_atoms: Atoms
-
-    def advance(self, point, unknowns):
-        num, den = point.one_plus(self.b), point.one_plus(self.a)
-        inverse = reciprocal(num * den)
-        ratio = num * num * inverse
-        m, dm = point.side * point.m, point.side * point.dm
-        slope = (self.b - self.a) * inverse * dm
-        one = point.one_plus(1)
-        own = one * ratio * reciprocal(m)
-        down = _relative(dm, one) - _relative(dm, m) + slope
-        size = magnitude(m) * (self.a != self.b)
-        pole, zero = size / magnitude(den), size / magnitude(num)
-        new = point.multiplied(ratio, slope, jnp.log(self.mean))
-        signs = Signs.of(own, down) & Signs.of(new.z, new.dz)
-        return Step.explicit(new, signs, pole, jnp.square(pole), zero)
-
-    def potential(self, psi, log_z, before, step):
-        log_ratio = log_lower(before.one_plus(self.b)) - log_lower(before.one_plus(self.a))
-        return psi - _log_moebius(self.a, before) + _log_moebius(self.b, before), log_z + log_ratio
-
-    def cumulants(self, c):
-        return c.times(jnp.log(self.mean), self.b - self.a)
-
-    def atoms(self, atoms):
-        return atoms.times(self.law_atoms)
-
-
-def _log_moebius(a: Array, point: Point) -> Array:
-    """`(m+1) log(1 + a m) - int_0^m log(1 + a m') dm'`, with `m` and `a` as counted at the start."""
-    safe = jnp.where(a == 0, 1, a)
-    inverse = 1 / (safe * point.side)
-    value = (1 - inverse) * _log_one_plus(safe * point.side * point.m, point.one_plus(safe)) + point.m
-    return jnp.where(a == 0, 0, value)
-
-
-def _log_one_plus(x: Array, one: Array) -> Array:
-    """`log(1 + x)` on the closed lower half plane, `one = 1 + x`, to full relative accuracy."""
-    small = squared(x) < 0.1
-    y = jnp.where(small, x, 0)
-    size = 0.5 * jnp.log1p(y.real * (2 + y.real) + jnp.square(y.imag))
-    near = jax.lax.complex(size, jnp.arctan2(jnp.minimum(y.imag, 0), 1 + y.real))
-    return jnp.where(small, near, log_lower(jnp.where(small, 1, one)))
-
-
-class LawFactor(AbstractOperation):
-    """Free multiplication by a law known by its points and weights: one unknown `w` with `M_law(w) = m`."""
-
-    law: Law
-
-    @property
-    def num_unknowns(self):
-        return 1
-
-    def guess(self, point):
-        return (point.one_plus(1) * reciprocal(point.side * point.m))[None]
-
-    def advance(self, point, unknowns):
-        (unknown,) = unknowns
-        m, dm, one = point.side * point.m, point.side * point.dm, point.one_plus(1)
-        w = implicit_root(_law_gap, unknown, (self.law, m, one))
-        moments = self.law.transform(w)
-        # Newton's step for log w, in whichever of log M and log (1 + M) is the steeper; next to a pole, in 1/M.
-        have, want = _either(moments, w, m, one)
-        stiffness = -have * reciprocal(w * moments.slope)
-        change = jnp.where(magnitude(have) > 1, 1 - have * reciprocal(want), logarithm(want * reciprocal(have)))
-        step = change * stiffness
-        step = jax.lax.stop_gradient(step)  # w has its derivatives already
-        correction = magnitude(step)
-        limit = jnp.where(unknown.imag == 0, 8, 2)
-        w = w * exponential(step * jnp.minimum(1, limit / jnp.maximum(correction, limit / 2)))
-        dw = _relative(dm, want) * stiffness
-        slope = _relative(dm, m) - _relative(dm, one) + dw
-        new = point.multiplied(m * w * reciprocal(one), slope, self.law.log_mean)
-        # The inverse of M is analytic in a disk of this radius: Smale's bound for M, whose k-th Taylor coefficient
-        # at w is at most total / distance^(k-1), with 0.13 for his 0.17 since those of the inverse may grow like k.
-        closeness = squared(m) * moments.total / (0.13 * squared(moments.slope) * moments.distance)
-        # It is univalent there: |w''| <= 4 closeness |w'|, and w' stays of the size of w next to a pole of M.
-        rate = magnitude(dw) * squared(m) / magnitude(dm)
-        curvature = jnp.minimum(jnp.square(closeness), rate * (4 * closeness + rate))
-        mismatch = magnitude(change)
-        signs = Signs.of(w, dw) & Signs.of(new.z, new.dz)
-        # Where w does not vanish with it, 1 + m leaves a pole.
-        to_pole = jnp.where(self.law.atoms.rank < 1, magnitude(m) / magnitude(one), 0)
-        bounds = (closeness, curvature, to_pole)
-        return Step(new, w[None], dw[None], signs, correction, mismatch, *bounds, moments.roughness)
-
-    def potential(self, psi, log_z, before, step):
-        (w,) = step.unknowns
-        log_one = _log_one_plus(before.side * before.m, before.one_plus(1))
-        log_ratio = log_lower(before.side * before.m) + log_upper(w) - log_one
-        own = self.law.log_transform(w) + log_one
-        return psi + own / before.side + log_ratio, log_z + log_ratio
-
-    def cumulants(self, c):
-        return c.times(self.law.log_mean, self.law.spread)
-
-    def atoms(self, atoms):
-        return atoms.times(self.law.atoms)
-
-
-def _either(moments: Transform, w: Array, m: Array, one: Array) -> tuple[Array, Array]:
-    """`M(w)` and `m`, or `1 + M(w)` and `1 + m`: the pair that is small, accurate, and steep in log w."""
-    rest = w * moments.g
-    near_zero = magnitude(rest) < magnitude(moments.m)
-    return jnp.where(near_zero, rest, moments.m), jnp.where(near_zero, one, m)
-
-
-def _law_gap(w, law, m, one):
-    have, want = _either(law.transform(w), w, m, one)
-    return have - want
-
-
-def _relative(tangent: Array, value: Array) -> Array:
-    return tangent * reciprocal(value)
-
-
-class ChangeSide(AbstractOperation):
-    """`A` of size N seen as the matrix of size `N / ratio` with the same nonzero eigenvalues: `m -> ratio m`."""
-
-    ratio: Float[Array, " layers"]
-
-    def advance(self, point, unknowns):
-        new = eqx.tree_at(lambda p: p.side, point, point.side * self.ratio)
-        return Step.explicit(new, Signs.none(point.z))
-
-    def potential(self, psi, log_z, before, step):
-        return psi, log_z
-
-    def cumulants(self, c):
-        return Cumulants(c.log_mean + jnp.log(self.ratio), (c.spread + 1) / self.ratio - 1, c.log_scale, c.log_floor)
-
-    def atoms(self, atoms):
-        return atoms.other_side(self.ratio)
-
-
-class Shift(AbstractOperation):
-    """`A + a I`: `z -> z + a`, `m -> m + a (m + 1) / z`; the units become those of the side it happens on."""
-
-    amount: Float[Array, " layers"]
-
-    moves_zeros = True
-    starts_far = True
-
-    def advance(self, point, unknowns):
-        share = self.amount * jnp.exp(-point.log_scale) * reciprocal(point.z)
-        one, growth = point.one_plus(1), 1 + share
-        growth = jnp.where(growth == 0, jnp.finfo(share.dtype).eps, growth)
-        rest = one * growth
-        dm = point.side * point.dm * growth - share * one * point.dz
-        dz = _relative(point.dz, growth)
-        unit = jnp.ones_like(point.rank)
-        m = point.side * point.m + share * one
-        new = Point(point.z * growth, m, rest, dz, dm, unit, unit, point.log_scale)
-        return Step.explicit(new, Signs.of(new.z, new.dz))
-
-    def potential(self, psi, log_z, before, step):
-        return before.side * psi + (1 - before.side) * log_z, log_upper(step.point.z)
-
-    def cumulants(self, c):
-        log_amount = jnp.where(self.amount > 0, jnp.log(jnp.where(self.amount > 0, self.amount, 1)), -jnp.inf)
-        log_mean = jnp.logaddexp(c.log_mean, log_amount)
-        floor = jnp.where(self.amount > 0, log_amount, c.log_floor)
-        return Cumulants(log_mean, c.spread * jnp.exp(2 * (c.log_mean - log_mean)), c.log_scale, floor)
-
-    def atoms(self, atoms):
-        return atoms.plus(self.amount)
 
 
 class Curve(eqx.Module):
@@ -425,7 +250,7 @@ class Curve(eqx.Module):
     @property
     def has_shifts(self) -> bool:
         """Whether the end of the curve at `z = 0` lies at some `omega < 0`, rather than at 0."""
-        return any(isinstance(operation, Shift) for operation in self.operations)
+        return any(operation.moves_zeros for operation in self.operations)
 
     def start(self, omega: Complex[Array, " lanes"]) -> Point:
         rank = self.rank
@@ -517,12 +342,16 @@ class Curve(eqx.Module):
         c = self.cumulants
         return jnp.exp(c.log_floor - c.log_scale)
 
+    def origin(self) -> Complex[Array, ""]:
+        """Where `z` is measured from, on logarithmic scale: 0, or with shifts a point as far below 0 as they reach."""
+        floor = self.floor()
+        return jax.lax.complex(jnp.zeros_like(floor), -floor)
+
     def reach(self) -> Float[Array, ""]:
-        """A radius of `omega` that all singularities of the curve lie within."""
+        """A radius of `omega` that singularities of the curve hardly exceed."""
         reach = 1.5 + self.cumulants.spread + self.far()
         for operation in self.operations:
-            if isinstance(operation, LawFactor):
-                reach = jnp.maximum(reach, 3 * jnp.max(jnp.abs(operation.law.points)))
+            reach = jnp.maximum(reach, operation.reach)
         return reach
 
     def corrected(self, omega: Array, unknowns: Array) -> Array:

@@ -1,7 +1,11 @@
-"""Edges of spectra: critical points of the real curve, found by the solver's own verdicts."""
+"""Edges of spectra, critical points of the real curve, and gaps: both found by the solver's own verdicts."""
 
+from typing import NamedTuple
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Complex, Float
 
 from ._curve import Curve
@@ -80,7 +84,9 @@ def edges(curve: Curve, atoms: Atoms) -> tuple[Float[Array, ""], Float[Array, ""
     _, inside, beyond, free, roots, in_bulk = jax.lax.while_loop(unfinished, section, state)
 
     omega, unknowns = _critical_point(frozen, *roots)
-    omega = implicit_root(_slope, omega, (curve, unknowns))
+    found = free & jnp.isfinite(omega.real)
+    omega, unknowns = (jnp.where(found, x, -frozen.reach()) for x in (omega, unknowns))
+    omega = implicit_root(_slope, omega, (curve, unknowns), found)
     point = curve.point(omega, unknowns)
     critical = point.log_scale + jnp.log(magnitude(point.z))
     # An atom at the end of the spectrum is where the sections closed in.
@@ -110,3 +116,58 @@ def _critical_point(curve: Curve, omega: Array, unknowns: Array, num_steps: int 
         return omega, jax.lax.fori_loop(0, 4, lambda _, w: curve.corrected(omega, w), unknowns)
 
     return jax.lax.fori_loop(0, num_steps, correct, (omega, unknowns))
+
+
+def support(curve: Curve, atoms: Atoms, lower: float, upper: float) -> list[tuple[float, float]]:
+    """The intervals of the bulk: a scan between the edges, and bisection of every change to a gap (host)."""
+    pad = 1e-6
+    low = np.log(lower) if lower > 0 else float(curve.cumulants.log_mean) - 60.0
+    scan = _refined(curve, atoms, np.linspace(low + pad, np.log(upper) - pad, 1001))
+    changes = np.flatnonzero(scan.bulk[1:] != scan.bulk[:-1])
+    low_ends, high_ends, left = scan.log_x[changes], scan.log_x[changes + 1], scan.bulk[changes]
+    for _ in range(46 if len(changes) else 0):
+        middle = 0.5 * (low_ends + high_ends)
+        same = np.asarray(_verdicts(curve, jnp.asarray(middle, curve.rank.dtype))[0]) == left
+        low_ends, high_ends = np.where(same, middle, low_ends), np.where(same, high_ends, middle)
+    cuts = np.exp(0.5 * (low_ends + high_ends))
+    ends = [lower] * bool(scan.bulk[:1].any()) + [float(c) for c in cuts] + [upper] * bool(scan.bulk[-1:].any())
+    return list(zip(ends[::2], ends[1::2], strict=True))
+
+
+class _Scan(NamedTuple):
+    """Certified points in increasing order, which of them lie in the bulk, and the mass above each."""
+
+    log_x: np.ndarray
+    bulk: np.ndarray
+    above: np.ndarray
+
+
+@eqx.filter_jit
+def _verdicts(curve: Curve, log_x: Float[Array, " lanes"]) -> tuple[Array, Array, Array]:
+    """Which points are not off the support, the mass above each, and which of these verdicts are certified."""
+    off, above, roots = outside(curve, log_x)
+    return ~off, above, roots.certified
+
+
+def _scan(curve: Curve, log_x: np.ndarray) -> _Scan:
+    bulk, above, certified = (np.asarray(v) for v in _verdicts(curve, jnp.asarray(log_x, curve.rank.dtype)))
+    return _Scan(log_x[certified], bulk[certified], above[certified])
+
+
+def _refined(curve: Curve, atoms: Atoms, log_x: np.ndarray) -> _Scan:
+    """A scan, finer wherever mass goes missing between two points that are not in the bulk."""
+    masses = np.asarray(atoms.masses)
+    places = np.where(masses > 0, np.asarray(atoms.log_locations), 0)
+    slack = 1e3 * float(np.finfo(masses.dtype).eps) ** 0.75
+    shares = np.arange(1, 16) / 16
+    scan = _scan(curve, log_x)
+    for _ in range(12):
+        left, right = scan.log_x[:-1, None], scan.log_x[1:, None]
+        missing = scan.above[:-1] - scan.above[1:] - np.sum(((left < places) & (places < right)) * masses, axis=1)
+        hidden = ~scan.bulk[:-1] & ~scan.bulk[1:] & (missing > slack)
+        if not hidden.any():
+            break
+        found = _scan(curve, (left + (right - left) * shares)[hidden].ravel())
+        order = np.argsort(np.append(scan.log_x, found.log_x))
+        scan = _Scan(*(np.append(old, new)[order] for old, new in zip(scan, found, strict=True)))
+    return scan

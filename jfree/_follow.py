@@ -1,13 +1,5 @@
 """Certified solutions of `z(omega) = z` on a curve, for many `z` in parallel.
 
-A root is accepted for its certificate, never for how it was found. Two things are certified:
-
-- the branch: with `Im z > 0`, or on the support from above, every partial product and every subordination point lies
-  in the upper half plane, and `m` in the lower one; off the support the same signs hold to first order along the real
-  axis (Belinschi and Bercovici: subordination functions are the unique fixed points of self-maps of the half plane);
-- that a root is there: Smale's alpha test, `alpha = |f/f'| gamma < 0.157` for `f(1/m) = log z(1/m) - log z`, with
-  `gamma` bounded by the distances of `1/m` to the singularities of `f`, of which an atom, `m` infinite, is none.
-
 What finds the roots is Newton's method along the arc from `-|z|`, where the curve is real and monotone, to `z`, for a
 few of them, and from their interpolation for the others. An arc has the same length at every scale, so that spectra of
 forty decades need no more steps than narrow ones.
@@ -20,161 +12,35 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Complex, Float, Int
 
-from ._curve import Curve, Signs
-from ._implicit import implicit_root
-from ._misc import exponential, log_max, log_upper, logarithm, magnitude, reciprocal, squared
-
-
-class RESULTS(eqx.Enumeration):
-    """What became of a point; every value is its own explanation."""
-
-    successful = "Certified."
-    max_steps_reached = "Path following used up its steps; the point may lie at an edge or at an atom."
-    wrong_branch = "Not certified: the root found leaves the half planes of the physical branch."
-    no_root = "Not certified: the alpha test does not confirm a root; the point lies too near an edge or an atom."
-    unresolved_law = "Not certified: the quadrature of a layer's law is too coarse this close to its support."
-    invalid_input = "`z` is not finite, is 0, or is so far from the mean that its square leaves the range of floats."
-
-
-def _results(code: Int[Array, " lanes"]) -> RESULTS:  # pyright: ignore[reportInvalidTypeForm]
-    """The enumeration item of every lane's code, its position in the enumeration."""
-
-    def one(code):
-        item = RESULTS.successful
-        for k, other in enumerate(_ORDER):
-            item = RESULTS.where(code == k, other, item)
-        return item
-
-    return jax.vmap(one)(code)
-
-
-_ORDER = (
-    RESULTS.successful,
-    RESULTS.max_steps_reached,
-    RESULTS.wrong_branch,
-    RESULTS.no_root,
-    RESULTS.unresolved_law,
-    RESULTS.invalid_input,
+from ._certificate import (
+    as_good_as_real,
+    as_results,
+    certify,
+    INVALID,
+    MAX_STEPS,
+    newton_step,
+    NO_ROOT,
+    OK,
+    RESULTS,
+    UNRESOLVED,
+    WRONG_BRANCH,
 )
-_OK, _MAX_STEPS, _WRONG_BRANCH, _NO_ROOT, _UNRESOLVED, _INVALID = range(len(_ORDER))
+from ._curve import Curve
+from ._implicit import implicit_root
+from ._misc import exponential, log_max, log_upper, logarithm, magnitude, reciprocal
 
 
 class Roots(eqx.Module):
-    """Solutions, one per lane: curve parameter, layers' unknowns, verdict, and Newton steps spent."""
+    """One per lane: curve parameter, layers' unknowns, verdict, and Newton steps spent.
+
+    Where no root is certified, `omega` and `unknowns` are a constant at which everything is finite.
+    """
 
     omega: Complex[Array, " lanes"]
     unknowns: Complex[Array, "layers unknowns lanes"]
     certified: Bool[Array, " lanes"]
     result: RESULTS  # pyright: ignore[reportInvalidTypeForm]
     num_steps: Int[Array, " lanes"]
-
-
-class _Newton(eqx.Module):
-    """One evaluation of the curve: Newton's step in `u = log omega`, and the tangents that predict the next point."""
-
-    step: Complex[Array, " lanes"]
-    slope: Complex[Array, " lanes"]
-    unknowns: Complex[Array, "layers unknowns lanes"]
-    tangents: Complex[Array, "layers unknowns lanes"]
-    error: Float[Array, " lanes"]  # the largest correction, in logarithms
-    size: Float[Array, " lanes"]  # the same with changes of `log m` counted too, large next to an atom
-
-
-def _origin(curve: Curve) -> Array:
-    """Where `z` is measured from, on logarithmic scale: 0, or with shifts a point as far below 0 as they reach."""
-    floor = curve.floor()
-    return jax.lax.complex(jnp.zeros_like(floor), -floor)
-
-
-def _newton(curve: Curve, z: Array, omega: Array, unknowns: Array) -> _Newton:
-    def largest(sizes, before, operation, step):
-        return jnp.maximum(sizes[0], step.correction), jnp.maximum(sizes[1], step.mismatch)
-
-    zero = jnp.zeros_like(z.real)
-    point, sizes, (found, tangents) = curve.fold(largest, (zero, zero), curve.start(omega), unknowns)
-    return _newton_at(curve, z, point, found, tangents, *sizes)
-
-
-def _newton_at(curve, z, point, unknowns, tangents, error, size) -> _Newton:
-    origin = _origin(curve)
-    moved = reciprocal(point.z - origin)
-    ratio = (point.z - origin) * reciprocal(z - origin)
-    slope = point.dz * point.z * moved
-    # A far guess may leave the range of floats, thousands of layers deep: go back by as much as that range.
-    far = log_max(z.dtype) / 2
-    above, below = ~jnp.isfinite(magnitude(ratio)), magnitude(ratio) == 0
-    residual = jnp.where(above, far, jnp.where(below, -far, logarithm(ratio)))
-    step = -residual * reciprocal(slope)
-    error = jnp.maximum(error, magnitude(step))
-    size = jnp.maximum(size, jnp.maximum(error, magnitude(step) * magnitude(point.dm) / magnitude(point.m)))
-    return _Newton(step, slope, unknowns, tangents, error, jnp.where(jnp.isfinite(size), size, jnp.inf))
-
-
-class _Nearness(eqx.Module):
-    """One over the distance to the next singularity, and a bound of the second derivative of `log z`."""
-
-    closeness: Float[Array, " lanes"]
-    curvature: Float[Array, " lanes"]
-
-    @staticmethod
-    def to(closeness: Float[Array, " lanes"]) -> "_Nearness":
-        """A logarithmic singularity."""
-        return _Nearness(closeness, jnp.square(closeness))
-
-    def __and__(self, other: "_Nearness") -> "_Nearness":
-        return _Nearness(jnp.maximum(self.closeness, other.closeness), self.curvature + other.curvature)
-
-
-def _certify(
-    curve: Curve, z: Array, omega: Array, unknowns: Array, real: Bool[Array, " lanes"]
-) -> tuple[_Newton, Bool[Array, " lanes"], Int[Array, " lanes"]]:
-    """Newton's step, whether it ends within a few roundings, and the verdict; off the support where `real`."""
-    info = jnp.finfo(z.dtype)
-    rounding = 256 * float(info.eps) * (1 + curve.num_layers / 16)
-    start = curve.start(omega)
-    per_start = squared(start.m) / jnp.maximum(magnitude(start.dm), info.tiny)
-
-    def visit(carry, before, operation, step):
-        signs, others, zeros, rough, error = carry
-        # One over the distance to the operation's singularities, measured in the 1/m of the start.
-        stretch = magnitude(before.dm) / (before.side * squared(before.m)) * per_start
-        if operation.moves_zeros:
-            zeros = _Nearness.to(zero)
-        others &= _Nearness(step.closeness * stretch, step.curvature * jnp.square(stretch))
-        zeros &= _Nearness.to(step.closeness_to_zeros * stretch)
-        rough, error = jnp.maximum(rough, step.roughness), jnp.maximum(error, step.correction)
-        return signs & step.signs, others, zeros, rough, error
-
-    at_start = magnitude(start.m) / jnp.maximum(magnitude(start.one_plus(1)), info.tiny)
-    zero = jnp.zeros_like(z.real)
-    carry = (Signs.of(omega, jnp.ones_like(omega)), _Nearness.to(zero), _Nearness.to(at_start), zero, zero)
-    point, carry, (found, tangents) = curve.fold(visit, carry, start, unknowns)
-    signs, others, zeros, rough, error = carry
-    newton = _newton_at(curve, z, point, found, tangents, error, error)
-    step, slope, residual = newton.step, newton.slope, newton.step * newton.slope
-
-    # First order along the real axis: w rises with z when dw/du has the sign of dz/du.
-    direction = jnp.sign((point.z * point.dz).real)
-    rising = (signs.low == direction) & (signs.high == direction) & (direction * point.dm.real < 0)
-    # A point may lie below the axis by what it moves with a rounding, or with the rest of Newton's step.
-    upper = signs.below <= jnp.maximum(rounding, 2 * magnitude(step))
-    clear = omega.imag > 4 * magnitude(step) * magnitude(omega)  # of the axis: the step does not lead there
-    interior = upper & clear & (point.m.imag < 0) & ~_as_good_as_real(z, slope, omega)
-    steepness = magnitude(slope) * per_start
-    near = others & zeros & _Nearness.to(jnp.where(curve.floor() > 0, steepness, 0))
-    gamma = jnp.maximum(near.curvature / (2 * steepness), near.closeness)
-    # Where the curve is steep, next to z = 0 of a shift, only the step can be small.
-    error = jnp.maximum(error, jnp.minimum(magnitude(residual), magnitude(step)))
-    # Expanding layers magnify rounding, so that Newton's method may end well above it.
-    tolerance = max(rounding, float(info.eps) ** 0.6)
-    # Newton's method squares what is left.
-    left = jnp.maximum(error, magnitude(step))
-    settled = (error <= rounding) | ((real | clear) & (2 * left / per_start * gamma * left <= rounding))
-    root = (settled | (error <= tolerance)) & (magnitude(residual) / steepness * gamma < 0.157)
-    code = jnp.where(jnp.where(real, rising, interior), _OK, _WRONG_BRANCH)
-    code = jnp.where(root, code, _NO_ROOT)
-    code = jnp.where(rough > max(1e-7, 100 * float(info.eps)), _UNRESOLVED, code)
-    return newton, settled, code
 
 
 def _limited(step: Array, tangents: Array, limit: Array | float) -> Array:
@@ -209,17 +75,11 @@ def _bend(old: Array, new: Array, step: Array) -> Array:
 
 def _on_arc(curve: Curve, z: Array, ahead: Array | float) -> Array:
     """The circle through `z` around 0, or a spiral where not all of the negative axis is on the curve."""
-    origin = _origin(curve)
+    origin = curve.origin()
     radius = jnp.maximum(magnitude(z), curve.far())
     start, end = jax.lax.complex(-radius, jnp.zeros_like(radius)) - origin, z - origin
     turn = jnp.where(magnitude(start) == 0, 0, log_upper(start) - log_upper(end))
     return origin + end * exponential(ahead * turn)
-
-
-def _as_good_as_real(z: Array, slope: Array, omega: Array) -> Bool[Array, " lanes"]:
-    """Off the support the root is real, and an imaginary part is rounding, magnified by 1/slope."""
-    noise = 200 * float(jnp.finfo(z.dtype).eps) / jnp.minimum(magnitude(slope), 1)
-    return (z.imag == 0) & (jnp.abs(omega.imag) <= noise * magnitude(omega))
 
 
 def _without_imaginary(real: Bool[Array, " lanes"], x: Array) -> Array:
@@ -265,7 +125,7 @@ def _start(curve: Curve, z: Array, lanes: Array) -> _Path:
 def _follow(curve: Curve, z: Array, lanes: Array, trust: Array, max_steps: int) -> _Path:
     """Takes `lanes` to `z`; a step along the arc is accepted when its correction is at most `trust`."""
     eps = float(jnp.finfo(z.dtype).eps)
-    origin = _origin(curve)
+    origin = curve.origin()
     arc = log_upper(_on_arc(curve, z, 1.0) - origin) - log_upper(z - origin)
 
     def advance(path: _Path) -> _Path:
@@ -275,7 +135,7 @@ def _follow(curve: Curve, z: Array, lanes: Array, trust: Array, max_steps: int) 
         omega, unknowns = _moved(path.omega, path.unknowns, path.tangents, predicted)
         target = _on_arc(curve, z, ahead)
         target = jnp.where(on_axis, _without_imaginary(on_axis, target), jnp.where(ahead == 0, z, target))
-        newton = _newton(curve, target, omega, unknowns)
+        newton = newton_step(curve, target, omega, unknowns)
         bend = jnp.where(on_arc, _bend(path.slope, newton.slope, predicted), 0)
         missing = newton.step * newton.slope
         step = _limited(_ahead(missing, newton.slope, bend), newton.tangents, jnp.where(on_axis, 3.0, 1.0))
@@ -332,7 +192,7 @@ class _Work(eqx.Module):
 
     @property
     def pending(self) -> Bool[Array, " lanes"]:
-        return (self.code != _OK) & (self.attempts < 2)
+        return (self.code != OK) & (self.attempts < 2)
 
 
 def _take(tree, index: Int[Array, " some"]):
@@ -374,7 +234,7 @@ def _search(curve: Curve, z: Array, work: _Work, chosen: Bool[Array, " lanes"], 
     trust = jnp.where(work.attempts == 0, 0.3, 0.02).astype(z.real.dtype)
     path = _follow(curve, z, chosen, trust, max_steps)
     arrived = (path.ahead == 0) & (path.phase == _DONE)
-    code = jnp.where(arrived, _NO_ROOT, _MAX_STEPS)
+    code = jnp.where(arrived, NO_ROOT, MAX_STEPS)
     num_steps = work.num_steps + path.num_steps
     return _Work(path.omega, path.unknowns, path.slope, path.tangents, code, work.attempts + 1, num_steps)
 
@@ -411,12 +271,12 @@ def _polish(curve: Curve, z: Array, work: _Work, pending: Bool[Array, " lanes"],
 
     def advance(state):
         k, active, real, work = state
-        newton, settled, code = _certify(curve, z, work.omega, work.unknowns, real)
+        newton, settled, code = certify(curve, z, work.omega, work.unknowns, real)
         step = _limited(newton.step, newton.tangents, 1.0)
         omega, unknowns = _moved(work.omega, newton.unknowns, newton.tangents, step)
         # Next to an atom the last rounding decides whether the alpha test holds.
-        settled = (settled & ((code != _NO_ROOT) | (k >= 8))) | ((k >= 4) & (code == _OK))
-        strip = active & (settled | (k >= 3)) & ~real & _as_good_as_real(z, newton.slope, omega)
+        settled = (settled & ((code != NO_ROOT) | (k >= 8))) | ((k >= 4) & (code == OK))
+        strip = active & (settled | (k >= 3)) & ~real & as_good_as_real(z, newton.slope, omega)
         omega, unknowns = _without_imaginary(real | strip, omega), _without_imaginary(real | strip, unknowns)
 
         def pick(new, old):
@@ -439,9 +299,9 @@ def _polish(curve: Curve, z: Array, work: _Work, pending: Bool[Array, " lanes"],
 
     start = (0, pending, jnp.zeros(z.shape, bool), work)
     _, active, _, found = advance(start) if max_steps == 1 else jax.lax.while_loop(unfinished, advance, start)
-    code = jnp.where(active & (found.code == _OK), _NO_ROOT, found.code)
-    nothing = (code == _NO_ROOT) | (code == _WRONG_BRANCH)
-    code = jnp.where(nothing & ((work.code == _MAX_STEPS) | (work.code == _UNRESOLVED)), work.code, code)
+    code = jnp.where(active & (found.code == OK), NO_ROOT, found.code)
+    nothing = (code == NO_ROOT) | (code == WRONG_BRANCH)
+    code = jnp.where(nothing & ((work.code == MAX_STEPS) | (work.code == UNRESOLVED)), work.code, code)
     return eqx.tree_at(lambda w: w.code, found, code)
 
 
@@ -468,11 +328,11 @@ def _work_through(curve: Curve, z: Array, valid: Array, max_steps: int) -> _Work
     """
     count, num_lanes = jnp.zeros(z.shape, int), z.shape[0]
     unknowns = jnp.ones((curve.num_layers, curve.num_unknowns, num_lanes), z.dtype)
-    code, attempts = jnp.where(valid, _MAX_STEPS, _INVALID), jnp.where(valid, count, 2)
+    code, attempts = jnp.where(valid, MAX_STEPS, INVALID), jnp.where(valid, count, 2)
     work = _Work(z, unknowns, jnp.ones_like(z), unknowns, code, attempts, count)
     some = min(num_lanes, max(4 * _ANCHORS, num_lanes // 16))
     width = min(num_lanes, _widths()[1])
-    log_z = log_upper(z - _origin(curve))
+    log_z = log_upper(z - curve.origin())
 
     def search(tile, index, chosen):
         return _search(curve, z[index], tile, chosen, max_steps)
@@ -496,17 +356,17 @@ def _work_through(curve: Curve, z: Array, valid: Array, max_steps: int) -> _Work
         once = guessed(work, jnp.arange(num_lanes), chosen)
         most = 2 * jnp.sum(chosen) > num_lanes
         once = jax.lax.cond(most, lambda w: _polish(curve, z, w, chosen, 1), lambda w: w, once)
-        return _in_tiles(polish, once, chosen & (once.code != _OK), width)
+        return _in_tiles(polish, once, chosen & (once.code != OK), width)
 
     def round_of(state):
         first, work = state
         pending, before = work.pending, work.attempts
         work = _in_tiles(search, work, _spread(pending, jnp.where(first, _ANCHORS, some)), min(width, some))
-        arrived = (work.attempts > before) & (work.code != _MAX_STEPS)
+        arrived = (work.attempts > before) & (work.code != MAX_STEPS)
 
         def fill(level, work):
-            waiting = pending & (work.code != _OK)
-            anchors = (work.code == _OK) | (arrived & (level == 0))
+            waiting = pending & (work.code != OK)
+            anchors = (work.code == OK) | (arrived & (level == 0))
             return fill_in(work, anchors, waiting & ((level == 1) | arrived | _spread(waiting, some)))
 
         return jnp.asarray(False), jax.lax.fori_loop(0, 2, fill, work)
@@ -546,5 +406,8 @@ def solve(curve: Curve, z: Complex[Array, " lanes"], max_steps: int = 100) -> Ro
         work = _work_through(frozen, target, valid, max_steps)
     back = jnp.zeros_like(order).at[order].set(jnp.arange(num_lanes), unique_indices=True)
     work = _take(work, back)
-    omega = implicit_root(_residual, work.omega, (curve, work.unknowns, z))
-    return Roots(omega, work.unknowns, work.code == _OK, _results(work.code), work.num_steps)
+    certified = work.code == OK
+    harmless = jax.lax.complex(-frozen.reach(), jnp.zeros_like(frozen.rank))
+    omega, unknowns = (jnp.where(certified, x, harmless) for x in (work.omega, work.unknowns))
+    omega = implicit_root(_residual, omega, (curve, unknowns, jnp.where(certified, z, 1)), certified)
+    return Roots(omega, unknowns, certified, as_results(work.code), work.num_steps)

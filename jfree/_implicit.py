@@ -5,20 +5,23 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Bool, PyTree
 
 
-def implicit_root(residual: Callable[..., Array], root: Array, args: tuple[PyTree, ...]) -> Array:
+def implicit_root(
+    residual: Callable[..., Array], root: Array, args: tuple[PyTree, ...], found: Bool[Array, "..."] | bool = True
+) -> Array:
     """Gives `root` the derivatives of the solution of `residual(root, *args) = 0`, elementwise in `root`.
 
     How the root was found does not matter, and is never differentiated:
 
         d root = -(d residual / d root)^-1 sum_i (d residual / d args_i) d args_i.
 
+    Where none was `found` it is a constant. (NaN there, masked by the caller, would be NaN again in reverse mode.)
     Derivatives of every order follow in forward mode; in reverse mode, inside a scan, those of first and second order.
     """
     dynamic, static = eqx.partition(args, eqx.is_inexact_array)
-    return _attach(residual, static, jax.lax.stop_gradient(root), dynamic)
+    return _attach(residual, (static, jnp.asarray(found)), jax.lax.stop_gradient(root), dynamic)
 
 
 @eqx.filter_custom_jvp
@@ -28,18 +31,19 @@ def _attach(residual, static, root, dynamic):
 
 @_attach.def_jvp
 def _(primals, tangents):
-    residual, static, root, dynamic = primals
+    residual, (static, found), root, dynamic = primals
     *_, dynamic_tangent = tangents
 
     def fn(root, dynamic):
-        return residual(root, *eqx.combine(dynamic, static))
+        value = residual(root, *eqx.combine(dynamic, static))
+        return jnp.where(found, value, root - jax.lax.stop_gradient(root))
 
     def slope_at(root):
         return jax.jvp(lambda r: fn(r, dynamic), (root,), (jnp.ones_like(root),))[1]
 
     # JAX forgets custom rules when it transposes a scan. The step of Newton's method, which goes nowhere, has the
     # derivatives of the root without one.
-    root = _attach(residual, static, root, dynamic)
+    root = _attach(residual, (static, found), root, dynamic)
     root = root - fn(root, dynamic) / jax.lax.stop_gradient(slope_at(root))
     slope = slope_at(root)
     dynamic_tangent = jax.tree.map(

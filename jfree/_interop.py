@@ -12,7 +12,6 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 from ._activations import (
     AbstractActivation,
     Erf,
-    FromFunction,
     GELU,
     HardTanh,
     LeakyReLU,
@@ -23,6 +22,7 @@ from ._activations import (
     Softplus,
     Tanh,
 )
+from ._from_function import FromFunction
 from ._misc import check, integer
 from ._networks import MLP, positive
 from ._resnet import ResNet

@@ -58,6 +58,13 @@ class Atoms(eqx.Module):
         locations = jnp.where(moved, log_amount, farther)
         return Atoms(jnp.where(amount > 0, 1, self.rank), locations, jnp.where(moved, self.zero, self.masses))
 
+    def merged(self) -> "Atoms":
+        """Adds up the masses of atoms at one place."""
+        same = jnp.abs(self.log_locations[:, None] - self.log_locations) < 1e-6
+        first = jnp.argmax(same & (self.masses > 0), axis=1) == jnp.arange(self.size)
+        masses = jnp.sum(jnp.where(same, self.masses, 0), 1)
+        return Atoms(self.rank, self.log_locations, jnp.where(first & (self.masses > 0), masses, 0))
+
     def other_side(self, ratio: Float[Array, ""]) -> "Atoms":
         return Atoms(ratio * self.rank, self.log_locations, ratio * self.masses)
 

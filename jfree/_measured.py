@@ -8,11 +8,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from ._activations import AbstractActivation, as_activation, Linear
-from ._curve import AbstractOperation, ChangeSide, Curve, Factor, LawFactor
+from ._curve import AbstractOperation, Curve
 from ._laws import Atoms, Law
 from ._meanfield import MeanField
 from ._misc import check, common_dtype, is_finite
 from ._networks import AbstractNetwork, curve_of, floats, several
+from ._operations import ChangeSide, Factor, LawFactor
 
 # More atoms of one law seldom outlive the product with another.
 _MAX_ATOMS = 4

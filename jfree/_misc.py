@@ -99,5 +99,14 @@ def log_lower(z: Array) -> Array:
     return _log_with_argument(z, -jnp.arctan2(jnp.maximum(-z.imag, 0), z.real))
 
 
+def log_one_plus(x: Array, one: Array) -> Array:
+    """`log(1 + x)` on the closed lower half plane, `one = 1 + x`, to full relative accuracy."""
+    small = squared(x) < 0.1
+    y = jnp.where(small, x, 0)
+    size = 0.5 * jnp.log1p(y.real * (2 + y.real) + jnp.square(y.imag))
+    near = jax.lax.complex(size, jnp.arctan2(jnp.minimum(y.imag, 0), 1 + y.real))
+    return jnp.where(small, near, log_lower(jnp.where(small, 1, one)))
+
+
 def _log_with_argument(z: Array, argument: Array) -> Array:
     return jax.lax.complex(jnp.log(magnitude(z)), argument)

@@ -10,10 +10,11 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from ._activations import AbstractActivation, AbstractManySlopes, AbstractTwoSlopes, as_activation, HardSine, Linear
-from ._curve import ChangeSide, Curve, Factor, LawFactor, Shift
+from ._curve import Curve
 from ._laws import Atoms, Law
 from ._meanfield import forward, MeanField, per_layer
 from ._misc import check, common_dtype, Reals
+from ._operations import ChangeSide, Factor, LawFactor, Shift
 from ._weights import AbstractWeights, as_weights, weight_factor
 
 # Every atom that survives outweighs all those that came after it together: more would lie below rounding.

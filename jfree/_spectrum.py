@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Complex, Float, Int
 
+from ._certificate import RESULTS
 from ._curve import Curve
-from ._edges import edges, outside
-from ._follow import RESULTS, Roots, solve
+from ._edges import edges, support
+from ._follow import Roots, solve
 from ._implicit import implicit_root
 from ._misc import check, complex_dtype, inexact_asarray, integer, is_concrete, is_finite, log_max, Reals, reciprocal
 from ._moments import log_moments, mean_log, moment
@@ -114,7 +115,10 @@ class Spectrum(eqx.Module):
 
         **Raises:** `ValueError` under `jit` or `vmap`.
         """
-        return _support(self)
+        if not is_concrete(self.curve.rank):
+            raise ValueError("`support` runs on the host and cannot be traced; `edges` can.")
+        lower, upper = self.edges()
+        return support(self.curve, _atoms(self), float(lower), float(upper))
 
     def atoms(self) -> tuple[Float[Array, " atoms"], Float[Array, " atoms"]]:
         """`(locations, masses)`, zero first; free slots have mass 0."""
@@ -271,7 +275,7 @@ def _read_values(curve: Curve, z: Array, roots: Roots) -> tuple[Array, Array]:
     """`m` and `G`, NaN where they are not certified."""
     point = curve.point(roots.omega, roots.unknowns)
     scale = jnp.exp(-point.log_scale)
-    G = point.one_plus(1) * reciprocal(z * scale) * scale
+    G = point.one_plus(1) * reciprocal(jnp.where(roots.certified, z, 1) * scale) * scale
     nan = jnp.asarray(complex(np.nan, np.nan), z.dtype)
     return jnp.where(roots.certified, point.side * point.m, nan), jnp.where(roots.certified, G, nan)
 
@@ -444,68 +448,7 @@ def _quantile_between(tabulated, p):
 
     start = (jnp.asarray(0), guess, low, high, jnp.zeros(p.shape, bool), jnp.zeros_like(p))
     _, x, *_, error = jax.lax.while_loop(unfinished, correct, start)
-    quantile = jnp.exp(implicit_root(_above_p, x, (spectrum.curve, p)))
     # On an atom the cdf jumps past p, and below the table's end, out of the range of floats, it cannot reach p.
-    return jnp.where(jnp.abs(error) < 10 * eps**0.5, quantile, jnp.nan)
-
-
-def _support(spectrum: Spectrum) -> list[tuple[float, float]]:
-    """Scans between the edges, and closes in on every change between bulk and gap."""
-    if not is_concrete(spectrum.curve.rank):
-        raise ValueError("`support` runs on the host and cannot be traced; `edges` can.")
-    lower, upper = (float(e) for e in spectrum.edges())
-    log_mean = float(np.log(spectrum.mean()))
-    low = np.log(lower) if lower > 0 else log_mean - 60.0
-    pad = 1e-6
-    grid = np.linspace(low + pad, np.log(upper) - pad, 1001)
-    grid, bulk = _scanned(spectrum, grid)
-    changes = np.flatnonzero(bulk[1:] != bulk[:-1])
-    low_ends, high_ends = grid[changes].copy(), grid[changes + 1].copy()
-    left = bulk[changes]
-    for _ in range(46):
-        if not len(changes):
-            break
-        middle = 0.5 * (low_ends + high_ends)
-        same = _in_bulk(spectrum, middle)[0] == left
-        low_ends, high_ends = np.where(same, middle, low_ends), np.where(same, high_ends, middle)
-    cuts = np.exp(0.5 * (low_ends + high_ends))
-    ends = [lower] * bool(bulk[:1].any()) + [float(c) for c in cuts] + [upper] * bool(bulk[-1:].any())
-    return list(zip(ends[::2], ends[1::2], strict=True))
-
-
-def _scanned(spectrum: Spectrum, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Certified points, and which of them lie in the bulk: finer wherever mass goes missing between two that do not."""
-    places, masses = (np.asarray(a)[1:] for a in spectrum.atoms())
-    log_places = np.log(np.where(masses > 0, places, 1))
-    slack = 1e3 * float(np.finfo(masses.dtype).eps) ** 0.75
-    bulk, above, certified = _in_bulk(spectrum, grid)
-    for _ in range(12):
-        grid, bulk, above = grid[certified], bulk[certified], above[certified]
-        between = (grid[:-1, None] < log_places) & (log_places < grid[1:, None])
-        missing = above[:-1] - above[1:] - np.sum(between * masses, axis=1)
-        hidden = np.flatnonzero(~bulk[:-1] & ~bulk[1:] & (missing > slack))
-        if not len(hidden):
-            break
-        shares = np.arange(1, 16) / 16
-        finer = (grid[hidden, None] + (grid[hidden + 1] - grid[hidden])[:, None] * shares).ravel()
-        found = _in_bulk(spectrum, finer)
-        grid = np.append(grid, finer)
-        order = np.argsort(grid)
-        known = bulk, above, np.ones(bulk.size, bool)
-        bulk, above, certified = (np.append(old, new)[order] for old, new in zip(known, found, strict=True))
-        grid = grid[order]
-    else:
-        grid, bulk = grid[certified], bulk[certified]
-    return grid, bulk
-
-
-@eqx.filter_jit
-def _verdicts(curve, log_x):
-    off, above, roots = outside(curve, log_x)
-    return ~off, above, roots.certified
-
-
-def _in_bulk(spectrum, log_x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Which points are not off the support, the mass above each, and which of these verdicts are certified."""
-    bulk, above, certified = _verdicts(spectrum.curve, jnp.asarray(log_x, spectrum._dtype))
-    return np.asarray(bulk), np.asarray(above), np.asarray(certified)
+    found = jnp.abs(error) < 10 * eps**0.5
+    quantile = jnp.exp(implicit_root(_above_p, x, (spectrum.curve, p), found))
+    return jnp.where(found, quantile, jnp.nan)

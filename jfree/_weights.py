@@ -6,8 +6,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._curve import Factor
 from ._laws import Atoms
+from ._operations import Factor
 
 
 class AbstractWeights(eqx.Module):

@@ -3,7 +3,6 @@
 from ._activations import (
     AbstractActivation as AbstractActivation,
     Erf as Erf,
-    FromFunction as FromFunction,
     GELU as GELU,
     HardSine as HardSine,
     HardTanh as HardTanh,
@@ -16,3 +15,4 @@ from ._activations import (
     Softplus as Softplus,
     Tanh as Tanh,
 )
+from ._from_function import FromFunction as FromFunction

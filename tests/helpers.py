@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jfree
-from jfree._follow import _certify, _newton
+from jfree._certificate import certify, newton_step
 from jfree._misc import magnitude
 
 TWO_SLOPES = ("linear", "relu", "hard_tanh", "hard_sine", "shifted_relu", "scaled_hard_tanh")
@@ -86,7 +86,7 @@ def slow_solve(curve, x, steps_per_decade=16):
 
     def newton(z, state, limit):
         omega, unknowns, _ = state
-        found = _newton(curve, z, omega, unknowns)
+        found = newton_step(curve, z, omega, unknowns)
         step = found.step * jnp.minimum(1, limit / jnp.maximum(magnitude(found.step), 1e-30))
         return omega * jnp.exp(step), found.unknowns * jnp.exp(found.tangents * step), found.size
 
@@ -109,5 +109,5 @@ def slow_solve(curve, x, steps_per_decade=16):
     real = jnp.abs(omega.imag) < 1e-9 * jnp.abs(omega)
     stripped = jax.lax.complex(omega.real, jnp.where(real, 0, omega.imag))
     # Where steps were too long, or rounding too large, it does not end on the branch.
-    reliable = (state[2] < 0.3) & (last < 1e-4) & (_certify(curve, z, stripped, unknowns, real)[2] == 0)
+    reliable = (state[2] < 0.3) & (last < 1e-4) & (certify(curve, z, stripped, unknowns, real)[2] == 0)
     return omega, reliable

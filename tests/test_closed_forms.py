@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jfree
-from jfree._follow import _certify
+from jfree._certificate import certify
 
 
 def test_marchenko_pastur():
@@ -71,7 +71,7 @@ def test_no_certificate_for_the_other_root(x, height):
         lanes = jnp.asarray(omega)
         none = jnp.zeros((1, 0, omega.size), lanes.dtype)
         on_axis = jnp.full(omega.size, bool(real))
-        _, settled, code = _certify(curve, jnp.full_like(lanes, z), lanes, none, on_axis)
+        _, settled, code = certify(curve, jnp.full_like(lanes, z), lanes, none, on_axis)
         accepted = np.asarray(settled & (code == 0))
         if real is not None:
             assert not accepted.any(), (real, offset[accepted])
