@@ -450,5 +450,6 @@ def _quantile_between(tabulated, p):
     _, x, *_, error = jax.lax.while_loop(unfinished, correct, start)
     # On an atom the cdf jumps past p, and below the table's end, out of the range of floats, it cannot reach p.
     found = jnp.abs(error) < 10 * eps**0.5
+    x = jnp.where(found, x, places[-1] + 1)  # where nothing is singular
     quantile = jnp.exp(implicit_root(_above_p, x, (spectrum.curve, p), found))
     return jnp.where(found, quantile, jnp.nan)
