@@ -55,19 +55,19 @@ def mean_log(curve: Curve) -> Float[Array, ""]:
     """`Phi(z) - mu({0}) log z` as `z -> 0-`: logarithms of `z` cancel."""
     zero = curve.atoms().zero
     eps = float(jnp.finfo(curve.rank.dtype).eps)
-    certified = jnp.asarray(True)
-    if curve.has_shifts:
-        z = -eps * jnp.exp(curve.cumulants.log_floor)
-        roots = solve(curve, jax.lax.complex(z, jnp.zeros_like(z))[None])
-        omega, unknowns, certified = roots.omega, roots.unknowns, roots.certified[0]
+    if curve.has_shifts:  # log z is the steeper, and its derivatives the less exact, the closer z is to 0
+        z = -(eps ** (1 / 3)) * jnp.exp(curve.cumulants.log_floor) * jnp.arange(1, 4)
+        roots = solve(curve, jax.lax.complex(z, jnp.zeros_like(z)))
+        omega, unknowns, certified = roots.omega, roots.unknowns, jnp.all(roots.certified)
     else:  # omega -> 0- with z, and more slowly
         near = jnp.where((curve.rank < 1) | (curve.num_unknowns == 0), eps**0.5, eps)
-        omega = jnp.stack([-near, -2 * near]).astype(complex_dtype(curve.rank.dtype))
-        unknowns = jax.lax.stop_gradient(curve).settle(omega)
+        omega = (-near * jnp.arange(1, 4)).astype(complex_dtype(curve.rank.dtype))
+        unknowns, certified = jax.lax.stop_gradient(curve).settle(omega), jnp.asarray(True)
     _, phi, log_z = curve.potential(omega, unknowns)
     value = (phi.real - zero * log_z.real) / (1 - zero)
-    # Analytic in omega, as far as all is explicit: the linear term cancels.
-    return jnp.where(certified & (1 - zero > eps**0.5), 2 * value[0] - value[-1], jnp.nan)
+    # Analytic in z, or as far as all is explicit in omega: the linear and the quadratic term cancel.
+    at_zero = 3 * value[0] - 3 * value[1] + value[2]
+    return jnp.where(certified & (1 - zero > eps**0.5), at_zero, jnp.nan)
 
 
 @eqx.filter_jit

@@ -98,3 +98,19 @@ def test_an_uncertified_point_says_why():
     np.testing.assert_array_equal(np.isnan(solution.m.real), [True, False])
     np.testing.assert_array_equal(solution.result == jfree.RESULTS.unresolved_law, [True, False])
     np.testing.assert_array_equal(solution.result == jfree.RESULTS.successful, [False, True])
+
+
+def test_points_out_of_range_say_so():
+    spectrum = jfree.jacobian_spectrum(jfree.MLP(**GOOD))
+    solution = spectrum.solve(jnp.asarray([1e-200, 1.0, 1e200]))
+    np.testing.assert_array_equal(solution.result == jfree.RESULTS.invalid_input, [True, False, True])
+    np.testing.assert_array_equal(np.isnan(solution.G.real), [True, False, True])
+
+
+def test_what_rests_on_uncertified_points_is_nan():
+    relu6 = jfree.activations.FromFunction(jax.nn.relu6)  # without its knots
+    net = jfree.MLP((1.0, 1.0, 1.0), relu6, sigma_w=3.0)
+    np.testing.assert_array_equal(jfree.jacobian_spectrum(net).edges(), np.nan)
+    assert np.isnan(jfree.objectives.condition_number(net))
+    almost_all_zero = jfree.jacobian_spectrum(jfree.MLP((1e9, 1.0), "linear", "gaussian"))
+    assert np.isnan(almost_all_zero.mean_log())

@@ -126,6 +126,7 @@ BAD_FLAGS = {
     "spectrum --q0 0": "`q0`",
     "spectrum --widths 1.5 2.5 --check": "`widths`",
     "spectrum --check --seed -1": "`seed`",
+    "spectrum --widths 10000000 10000000 --check": "must be smaller",
     "spectrum --figure nowhere/out.png": "`figure`",
     "spectrum --figure out.exe": "`figure`",
     "spectrum --config nowhere.toml": "`config`",

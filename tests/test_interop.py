@@ -115,6 +115,8 @@ def test_round_trip_of_resnets():
         (acts.HardTanh(2.0, 0.5), acts.HardTanh(2.0, 0.5)),
         (lambda x: x, acts.Linear()),
         (jnp.sin, acts.FromFunction(jnp.sin)),
+        (jax.nn.relu6, acts.FromFunction(jax.nn.relu6, knots=(0.0, 6.0))),
+        (jax.nn.hard_swish, acts.FromFunction(jax.nn.hard_swish, knots=(-3.0, 3.0))),
     ],
 )
 def test_functions_are_recognised(fn, activation):
@@ -257,3 +259,9 @@ def test_layers_that_mix_units(fn):
 def test_activations_per_block():
     with pytest.raises(ValueError, match="`activation`"):
         jfree.ResidualMLP(2, 3, activation=[jnp.tanh, jnp.tanh], key=KEY)
+
+
+def test_stacked_models_are_refused():
+    models = eqx.filter_vmap(lambda key: eqx.nn.MLP(2, 1, 4, 2, key=key))(jax.random.split(KEY, 3))
+    with pytest.raises(ValueError, match="`model`"):
+        jfree.from_equinox(models)

@@ -1,3 +1,5 @@
+import os
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,8 @@ import pytest
 import jfree
 from jfree import constraints, objectives
 from jfree.empirical import jacobian_eigenvalues
+
+FULL = bool(os.environ.get("JFREE_FULL"))
 
 
 def deep_tanh(depth, sigma_w):
@@ -79,18 +83,50 @@ def test_finite_where_the_bulk_reaches_zero():
         assert np.isfinite(grad.sigma_w)
 
 
-def test_isometry_derivatives():
-    net = deep_tanh(3, 1.4)
+ALL_OBJECTIVES = (
+    objectives.isometry,
+    objectives.condition_number,
+    objectives.log_spread(),
+    objectives.moments(1.0, 2.0, 3.0),
+    objectives.target(objectives.condition_number, 2.0),
+    objectives.weighted((2.0, objectives.isometry), (0.1, objectives.condition_number)),
+)
 
-    def value(sigma_w):
-        return objectives.isometry(eqx.tree_at(lambda n: n.sigma_w, net, sigma_w))
 
-    step = 1e-4
-    both = jax.jit(jax.value_and_grad(value))
-    grad, hessian = both(net.sigma_w)[1], jax.jit(jax.hessian(value))(net.sigma_w)
-    (high, high_grad), (low, low_grad) = (both(net.sigma_w.at[0].add(sign * step)) for sign in (1, -1))
-    np.testing.assert_allclose(grad[0], (high - low) / (2 * step), rtol=1e-6)
-    np.testing.assert_allclose(hessian[0], (high_grad - low_grad) / (2 * step), rtol=1e-6, atol=1e-7)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["mlp", "smooth", "residual"] if FULL else ["mlp"])
+def test_second_derivatives_of_objectives(kind):
+    """All at once, along one direction: forward over forward, and forward over reverse of their sum."""
+    net = {
+        "mlp": jfree.MLP([1.0, 2.0, 3.0], "hard_tanh", "gaussian", jnp.asarray([1.3, 1.1]), 0.1),
+        "smooth": jfree.MLP([1.0, 2.0, 3.0], "tanh", ["orthogonal", "gaussian"], jnp.asarray([1.3, 1.1]), 0.1),
+        "residual": jfree.ResNet(2, "hard_tanh", "gaussian", jnp.asarray([0.5, 0.7])),
+    }[kind]
+    wanted = ALL_OBJECTIVES if FULL else (objectives.isometry, objectives.moments(1.0, 2.0, 3.0))
+    wanted += (objectives.fisher_condition,) if FULL and kind == "mlp" else ()
+    leaves, static = eqx.partition(net, eqx.is_inexact_array)
+    direction = jax.tree.map(lambda x: x * (1 + jnp.arange(x.size).reshape(x.shape)) / 10, leaves)
+
+    def values(leaves):
+        return jnp.stack([objective(eqx.combine(leaves, static)) for objective in wanted])
+
+    def moved(h):
+        return jax.tree.map(lambda x, d: x + h * d, leaves, direction)
+
+    def forward(leaves):
+        return jax.jvp(values, (leaves,), (direction,))
+
+    h = 1e-4
+    first = jax.jit(forward)
+    (low, low_slope), (high, high_slope) = first(moved(-h)), first(moved(h))
+    (_, slope), (_, curvature) = jax.jit(lambda leaves: jax.jvp(forward, (leaves,), (direction,)))(leaves)
+    np.testing.assert_allclose(slope, (high - low) / (2 * h), rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(curvature, (high_slope - low_slope) / (2 * h), rtol=1e-5, atol=1e-6)
+
+    gradient = jax.grad(lambda leaves: jnp.sum(values(leaves)))
+    _, change = jax.jit(lambda leaves: jax.jvp(gradient, (leaves,), (direction,)))(leaves)
+    products = jax.tree.map(lambda c, d: jnp.sum(c * d), change, direction)
+    np.testing.assert_allclose(sum(jax.tree.leaves(products)), jnp.sum(curvature), rtol=1e-7)
 
 
 @pytest.mark.slow
