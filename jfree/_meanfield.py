@@ -21,38 +21,45 @@ class MeanField(eqx.Module):
     chi: Float[Array, " layers"]
 
 
-def per_layer(activations: tuple[AbstractActivation, ...], method: Callable) -> Callable:
-    """`fn(l, q) = method(activations[l], q)` for a traced layer index: one branch per kind, not per layer."""
-    kinds, index, members = [], [], []
-    for activation in activations:
-        structure = jax.tree.structure(activation)
-        if structure not in kinds:
-            kinds.append(structure)
-            members.append([])
-        index.append(kinds.index(structure))
-        members[index[-1]].append(activation)
-    slot = np.zeros(len(activations), int)
-    for kind in range(len(kinds)):
-        slot[np.asarray(index) == kind] = np.arange(len(members[kind]))
-    stacked = [_stack_modules(group) for group in members]
-
-    def branch(kind):
-        def apply(layer, q):
-            leaves = jax.tree.map(lambda x: x[jnp.asarray(slot)[layer]], stacked[kind])
-            return method(leaves, q)
-
-        return apply
-
-    branches = [branch(kind) for kind in range(len(kinds))]
-    if len(branches) == 1:
-        return branches[0]
-    return lambda layer, q: jax.lax.switch(jnp.asarray(index)[layer], branches, layer, q)
+def _kinds(activations: tuple[AbstractActivation, ...]) -> list[tuple[np.ndarray, AbstractActivation]]:
+    """Activations of one structure stacked, with their layers."""
+    structures = [jax.tree.structure(activation) for activation in activations]
+    groups = [np.flatnonzero([s == kind for s in structures]) for kind in dict.fromkeys(structures)]
+    return [(layers, _stacked([activations[layer] for layer in layers])) for layers in groups]
 
 
-def _stack_modules(group):
+def _stacked(group: list[AbstractActivation]) -> AbstractActivation:
     if all(member is group[0] for member in group):
         return jax.tree.map(lambda x: jnp.broadcast_to(x, (len(group), *jnp.shape(x))), group[0])
     return jax.tree.map(lambda *xs: jnp.stack(xs), *group)
+
+
+def per_layer(activations: tuple[AbstractActivation, ...], method: Callable) -> Callable:
+    """`fn(l, q) = method(activations[l], q)` for a traced layer index: one branch per kind, not per layer."""
+    kinds = _kinds(activations)
+    slot, kind = np.zeros(len(activations), int), np.zeros(len(activations), int)
+    for k, (layers, _) in enumerate(kinds):
+        slot[layers], kind[layers] = np.arange(len(layers)), k
+
+    def branch(stacked):
+        return lambda layer, q: method(jax.tree.map(lambda x: x[jnp.asarray(slot)[layer]], stacked), q)
+
+    branches = [branch(stacked) for _, stacked in kinds]
+    if len(branches) == 1:
+        return branches[0]
+    return lambda layer, q: jax.lax.switch(jnp.asarray(kind)[layer], branches, layer, q)
+
+
+def every_layer(activations: tuple[AbstractActivation, ...], method: Callable) -> Callable:
+    """`fn(q)[l] = method(activations[l], q[l])`, all layers of one kind at once."""
+    kinds = _kinds(activations)
+    order = np.argsort(np.concatenate([layers for layers, _ in kinds]))
+
+    def apply(q):
+        parts = [jax.vmap(method)(stacked, q[layers]) for layers, stacked in kinds]
+        return jax.tree.map(lambda *xs: jnp.concatenate(xs)[order], *parts)
+
+    return apply
 
 
 def forward(
@@ -62,16 +69,57 @@ def forward(
     q0: Float[Array, ""],
 ) -> MeanField:
     """`q_l = sigma_w^2 E phi_{l-1}(sqrt(q_{l-1}) Z)^2 + sigma_b^2` from `E x_0^2 = q0`."""
-    moments = per_layer(activations, lambda phi, q: (phi.second_moment(q), phi.slope_moment(q)))
+    variances = jnp.square(sigma_w), jnp.square(sigma_b)
+    phi2 = _second_moments(activations, variances, q0)
+    q = _preactivations(jnp.append(q0, phi2[:-1]), *variances)
+    return MeanField(q, phi2, variances[0] * every_layer(activations, lambda phi, q: phi.slope_moment(q))(q))
+
+
+def _preactivations(phi2: Array, variance_w: Array, variance_b: Array) -> Array:
+    return jnp.maximum(variance_w * phi2 + variance_b, jnp.finfo(phi2.dtype).tiny)  # it may decay out of range
+
+
+@eqx.filter_custom_jvp
+def _second_moments(
+    activations: tuple[AbstractActivation, ...], variances: tuple[Array, Array], q0: Array
+) -> Float[Array, " layers"]:
+    moment = per_layer(activations, lambda phi, q: phi.second_moment(q))
 
     def layer(phi2, xs):
-        index, variance_w, variance_b = xs
-        q = jnp.maximum(variance_w * phi2 + variance_b, jnp.finfo(phi2.dtype).tiny)  # it may decay out of range
-        phi2, slope = moments(index, q)
-        return phi2, (q, phi2, variance_w * slope)
+        index, *variance = xs
+        phi2 = moment(index, _preactivations(phi2, *variance))
+        return phi2, phi2
 
-    xs = (jnp.arange(len(activations)), jnp.square(sigma_w), jnp.square(sigma_b))
-    return MeanField(*jax.lax.scan(jax.checkpoint(layer, prevent_cse=False), q0, xs)[1])
+    return jax.lax.scan(layer, q0, (jnp.arange(len(activations)), *variances))[1]
+
+
+@_second_moments.def_jvp
+def _(primals, tangents):
+    """All layers' own derivatives at once, and their product by an associative scan: no loop to be transposed."""
+    activations, variances, q0 = primals
+    phi2 = _second_moments(*primals)
+    before = jnp.append(q0, phi2[:-1])
+    dynamic, static = eqx.partition(activations, eqx.is_inexact_array)
+
+    def layers(before, dynamic, variances):
+        activations = eqx.combine(dynamic, static)
+        return every_layer(activations, lambda phi, q: phi.second_moment(q))(_preactivations(before, *variances))
+
+    _, slope = jax.jvp(lambda before: layers(before, dynamic, variances), (before,), (jnp.ones_like(before),))
+    args = (dynamic, variances, q0)
+    changes = jax.tree.map(
+        lambda x, t: None if x is None else jnp.zeros_like(x) if t is None else t,
+        args,
+        tangents,
+        is_leaf=lambda x: x is None,
+    )
+    start = jnp.zeros_like(before).at[0].set(changes[2])
+    _, direct = jax.jvp(layers, (before, dynamic, variances), (start, *changes[:2]))
+
+    def join(first, last):
+        return first[0] * last[0], last[0] * first[1] + last[1]
+
+    return phi2, jax.lax.associative_scan(join, (slope, direct))[1]
 
 
 def _variance_map(log_q, activation, sigma_w, sigma_b):

@@ -12,7 +12,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 from ._activations import AbstractActivation, AbstractManySlopes, AbstractTwoSlopes, as_activation, HardSine, Linear
 from ._curve import Curve
 from ._laws import Atoms, Law
-from ._meanfield import forward, MeanField, per_layer
+from ._meanfield import every_layer, forward, MeanField, per_layer
 from ._misc import check, common_dtype, Reals
 from ._operations import ChangeSide, Factor, LawFactor, Shift
 from ._weights import AbstractWeights, as_weights, weight_factor
@@ -220,7 +220,6 @@ def slope_factors(
     if all(isinstance(a, Linear | HardSine) for a in activations):
         return ()
     dtype = q.dtype
-    index = jnp.arange(len(activations))
     size = slope_atoms(activations)
     laws = [a for a in activations if isinstance(a, AbstractManySlopes)]
 
@@ -233,7 +232,7 @@ def slope_factors(
         one = jnp.ones_like(q)
         return Factor(one, 0 * one, 0 * one, Atoms.identity(size, dtype))
 
-    explicit = jax.vmap(per_layer(activations, two_slopes))(index, q)
+    explicit = every_layer(activations, two_slopes)(q)
     if not laws:
         return (explicit,)
     refine = 4 if len(laws) == 1 else 1
@@ -247,6 +246,7 @@ def slope_factors(
             return activation.slope_law(q, refine).resized(num_points, size, kind)
         return Law.point_mass(dtype).resized(num_points, size, kind)
 
+    index = jnp.arange(len(activations))
     law = jax.lax.map(lambda xs: per_layer(activations, many_slopes)(*xs), (index, q))
     return explicit, LawFactor(law)
 
