@@ -1,16 +1,23 @@
 """Gaussian expectations of functions with structure of size 1 around the origin, at any variance."""
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
 _PULL = 0.15  # share of the nodes that a cluster draws, per unit of log distance
+_CORE = 4.0  # nodes are evenly spaced this far
 _REACH = 10.0  # standard deviations: the contours below damp the Gaussian a little less than the real line
+
+Clusters = tuple[tuple[float, float], ...]
 
 
 def graded_nodes(
-    variance: Float[Array, ""], num_nodes: int, *, even: bool, clusters: tuple[tuple[float, float], ...] = ()
+    variance: Float[Array, ""], num_nodes: int, *, even: bool, clusters: Clusters = ()
 ) -> tuple[Float[Array, " nodes"], Float[Array, " nodes"], Float[Array, " nodes"]]:
     """Trapezoid nodes, their weights, and the weights of the rule on every other node.
 
@@ -22,34 +29,46 @@ def graded_nodes(
     dtype = variance.dtype
     reach = _REACH * jnp.sqrt(variance)
 
-    def tau(x):
-        return jnp.arcsinh(x / 4) + sum(_PULL * jnp.arcsinh((x - place) / scale) for place, scale in clusters)
-
-    def density(x):
-        return lax.rsqrt(x * x + 16) + sum(
-            _PULL * lax.rsqrt(jnp.square(x - place) + scale**2) for place, scale in clusters
-        )
-
     low = jnp.zeros_like(reach) if even else -reach
-    step = (tau(reach) - tau(low)) / num_nodes
-    targets = tau(low) + step * jnp.arange(num_nodes, dtype=dtype)
-    nodes = _bisect(tau, targets, low, reach) if clusters else 4 * jnp.sinh(targets)
-    weights = step / density(nodes)
+    start, end = _grading(low, clusters), _grading(reach, clusters)
+    step = (end - start) / num_nodes
+    nodes = _nodes_at(start + step * jnp.arange(num_nodes, dtype=dtype), clusters)
+    weights = step / _grading_slope(nodes, clusters)
     if even:
         weights = (2 * weights).at[0].divide(2)
     coarse = jnp.where(jnp.arange(num_nodes) % 2 == 0, 2 * weights, 0)
     return nodes, weights, coarse
 
 
-def _bisect(fn, targets, low, high):
-    def halve(_, bracket):
-        low, high = bracket
-        middle = 0.5 * (low + high)
-        below = fn(middle) < targets
-        return jnp.where(below, middle, low), jnp.where(below, high, middle)
+def _grading(x: Any, clusters: Clusters, asinh: Callable = jnp.arcsinh) -> Any:
+    """Rises by a step from node to node."""
+    return asinh(x / _CORE) + sum(_PULL * asinh((x - place) / scale) for place, scale in clusters)
 
-    start = (jnp.broadcast_to(low, targets.shape), jnp.broadcast_to(high, targets.shape))
-    return lax.fori_loop(0, 64, halve, start)[0]
+
+def _grading_slope(x: Array, clusters: Clusters) -> Array:
+    return lax.rsqrt(x * x + _CORE**2) + sum(
+        _PULL * lax.rsqrt(jnp.square(x - place) + scale**2) for place, scale in clusters
+    )
+
+
+def _nodes_at(values: Array, clusters: Clusters) -> Array:
+    """Where the grading has these values: Newton's method from a table."""
+    if not clusters:
+        return _CORE * jnp.sinh(values)
+    heights, places = (jnp.asarray(column, values.dtype) for column in _table(clusters))
+    x = jnp.interp(values, heights, places)
+    for _ in range(5):
+        x = x - (_grading(x, clusters) - values) / _grading_slope(x, clusters)
+    return x
+
+
+@functools.cache
+def _table(clusters: Clusters) -> tuple[np.ndarray, np.ndarray]:
+    """The grading, and where: as dense around every cluster as a linear interpolation asks for at its scale."""
+    spread = np.sinh(np.arange(-75, 75.25, 0.25))
+    places = [_CORE * spread] + [place + scale * spread[np.abs(scale * spread) < 1e3] for place, scale in clusters]
+    x = np.unique(np.concatenate(places))
+    return _grading(x, clusters, np.arcsinh), x
 
 
 def panel_nodes(
