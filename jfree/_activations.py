@@ -310,7 +310,7 @@ class Erf(AbstractSmooth):
         return 2 / math.sqrt(math.pi) * jnp.exp(-jnp.square(x))
 
     def second_moment(self, q):
-        return 2 / jnp.pi * jnp.arcsin(2 * q / (1 + 2 * q))
+        return 2 / jnp.pi * jnp.arctan(2 * q / jnp.sqrt(1 + 4 * q))
 
     def mean(self, q):
         return jnp.zeros_like(q)

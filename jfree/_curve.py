@@ -170,6 +170,11 @@ class AbstractOperation(eqx.Module):
         return 0
 
     @property
+    def has_few_points(self) -> bool:
+        """Whether it has laws of few points only, which may lie far apart."""
+        return False
+
+    @property
     def reach(self) -> Float[Array, ""] | float:
         """A radius of `omega` that singularities of the unknowns hardly exceed."""
         return 0.0

@@ -21,11 +21,16 @@ class MeanField(eqx.Module):
     chi: Float[Array, " layers"]
 
 
-def _kinds(activations: tuple[AbstractActivation, ...]) -> list[tuple[np.ndarray, AbstractActivation]]:
-    """Activations of one structure stacked, with their layers."""
+Layers = tuple[tuple[int, ...], ...]  # of every kind
+
+
+def _kinds(activations: tuple[AbstractActivation, ...]) -> tuple[list[AbstractActivation], Layers]:
+    """Activations of one structure stacked, and their layers."""
     structures = [jax.tree.structure(activation) for activation in activations]
-    groups = [np.flatnonzero([s == kind for s in structures]) for kind in dict.fromkeys(structures)]
-    return [(layers, _stacked([activations[layer] for layer in layers])) for layers in groups]
+    layers = tuple(
+        tuple(layer for layer, mine in enumerate(structures) if mine == kind) for kind in dict.fromkeys(structures)
+    )
+    return [_stacked([activations[layer] for layer in mine]) for mine in layers], layers
 
 
 def _stacked(group: list[AbstractActivation]) -> AbstractActivation:
@@ -36,15 +41,19 @@ def _stacked(group: list[AbstractActivation]) -> AbstractActivation:
 
 def per_layer(activations: tuple[AbstractActivation, ...], method: Callable) -> Callable:
     """`fn(l, q) = method(activations[l], q)` for a traced layer index: one branch per kind, not per layer."""
-    kinds = _kinds(activations)
-    slot, kind = np.zeros(len(activations), int), np.zeros(len(activations), int)
-    for k, (layers, _) in enumerate(kinds):
-        slot[layers], kind[layers] = np.arange(len(layers)), k
+    return _per_layer(*_kinds(activations), method)
 
-    def branch(stacked):
-        return lambda layer, q: method(jax.tree.map(lambda x: x[jnp.asarray(slot)[layer]], stacked), q)
 
-    branches = [branch(stacked) for _, stacked in kinds]
+def _per_layer(stacks: list[AbstractActivation], layers: Layers, method: Callable) -> Callable:
+    count = sum(map(len, layers))
+    slot, kind = np.zeros(count, int), np.zeros(count, int)
+    for k, mine in enumerate(layers):
+        slot[list(mine)], kind[list(mine)] = np.arange(len(mine)), k
+
+    def branch(stack):
+        return lambda layer, q: method(jax.tree.map(lambda x: x[jnp.asarray(slot)[layer]], stack), q)
+
+    branches = [branch(stack) for stack in stacks]
     if len(branches) == 1:
         return branches[0]
     return lambda layer, q: jax.lax.switch(jnp.asarray(kind)[layer], branches, layer, q)
@@ -52,14 +61,46 @@ def per_layer(activations: tuple[AbstractActivation, ...], method: Callable) -> 
 
 def every_layer(activations: tuple[AbstractActivation, ...], method: Callable) -> Callable:
     """`fn(q)[l] = method(activations[l], q[l])`, all layers of one kind at once."""
-    kinds = _kinds(activations)
-    order = np.argsort(np.concatenate([layers for layers, _ in kinds]))
+    return _every_layer(*_kinds(activations), method)
+
+
+def _every_layer(stacks: list[AbstractActivation], layers: Layers, method: Callable) -> Callable:
+    order = np.argsort(np.concatenate(layers))
 
     def apply(q):
-        parts = [jax.vmap(method)(stacked, q[layers]) for layers, stacked in kinds]
+        parts = [jax.vmap(method)(stack, q[np.asarray(mine)]) for stack, mine in zip(stacks, layers, strict=True)]
         return jax.tree.map(lambda *xs: jnp.concatenate(xs)[order], *parts)
 
     return apply
+
+
+def in_range(q: Array) -> Array:
+    """`q`, or a variance at which activations are already homogeneous, to the last digit, where it is below that.
+
+    Derivatives of moments at a much smaller one leave the range of floats.
+    """
+    return jnp.maximum(q, _homogeneous(q.dtype))
+
+
+def _homogeneous(dtype) -> float:
+    return 100 * float(jnp.finfo(dtype).eps) ** 2
+
+
+def second_moment(activation: AbstractActivation, q: Float[Array, ""]) -> Float[Array, ""]:
+    """`E phi(sqrt(q) Z)^2` for `q` as small as floats go."""
+    return _continued(q, activation.second_moment(in_range(q)), jnp.square(activation(jnp.zeros_like(q))), 1.0)
+
+
+def first_moment(activation: AbstractActivation, q: Float[Array, ""]) -> Float[Array, ""]:
+    """`E phi(sqrt(q) Z)` for `q` as small as floats go."""
+    return _continued(q, activation.mean(in_range(q)), activation(jnp.zeros_like(q)), 0.5)
+
+
+def _continued(q: Array, value: Array, at_zero: Array, power: float) -> Array:
+    smallest = _homogeneous(q.dtype)
+    small = q < smallest
+    share = jnp.where(small, q, smallest) / smallest
+    return jnp.where(small, at_zero + (value - at_zero) * share**power, value)
 
 
 def forward(
@@ -70,9 +111,11 @@ def forward(
 ) -> MeanField:
     """`q_l = sigma_w^2 E phi_{l-1}(sqrt(q_{l-1}) Z)^2 + sigma_b^2` from `E x_0^2 = q0`."""
     variances = jnp.square(sigma_w), jnp.square(sigma_b)
-    phi2 = _second_moments(activations, variances, q0)
+    stacks, layers = _kinds(activations)
+    phi2 = _second_moments(layers, stacks, variances, q0)
     q = _preactivations(jnp.append(q0, phi2[:-1]), *variances)
-    return MeanField(q, phi2, variances[0] * every_layer(activations, lambda phi, q: phi.slope_moment(q))(q))
+    slopes = _every_layer(stacks, layers, lambda phi, q: phi.slope_moment(q))(in_range(q))
+    return MeanField(q, phi2, variances[0] * slopes)
 
 
 def _preactivations(phi2: Array, variance_w: Array, variance_b: Array) -> Array:
@@ -81,40 +124,40 @@ def _preactivations(phi2: Array, variance_w: Array, variance_b: Array) -> Array:
 
 @eqx.filter_custom_jvp
 def _second_moments(
-    activations: tuple[AbstractActivation, ...], variances: tuple[Array, Array], q0: Array
+    layers: Layers, stacks: list[AbstractActivation], variances: tuple[Array, Array], q0: Array
 ) -> Float[Array, " layers"]:
-    moment = per_layer(activations, lambda phi, q: phi.second_moment(q))
+    moment = _per_layer(stacks, layers, second_moment)
 
     def layer(phi2, xs):
         index, *variance = xs
         phi2 = moment(index, _preactivations(phi2, *variance))
         return phi2, phi2
 
-    return jax.lax.scan(layer, q0, (jnp.arange(len(activations)), *variances))[1]
+    return jax.lax.scan(layer, q0, (jnp.arange(sum(map(len, layers))), *variances))[1]
 
 
 @_second_moments.def_jvp
 def _(primals, tangents):
     """All layers' own derivatives at once, and their product by an associative scan: no loop to be transposed."""
-    activations, variances, q0 = primals
+    layers, stacks, variances, q0 = primals
     phi2 = _second_moments(*primals)
     before = jnp.append(q0, phi2[:-1])
-    dynamic, static = eqx.partition(activations, eqx.is_inexact_array)
+    dynamic, static = eqx.partition(stacks, eqx.is_inexact_array)
 
-    def layers(before, dynamic, variances):
-        activations = eqx.combine(dynamic, static)
-        return every_layer(activations, lambda phi, q: phi.second_moment(q))(_preactivations(before, *variances))
+    def after(before, dynamic, variances):
+        moments = _every_layer(eqx.combine(dynamic, static), layers, second_moment)
+        return moments(_preactivations(before, *variances))
 
-    _, slope = jax.jvp(lambda before: layers(before, dynamic, variances), (before,), (jnp.ones_like(before),))
+    _, slope = jax.jvp(lambda before: after(before, dynamic, variances), (before,), (jnp.ones_like(before),))
     args = (dynamic, variances, q0)
     changes = jax.tree.map(
         lambda x, t: None if x is None else jnp.zeros_like(x) if t is None else t,
         args,
-        tangents,
+        tangents[1:],
         is_leaf=lambda x: x is None,
     )
     start = jnp.zeros_like(before).at[0].set(changes[2])
-    _, direct = jax.jvp(layers, (before, dynamic, variances), (start, *changes[:2]))
+    _, direct = jax.jvp(after, (before, dynamic, variances), (start, *changes[:2]))
 
     def join(first, last):
         return first[0] * last[0], last[0] * first[1] + last[1]

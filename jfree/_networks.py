@@ -12,7 +12,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 from ._activations import AbstractActivation, AbstractManySlopes, AbstractTwoSlopes, as_activation, HardSine, Linear
 from ._curve import Curve
 from ._laws import Atoms, Law
-from ._meanfield import every_layer, forward, MeanField, per_layer
+from ._meanfield import every_layer, forward, in_range, MeanField, per_layer
 from ._misc import check, common_dtype, Reals
 from ._operations import ChangeSide, Factor, LawFactor, Shift
 from ._weights import AbstractWeights, as_weights, weight_factor
@@ -219,7 +219,7 @@ def slope_factors(
     """
     if all(isinstance(a, Linear | HardSine) for a in activations):
         return ()
-    dtype = q.dtype
+    dtype, q = q.dtype, in_range(q)
     size = slope_atoms(activations)
     laws = [a for a in activations if isinstance(a, AbstractManySlopes)]
 

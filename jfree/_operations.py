@@ -67,6 +67,10 @@ class LawFactor(AbstractOperation):
         return 1
 
     @property
+    def has_few_points(self):
+        return self.law.points.shape[-1] <= 16
+
+    @property
     def reach(self):
         return 3 * jnp.max(jnp.abs(self.law.points))
 

@@ -11,7 +11,7 @@ from ._activations import AbstractActivation, as_activation, LeakyReLU, Linear, 
 from ._curve import AbstractOperation, Curve, Point, Signs, Step
 from ._implicit import implicit_root
 from ._laws import Atoms
-from ._meanfield import MeanField, per_layer
+from ._meanfield import first_moment, in_range, MeanField, per_layer, second_moment
 from ._misc import (
     check,
     common_dtype,
@@ -75,6 +75,10 @@ class ResidualBlock(AbstractOperation):
     layers_per_block: int = eqx.field(static=True)
 
     starts_far = True
+
+    @property
+    def has_few_points(self):
+        return any(operation.has_few_points for operation in self.branch.operations)
 
     @property
     def num_unknowns(self):
@@ -345,7 +349,10 @@ class ResNet(AbstractNetwork):
         return spread(self.sigma_w), spread(self.sigma_b)
 
     def propagate(self) -> MeanField:
-        moments = per_layer(self.activations, lambda phi, q: (phi.second_moment(q), phi.mean(q), phi.slope_moment(q)))
+        def moments_of(phi, q):
+            return second_moment(phi, q), first_moment(phi, q), phi.slope_moment(in_range(q))
+
+        moments = per_layer(self.activations, moments_of)
 
         def layer(state, xs):
             square, _ = state

@@ -17,7 +17,7 @@ from ._edges import edges, support
 from ._follow import Roots, solve
 from ._implicit import implicit_root
 from ._misc import check, complex_dtype, inexact_asarray, integer, is_concrete, is_finite, log_max, Reals, reciprocal
-from ._moments import log_moments, mean_log, moment
+from ._moments import log_moment, log_moments, mean_log
 from ._networks import AbstractNetwork, as_network, floats
 from ._resnet import universal_curve
 
@@ -145,7 +145,7 @@ class Spectrum(eqx.Module):
         **Raises:** `ValueError` if `k` is not a nonnegative integer.
         """
         k = integer("k", k, least=0)
-        return jnp.ones((), self._dtype) if k == 0 else moment(self.curve, k)
+        return jnp.ones((), self._dtype) if k == 0 else jnp.exp(log_moment(self.curve, k))
 
     def mean_log(self) -> Float[Array, ""]:
         """`int_{t>0} log t mu(dt) / mu((0, inf))`: twice the mean logarithm of the nonzero singular values.

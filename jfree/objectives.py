@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from ._misc import check
-from ._moments import log_moments
+from ._moments import log_moment, log_moments
 from ._networks import AbstractNetwork, floats, positive
 from ._spectrum import fisher_spectrum, jacobian_spectrum, Spectrum
 
@@ -21,7 +21,8 @@ def isometry(net: AbstractNetwork) -> Float[Array, ""]:
     """Mean square of the logarithms of the nonzero singular values of the Jacobian: 0 if and only if all are 1.
 
     Smooth whatever the spectrum, and the cheapest after `moments`. Mass at zero is left out: it is a matter of widths
-    and dead units. Atoms count like everything else.
+    and dead units. Atoms count like everything else. Good to many digits, but to some per mille only where slopes are a
+    factor 100 apart or more, as in `leaky_relu`; NaN where it is off by more than a tenth.
     """
     mean, variance = log_moments(jacobian_spectrum(net).curve)
     return 0.25 * (jnp.square(mean) + variance)
@@ -80,11 +81,12 @@ def moments(*targets: ArrayLike) -> Objective:
     log_targets = [_log_positive("targets", target) for target in targets]
 
     def objective(net: AbstractNetwork) -> Float[Array, ""]:
-        spectrum = jacobian_spectrum(net)
-        mean = spectrum.mean()
-        known = [mean, spectrum.variance() + jnp.square(mean)]
-        values = known[: len(targets)] + [spectrum.moment(k) for k in range(3, len(targets) + 1)]
-        return sum(map(_log_distance, values, log_targets), jnp.zeros_like(mean))
+        curve = jacobian_spectrum(net).curve
+        c = curve.cumulants
+        known = [c.log_mean, 2 * c.log_mean + jnp.log1p(c.spread)]
+        logs = known[: len(targets)] + [log_moment(curve, k) for k in range(3, len(targets) + 1)]
+        pairs = zip(logs, log_targets, strict=True)
+        return sum((jnp.square(m - t.astype(m.dtype)) for m, t in pairs), jnp.zeros_like(c.log_mean))
 
     return objective
 
