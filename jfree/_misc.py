@@ -14,9 +14,10 @@ Reals = ArrayLike | Sequence[float]
 
 
 def common_dtype(*values: ArrayLike | Sequence) -> jnp.dtype:
-    """The floating-point dtype of the arrays among `values`; Python numbers and sequences of them follow it."""
-    dtypes = [v.dtype for v in values if isinstance(v, jax.Array | np.ndarray) and jnp.issubdtype(v.dtype, jnp.inexact)]
-    return jnp.result_type(*dtypes) if dtypes else jnp.result_type(float)
+    """The floating-point dtype of the arrays among `values`, at least float32; other numbers follow it."""
+    arrays = [v for v in values if isinstance(v, jax.Array | np.ndarray) and jnp.issubdtype(v.dtype, jnp.inexact)]
+    dtypes = [jax.dtypes.canonicalize_dtype(array.dtype) for array in arrays]
+    return jnp.promote_types(jnp.result_type(*dtypes), jnp.float32) if dtypes else jnp.result_type(float)
 
 
 def inexact_asarray(x: Reals) -> Array:

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Complex
 
 
-def _weideman(num_terms: int) -> tuple[float, np.ndarray]:
+def _weideman(num_terms: int) -> tuple[float, list[float]]:
     """Coefficients of Weideman's rational series for the Faddeeva function (SIAM J. Numer. Anal. 31, 1994)."""
     m = 2 * num_terms
     scale = math.sqrt(num_terms / math.sqrt(2))
@@ -15,7 +15,7 @@ def _weideman(num_terms: int) -> tuple[float, np.ndarray]:
     t = scale * np.tan(theta / 2)
     f = np.concatenate([[0.0], np.exp(-t * t) * (scale**2 + t * t)])
     coefficients = np.real(np.fft.fft(np.fft.fftshift(f))) / (2 * m)
-    return scale, coefficients[1 : num_terms + 1]
+    return scale, coefficients[1 : num_terms + 1].tolist()
 
 
 _SCALE, _COEFFICIENTS = _weideman(40)

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from . import objectives
 from ._misc import integer, is_concrete
-from ._networks import AbstractNetwork, MLP
+from ._networks import AbstractNetwork, as_network, MLP
 
 _ADAM = optax.adam(0.05)  # one for all calls: a new one is compiled anew
 _CHUNK = 10  # steps between two looks at the progress
@@ -71,8 +71,8 @@ def tune(
     - `stop_at`: stops once the objective is not above this. It also stops where objective or gradient is not finite.
 
     **Raises:** `ValueError` if `where` does not give floating-point arrays of the network, `steps` is not a positive
-    integer, `optimizer` is none, `constraint` does not give a network, or the objective is not a real scalar, or not
-    finite at the start.
+    integer, `optimizer` is none, `constraint` does not give a network, or the objective is not a real scalar, or
+    it or its gradient is not finite at the start.
     """
     steps = integer("steps", steps)
     if not isinstance(optimizer, optax.GradientTransformation):
@@ -80,7 +80,7 @@ def tune(
     for name, function in (("objective", objective), ("constraint", constraint or _unconstrained)):
         if not callable(function):
             raise ValueError(f"`{name}` must be a function of a network, got {function!r}.")
-    leaves = _leaves(net, where)
+    leaves = _leaves(as_network(net), where)
     positive = [leaf > 0 for leaf in leaves]
     start = [jnp.where(p, jnp.log(jnp.where(p, leaf, 1)), leaf) for p, leaf in zip(positive, leaves, strict=True)]
     problem = _Problem(
@@ -107,6 +107,8 @@ def tune(
             bar.set_postfix(objective=f"{float(state.best_value):.4g}")
             if not np.isfinite(history[0][0]):
                 raise ValueError(f"`objective` must be finite at the start, got {float(history[0][0])}.")
+            if history[0][0] > stop_at and np.isnan(history[0][1]):
+                raise ValueError("`objective` must have a finite gradient at the start.")
             if bool(state.done):
                 break
     history = jnp.concatenate(history)[: steps + 1]

@@ -89,7 +89,7 @@ def criticality(q: float | None = None) -> Constraint:
     """Sets `sigma_w` of an MLP such that `chi = sigma_w^2 E phi'(h)^2` is 1 in every layer, given `sigma_b`.
 
     With `q`, sets `sigma_b`, too, such that all preactivations have variance `q`; where that would take a negative
-    `sigma_b^2` it is 0, and `q` is larger.
+    `sigma_b^2` it is 0, and `q` is larger. NaN where no `sigma_w^2` between `exp(-40)` and `exp(40)` does it.
 
     **Raises:** `ValueError` if `q` is not positive.
     """
@@ -106,8 +106,10 @@ def criticality(q: float | None = None) -> Constraint:
                 variance_b = jnp.maximum(q - phi2 / _moments(net.activations, index, jnp.full_like(phi2, q))[1], 0)
             args = (phi2, variance_b, net.activations, index)
             frozen = jax.lax.stop_gradient(args)
-            ends = jnp.asarray([-20.0, 20.0], phi2.dtype)
-            variance = jnp.exp(implicit_root(_log_chi, bisect(lambda v: _log_chi(v, *frozen), *ends), args))
+            ends = jnp.asarray([-40.0, 40.0], phi2.dtype)
+            root = bisect(lambda v: _log_chi(v, *frozen), *ends)
+            found = jnp.abs(root) < 39.9
+            variance = jnp.where(found, jnp.exp(implicit_root(_log_chi, root, args, found)), jnp.nan)
             square, _ = _moments(net.activations, index, variance * phi2 + variance_b)
             return square, (jnp.sqrt(variance), variance_b)
 
@@ -136,5 +138,5 @@ def _mlp(name: str, net: AbstractNetwork) -> MLP:
 
 
 def _positive(name: str, value: float) -> None:
-    if not 0 < value < np.inf:
+    if not isinstance(value, int | float | np.number | jax.Array) or not 0 < value < np.inf:
         raise ValueError(f"`{name}` must be positive and finite, got {value!r}.")

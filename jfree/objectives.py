@@ -7,6 +7,7 @@ best in the trivial limit `q -> 0`, where every layer is linear. `jfree.constrai
 from collections.abc import Callable
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from ._misc import check
@@ -58,7 +59,7 @@ def log_spread(p_low: float = 0.05, p_high: float = 0.95) -> Objective:
 
     **Raises:** `ValueError` unless `0 < p_low < p_high < 1`.
     """
-    if not 0 < p_low < p_high < 1:
+    if not all(isinstance(p, int | float | np.number) for p in (p_low, p_high)) or not 0 < p_low < p_high < 1:
         raise ValueError(f"`p_low` and `p_high` must be 0 < p_low < p_high < 1, got {p_low!r} and {p_high!r}.")
 
     def objective(net: AbstractNetwork) -> Float[Array, ""]:
@@ -114,6 +115,6 @@ def weighted(*terms: tuple[float, Objective]) -> Objective:
 
     **Raises:** `ValueError` if there are no terms.
     """
-    if not terms:
+    if not terms or not all(isinstance(term, tuple) and len(term) == 2 and callable(term[1]) for term in terms):
         raise ValueError("`terms` must be pairs of a weight and an objective, at least one.")
     return lambda net: sum((weight * objective(net) for weight, objective in terms[1:]), terms[0][0] * terms[0][1](net))

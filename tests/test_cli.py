@@ -154,6 +154,8 @@ BAD_CONFIGS = {
     "[network]\nwidths = 'wide'": "`widths`",
     "[network]\ndepth = 2.5": "`depth`",
     "[network]\nq0 = true": "`q0`",
+    f"[network]\nwidths = [1{'0' * 400}, 3]": "`widths`",
+    "[network]\ndata = 5": "must be a string",
     "[network]\nactivation = []": "`activation`",
     "[network]\nsigma_b = -1": "`sigma_b`",
     "[network]\ndata = 'nowhere.npz'": "`data`",
@@ -218,6 +220,26 @@ def test_one_layer_keeps_its_activation(capsys, tmp_path):
     result = run_json(capsys, "tune", *flags, "--output", str(tmp_path))
     again = run_json(capsys, "spectrum", "--config", str(tmp_path / "tuned.toml"))
     assert result["network"]["activations"] == again["network"]["activations"] == ["HardTanh"]
+
+
+@pytest.mark.parametrize("size", [1e200, 1e-200])
+def test_data_out_of_range(size, capsys, tmp_path):
+    np.savez(tmp_path / "data.npz", x=np.full((2, 200), size))
+    assert_one_line(capsys, [*SMALL, "--data", str(tmp_path / "data.npz")], "`data`")
+
+
+def test_no_widths_to_tune(capsys, tmp_path):
+    assert_one_line(capsys, ["tune", "--depth", "1", "--tune", "widths", "--output", str(tmp_path)], "`depth`")
+
+
+def test_terminated_midway_leaves_nothing(tmp_path):
+    """A scheduler's SIGTERM, while files are being written."""
+    script = "import os, signal, numpy, jfree.cli; "
+    script += "numpy.savez = lambda stream, **_: (stream.write(b'half'), os.kill(os.getpid(), signal.SIGTERM)); "
+    script += f"jfree.cli.main({[*TUNE, '--training-steps', '0', '--output', str(tmp_path)]!r})"
+    stopped = subprocess.run([sys.executable, "-c", script], capture_output=True)
+    assert stopped.returncode == 143
+    assert not list(tmp_path.iterdir())
 
 
 def test_equal_singular_values_are_drawn(tmp_path):

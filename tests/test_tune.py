@@ -56,6 +56,34 @@ def test_log_variance_of_a_fisher_spectrum():
     np.testing.assert_allclose(spectrum.log_variance(), np.var(np.log(spectrum.quantile(p))), rtol=2e-3)
 
 
+def test_isometry_of_two_slopes_far_apart():
+    """One orthogonal layer: log t is 0 or log slope^2, with probability one half each."""
+    for slope, accuracy in ((0.1, 1e-9), (0.01, 1e-5), (0.001, 1e-3)):
+        net = jfree.MLP([1.0, 1.0], [jfree.activations.LeakyReLU(slope)], "orthogonal")
+        np.testing.assert_allclose(objectives.isometry(net), np.log(slope) ** 2 / 2, rtol=accuracy)
+    deep = jfree.MLP(np.ones(11), "leaky_relu", "orthogonal")
+    assert np.isfinite(objectives.isometry(deep))
+
+
+@pytest.mark.parametrize(("dtype", "depth"), [(np.float32, 50), (np.float64, 300)])
+@pytest.mark.parametrize(("activation", "sigma_w"), [("hard_tanh", 0.5), ("tanh", 0.5), ("gelu", 1.0), ("relu", 0.5)])
+def test_variances_that_decay_out_of_range(dtype, depth, activation, sigma_w):
+    """In the linear regime every layer contributes the same: the mean of log t falls by log chi each."""
+    net = jfree.MLP(np.ones(depth + 1, dtype), activation, "orthogonal", sigma_w)
+    value, grad = jax.jit(jax.value_and_grad(objectives.isometry))(net)
+    half = depth // 2
+    less = objectives.isometry(jfree.MLP(np.ones(half + 1, dtype), activation, "orthogonal", sigma_w))
+    assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(grad))
+    np.testing.assert_allclose(value / less, (depth / half) ** 2, rtol=0.05)
+
+
+def test_moments_beyond_the_range_of_floats():
+    for sigma_w in (0.5, 2.0):
+        net = jfree.MLP(np.ones(601), "linear", "orthogonal", sigma_w)
+        log_mean = 1200 * np.log(sigma_w)
+        np.testing.assert_allclose(objectives.moments(1.0, 1.0)(net), 5 * log_mean**2, rtol=1e-12)
+
+
 def test_objectives_are_read_off_spectra():
     net = jfree.MLP([1.0, 2.0, 3.0], "hard_tanh", "gaussian", 1.3)
     spectrum = jfree.jacobian_spectrum(net)
@@ -266,6 +294,10 @@ def test_bad_arguments():
         jfree.tune(net, constraint=lambda n: None)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="`objective`"):
         jfree.tune(net, lambda n: jnp.log(-jnp.max(n.propagate().q)), progress=False)
+    with pytest.raises(ValueError, match="gradient at the start"):
+        jfree.tune(net, lambda n: jnp.sqrt(0 * jnp.max(n.sigma_w)), progress=False)
+    with pytest.raises(ValueError, match="`net`"):
+        jfree.tune("net")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="`p_low`"):
         objectives.log_spread(0.9, 0.1)
     with pytest.raises(ValueError, match="`targets`"):
@@ -275,8 +307,12 @@ def test_bad_arguments():
             objectives.target(objectives.isometry, value)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="`terms`"):
         objectives.weighted()
+    with pytest.raises(ValueError, match="`terms`"):
+        objectives.weighted((1.0,))  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="`num_weights`"):
         constraints.parameter_budget(0.0, 1, 1)
+    with pytest.raises(ValueError, match="`num_weights`"):
+        constraints.parameter_budget("many", 1, 1)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="`fixed_variance`"):
         constraints.fixed_variance(1.0)(jfree.ResNet(2))
     with pytest.raises(ValueError, match="not available"):

@@ -4,7 +4,9 @@ import contextlib
 import io
 import itertools
 import re
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 
 import tyro
@@ -22,6 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     **Raises:** `SystemExit` after `--help`.
     """
+    previous = signal.getsignal(signal.SIGTERM)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread:  # as an exception, so that drafts of files are removed
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         command = _parse(sys.argv[1:] if argv is None else argv)
         import jax
@@ -31,6 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, ImportError, MemoryError) as error:
         print("jfree:", *str(error).split(), file=sys.stderr)
         return 2
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, previous)
     return 0
 
 
@@ -48,5 +57,9 @@ def _parse(argv: Sequence[str]) -> SpectrumCommand | TuneCommand:
         if not stop.code:
             raise
         lines = [line.strip(" │") for line in re.sub(r"\x1b\[[0-9;]*m", "", message.getvalue()).splitlines()]
-        text = itertools.takewhile(lambda line: not line.startswith("──"), lines[1:])
+        text = itertools.takewhile(lambda line: not _is_rule(line), itertools.dropwhile(_is_rule, lines[1:]))
         raise ValueError(" ".join(text)) from None
+
+
+def _is_rule(line: str) -> bool:
+    return not line.strip("─-") and line != "-"

@@ -64,7 +64,7 @@ class Network:
         if "q0" in given and not 0 < given["q0"] < np.inf:
             raise ValueError(f"`q0` must be positive and finite, got {given['q0']}.")
         data = _data(given, labelled)
-        given = {"q0": np.mean(np.square(data.x))} | given if data.x is not None else given
+        given = {"q0": _mean_square(data.x, data.path)} | given if data.x is not None and "q0" not in given else given
         fits = labelled or "data" in given
         widths = _widths({"depth": depth, "width": width} | given if "widths" not in given else given, data, fits)
         options = {
@@ -107,6 +107,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     return given | ({"data": path.parent / given["data"]} if "data" in given else {})
 
 
+_KINDS = {int: "an integer", float: "a number", str: "a string", Path: "a string"}
+
+
 def _config_value(key: str, value: Any) -> Any:
     """Checked against the type that `Network` gives the flag; one value will do for a sequence of them."""
     hints = typing.get_type_hints(Network)
@@ -117,8 +120,10 @@ def _config_value(key: str, value: Any) -> Any:
     kind = typing.get_args(kind)[0] if many else kind
     values = tuple(value) if many and isinstance(value, list) else (value,)
     allowed = {float: int | float, Path: str}.get(kind, kind)
-    if not all(isinstance(v, allowed) and not isinstance(v, bool) for v in values):
-        raise ValueError(f"`config`: `{key}` in [network] must be {kind.__name__}, got {value!r}.")
+    too_large = any(isinstance(v, int) and abs(v) > 2**63 for v in values)
+    if too_large or not all(isinstance(v, allowed) and not isinstance(v, bool) for v in values):
+        value = "more digits than fit" if too_large else repr(value)
+        raise ValueError(f"`config`: `{key}` in [network] must be {_KINDS[kind]}, got {value}.")
     return values if many else value
 
 
@@ -146,7 +151,10 @@ def _data(given: dict[str, Any], labelled: bool) -> Data:
 
 def _read_data(path: Path, labelled: bool) -> tuple[np.ndarray, np.ndarray | None]:
     try:
-        with path.open("rb") as stream, np.load(stream) as file:
+        with path.open("rb") as stream:
+            file = np.load(stream)
+            if isinstance(file, np.ndarray):
+                raise TypeError("it is no .npz file")
             x = np.asarray(file["x"])
             x = x.astype(np.float64 if np.isrealobj(x) else x.dtype)
             y = np.asarray(file["y"]) if labelled else None
@@ -162,6 +170,14 @@ def _read_data(path: Path, labelled: bool) -> tuple[np.ndarray, np.ndarray | Non
     if y is not None and not 0 <= y.min() <= y.max() < _MOST_CLASSES:
         raise ValueError(f"`data`: y in {path} must hold classes from 0 to {_MOST_CLASSES - 1}.")
     return x.reshape(len(x), -1), y
+
+
+def _mean_square(x: np.ndarray, path: Path | None) -> float:
+    with np.errstate(over="ignore", under="ignore"):
+        q0 = float(np.mean(np.square(x)))
+    if not 0 < q0 < np.inf:
+        raise ValueError(f"`data`: the mean square of x in {path} must lie in the range of floats, got {q0}.")
+    return q0
 
 
 def _widths(given: dict[str, Any], data: Data, fits: bool) -> list[float]:

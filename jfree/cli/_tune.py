@@ -112,6 +112,8 @@ class TuneCommand:
         from .._sampling import integer_widths
 
         integer_widths(net, None)
+        if "widths" in self.tune and net.depth < 2:
+            raise ValueError("`widths` cannot be tuned without hidden layers: `depth` must be 2 at least.")
         if "sigma_b" in self.tune and not np.all(np.asarray(net.sigma_b) > 0):
             raise ValueError("`sigma_b` must be positive to be tuned: at 0 its gradient vanishes.")
         return net
@@ -219,7 +221,7 @@ def _toml(net: "MLP", data: Data) -> str:
     lines += [f"q0 = {float(net.q0)!r}"]
     lines += [f"weights = {jsonlib.dumps([_flag(law) for law in net.weights])}"]
     lines += [f"activation = {jsonlib.dumps([_flag(activation) for activation in net.activations])}"]
-    lines += [f"data = {jsonlib.dumps(str(data.path.resolve()))}"] if data.path else []
+    lines += [f"data = {jsonlib.dumps(str(data.path.resolve()), ensure_ascii=False)}"] if data.path else []
     return "\n".join(["[network]", *lines, ""])
 
 
