@@ -295,7 +295,7 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="`objective`"):
         jfree.tune(net, lambda n: jnp.log(-jnp.max(n.propagate().q)), progress=False)
     with pytest.raises(ValueError, match="gradient at the start"):
-        jfree.tune(net, lambda n: jnp.sqrt(0 * jnp.max(n.sigma_w)), progress=False)
+        jfree.tune(net, lambda n: jnp.sqrt(0 * jnp.max(n.propagate().q)), progress=False)
     with pytest.raises(ValueError, match="`net`"):
         jfree.tune("net")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="`p_low`"):
