@@ -1,14 +1,17 @@
 """Claim: deep networks are tuned in seconds, sampled ones are what was asked for, and they train better than others.
 
-A deep network tuned to singular values near 1, and one sampled network beside it; residual networks tuned to one
-condition number; hidden widths tuned at a given number of weights; and training from the tuned scale beside usual ones.
+What gradients cost beside values. A deep network tuned to singular values near 1, and one sampled network beside it;
+residual networks tuned to one condition number; hidden widths tuned at a given number of weights; and training from the
+tuned scale beside usual ones.
 
 Run: `python -m benchmarks.tuning [--quick]`.
 """
 
 import time
+from functools import partial
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,11 +23,44 @@ from jfree.cli._network import Network
 from jfree.cli._train import equinox_default, train
 from jfree.empirical import jacobian_eigenvalues
 
-from ._harness import report
+from ._harness import measure, report
 
 Row = dict[str, Any]
 
 _LEVELS = np.array([0.05, 0.95])
+
+
+def quantities(spectrum: jfree.Spectrum) -> dict[str, Any]:
+    """By name, as scalars to differentiate; of as many points as the density is mostly asked for."""
+    x = spectrum.mean() * jnp.geomspace(0.5, 2, 100)
+    return {
+        "density, 100 points": lambda: jnp.sum(spectrum.density(x)),
+        "cdf, 100 points": lambda: jnp.sum(spectrum.cdf(x)),
+        "9 quantiles": lambda: jnp.sum(jnp.log(spectrum.quantile(jnp.linspace(0.1, 0.9, 9)))),
+        "edges": lambda: sum(spectrum.edges()),
+        "condition number": spectrum.condition_number,
+        "moment 3": lambda: spectrum.moment(3),
+        "mean_log": spectrum.mean_log,
+    }
+
+
+def gradients(depth: int, activation: str, names: tuple[str, ...]) -> list[Row]:
+    """With respect to all `sigma_w`; each is one compiled function of the network."""
+    net = jfree.MLP(np.ones(depth + 1), activation, "orthogonal", np.full(depth, 1.1), 0.05)
+    rows = []
+    for name in names:
+
+        def value(sigma_w, name=name):
+            moved = eqx.tree_at(lambda n: n.sigma_w, net, sigma_w)
+            if name == "isometry":
+                return jfree.objectives.isometry(moved)
+            return quantities(jfree.jacobian_spectrum(moved))[name]()
+
+        _, cheap = measure(partial(jax.jit(value), net.sigma_w))
+        _, dear = measure(partial(jax.jit(jax.value_and_grad(value)), net.sigma_w))
+        row = {"layers": depth, "activation": activation, "quantity": name, "value_ms": cheap.median}
+        rows.append(row | {"with_gradient_ms": dear.median, "ratio": dear.median / cheap.median})
+    return rows
 
 
 def tuned(net: jfree.MLP | jfree.ResNet, *args, **options) -> tuple[Any, Row]:
@@ -116,7 +152,10 @@ def main(quick: bool = False) -> None:
     jax.config.update("jax_enable_compilation_cache", False)
     depth, blocks, profiles = (20, (10, 20), 1) if quick else (100, (25, 50, 100), 3)
     digits = (10, 64.0, 100, 2) if quick else (50, 128.0, 400, 5)
+    spread = ("isometry", "moment 3", "mean_log", "density, 100 points")
+    explicit = ("cdf, 100 points", "9 quantiles", "edges", "condition number")
     tables = {
+        "What a gradient costs": gradients(depth, "hard_tanh", spread + explicit) + gradients(depth, "tanh", spread),
         f"{depth} tanh orthogonal layers from sigma_w = 1.5": isometry(depth, 200),
         "ResNets tuned to condition number 4": [condition_number(b, 4.0) for b in blocks],
         "Width profile under a budget": [widths(seed, 6, 20 if quick else 100) for seed in range(profiles)],
