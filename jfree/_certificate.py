@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Complex, Float, Int
 
-from ._curve import Curve, Signs
+from ._curve import Curve, Point, Signs
 from ._misc import log_max, logarithm, magnitude, reciprocal, squared
 
 
@@ -130,9 +130,7 @@ def certify(
     newton = _newton_at(curve, z, point, found, tangents, error, error)
     step, slope, residual = newton.step, newton.slope, newton.step * newton.slope
 
-    # First order along the real axis: w rises with z when dw/du has the sign of dz/du.
-    direction = jnp.sign((point.z * point.dz).real)
-    rising = (signs.low == direction) & (signs.high == direction) & (direction * point.dm.real < 0)
+    rising = rises(point, signs)
     # A point may lie below the axis by what it moves with a rounding, or with the rest of Newton's step.
     upper = signs.below <= jnp.maximum(rounding, 2 * magnitude(step))
     clear = omega.imag > 4 * magnitude(step) * magnitude(omega)  # of the axis: the step does not lead there
@@ -150,8 +148,19 @@ def certify(
     root = (settled | (error <= tolerance)) & (magnitude(residual) / steepness * gamma < 0.157)
     code = jnp.where(jnp.where(real, rising, interior), OK, WRONG_BRANCH)
     code = jnp.where(root, code, NO_ROOT)
-    code = jnp.where(rough > max(1e-7, 100 * float(info.eps)), UNRESOLVED, code)
+    code = jnp.where(rough > tolerated_roughness(float(info.eps)), UNRESOLVED, code)
     return newton, settled, code
+
+
+def tolerated_roughness(eps: float) -> float:
+    """How large a quadrature's relative error may be."""
+    return max(1e-7, 100 * eps)
+
+
+def rises(point: Point, signs: Signs) -> Bool[Array, " lanes"]:
+    """First order along the real axis, off the support: all subordination points rise with `z`, and `m` falls."""
+    rise = point.z * point.dz
+    return signs.rises_with(rise) & (rise.real * point.dm.real < 0)
 
 
 def as_good_as_real(z: Array, slope: Array, omega: Array) -> Bool[Array, " lanes"]:

@@ -81,10 +81,23 @@ class Signs(eqx.Module):
         return Signs(-height, height, rise, rise)
 
     @staticmethod
+    def known(right: Bool[Array, " lanes"]) -> "Signs":
+        """Of points known to lie right, or not to."""
+        far = jnp.where(right, jnp.inf, -jnp.inf)
+        return Signs(-far, -far, far, -far)
+
+    @staticmethod
     def none(like: Complex[Array, " lanes"]) -> "Signs":
         """Of no points."""
-        far = jnp.full_like(like.real, jnp.inf)
-        return Signs(-far, -far, far, -far)
+        return Signs.known(jnp.ones(like.shape, bool))
+
+    def rises_with(self, dz: Complex[Array, " lanes"]) -> Bool[Array, " lanes"]:
+        """Whether all points rise where `z` does, real with `dz / du`."""
+        direction = jnp.sign(dz.real)
+        return (self.low >= direction) & (self.high <= direction)
+
+    def where(self, there: Bool[Array, " lanes"], other: "Signs") -> "Signs":
+        return jax.tree.map(lambda x, y: jnp.where(there, x, y), self, other)
 
     def __and__(self, other: "Signs") -> "Signs":
         return Signs(
@@ -96,13 +109,11 @@ class Signs(eqx.Module):
 
     def along(self, dv: Complex[Array, " lanes"]) -> "Signs":
         """For a parameter `u` in place of `v`, which rises with it or falls as `dv / du` says."""
-        falling = Signs(self.below, self.above, -self.high, -self.low)
-        return jax.tree.map(lambda x, y: jnp.where(dv.real < 0, x, y), falling, self)
+        return Signs(self.below, self.above, -self.high, -self.low).where(dv.real < 0, self)
 
     def flipped(self, where: Bool[Array, " lanes"]) -> "Signs":
         """As seen from the lower half plane."""
-        upside_down = Signs(self.above, self.below, -self.high, -self.low)
-        return jax.tree.map(lambda x, y: jnp.where(where, x, y), upside_down, self)
+        return Signs(self.above, self.below, -self.high, -self.low).where(where, self)
 
 
 class Step(eqx.Module):
@@ -371,10 +382,8 @@ class Curve(eqx.Module):
         self, omega: Complex[Array, " lanes"], unknowns: Complex[Array, "layers unknowns lanes"]
     ) -> tuple[Point, Complex[Array, " lanes"], Complex[Array, " lanes"]]:
         """The point, `Phi` and `log z`, with their branches continuous from infinity in the upper half plane."""
-        start = self.start(omega)
-        point, (psi, log_z) = self.potential_from(start, jax.lax.stop_gradient(unknowns))
-        phi = point.side * psi + (1 - point.side) * log_z
-        return point, phi + point.log_scale, log_z + point.log_scale
+        point, potential = self.potential_from(self.start(omega), jax.lax.stop_gradient(unknowns))
+        return point, *self.full_potential(point, *potential)
 
     def potential_from(self, start: Point, unknowns: Array) -> tuple[Point, tuple[Array, Array]]:
         """The last point with `Psi` and `log z`, both less `log_scale`, from a point on the curve of the identity."""
@@ -382,9 +391,17 @@ class Curve(eqx.Module):
         def visit(carry, before, operation, step):
             return operation.potential(*carry, before, step)
 
+        return self.fold(visit, self.initial_potential(start), start, unknowns)[:2]
+
+    def initial_potential(self, start: Point) -> tuple[Array, Array]:
+        """`Psi` and `log z` of the identity."""
         log_m = log_lower(start.m)
-        carry = (-log_m, log_lower(start.one_plus(1)) - log_m)
-        return self.fold(visit, carry, start, unknowns)[:2]
+        return -log_m, log_lower(start.one_plus(1)) - log_m
+
+    def full_potential(self, point: Point, psi: Array, log_z: Array) -> tuple[Array, Array]:
+        """`Phi` and `log z` at the last point."""
+        phi = point.side * psi + (1 - point.side) * log_z
+        return phi + point.log_scale, log_z + point.log_scale
 
     def atoms(self) -> Atoms:
         """Atoms by propagation: zero first, then at most `num_atoms` others."""

@@ -1,5 +1,6 @@
 """Edges of spectra, critical points of the real curve, and gaps: both found by the solver's own verdicts."""
 
+import math
 from typing import NamedTuple
 
 import equinox as eqx
@@ -8,114 +9,163 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Complex, Float
 
-from ._curve import Curve
-from ._follow import Roots, solve
+from ._certificate import rises, tolerated_roughness
+from ._curve import Curve, Signs
+from ._follow import solve
 from ._implicit import implicit_root
 from ._laws import Atoms
-from ._misc import log_max, magnitude, reciprocal
+from ._misc import complex_dtype, magnitude, reciprocal
 
-_NUM_SECTIONS = 32
+_DOWN, _UP, _NEGATIVE = range(3)
 
 
-def outside(curve: Curve, log_x: Float[Array, " lanes"]) -> tuple[Bool[Array, " lanes"], Float[Array, " lanes"], Roots]:
-    """Which points are certified to lie off the support, the mass above each, and their roots."""
-    x = jnp.exp(log_x)
-    roots = solve(curve, jax.lax.complex(x, jnp.zeros_like(x)))
-    _, phi, _ = curve.potential(roots.omega, roots.unknowns)
-    return roots.certified & (roots.omega.imag == 0), phi.imag / jnp.pi, roots
+def _on_way(way: Array, s: Array) -> Array:
+    """Real `omega` on its way down to 1, up from 0 to 1, or up to 0, as `s` grows."""
+    return jnp.select([way == _DOWN, way == _UP], [1 + jnp.exp(-s), jax.nn.sigmoid(s)], -jnp.exp(-s))
+
+
+def _along_way(omega: Array) -> Array:
+    """Its inverse, off the rounding around 0 and 1."""
+    beyond = jnp.where(omega > 1, omega - 1, -omega)
+    within = (omega > 0) & (omega < 1)
+    return jnp.where(within, jnp.log(omega / (1 - omega)), -jnp.log(jnp.where(within, 1, beyond)))
+
+
+class _Place(eqx.Module):
+    """Real points of the curve, and which are certified to lie off the support with all mass on one side."""
+
+    omega: Complex[Array, " lanes"]
+    unknowns: Complex[Array, "layers unknowns lanes"]
+    tangents: Complex[Array, "layers unknowns lanes"]
+    log_z: Float[Array, " lanes"]
+    slope: Float[Array, " lanes"]
+    positive: Bool[Array, " lanes"]
+    free: Bool[Array, " lanes"]
+
+
+def _place(curve: Curve, total: Array, upper: Bool[Array, " lanes"], omega: Array, unknowns: Array) -> _Place:
+    """What is at `omega`, from a guess of the unknowns next to them; `total` is the mass off 0."""
+    eps = float(jnp.finfo(omega.real.dtype).eps)
+    for _ in range(2 if curve.num_unknowns else 0):
+        unknowns = curve.corrected(omega, unknowns)
+
+    def visit(carry, before, operation, step):
+        signs, rough, correction, potential = carry
+        rough, correction = jnp.maximum(rough, step.roughness), jnp.maximum(correction, step.correction)
+        return signs & step.signs, rough, correction, operation.potential(*potential, before, step)
+
+    start, zero = curve.start(omega), jnp.zeros_like(omega.real)
+    carry = (Signs.of(omega, jnp.ones_like(omega)), zero, zero, curve.initial_potential(start))
+    point, carry, (unknowns, tangents) = curve.fold(visit, carry, start, unknowns)
+    signs, rough, correction, potential = carry
+    above = curve.full_potential(point, *potential)[0].imag / jnp.pi
+    positive = point.z.real > 0
+    missed = jnp.abs(jnp.where(upper, above, jnp.where(positive, total, 1) - above))
+    real = jnp.all(unknowns.imag == 0, axis=(0, 1))
+    known = real & (correction < eps**0.4) & (rough <= tolerated_roughness(eps))
+    free = rises(point, signs) & known & (missed < min(1e5 * eps, 1e-3))
+    log_z = point.log_scale + jnp.log(magnitude(point.z))
+    return _Place(omega, unknowns, tangents, log_z, point.dz.real, positive, free)
+
+
+def _precision(dtype) -> float:
+    return max(1e-6, float(jnp.finfo(dtype).eps) ** 0.5)
+
+
+def _march(curve: Curve, total: Array, way: Array, s: Array, last: Array, place: _Place) -> tuple[_Place, Array]:
+    """The last places free of the support on each way from `s` to `last`, to `_precision` in `s`, and `s` there."""
+    # Explicit curves can be looked at anywhere; unknowns are carried along from the last place.
+    number = 1 if curve.num_unknowns else 16
+    shares = jnp.arange(1, number + 1, dtype=s.dtype) / number
+    upper = jnp.repeat(way == _DOWN, number)
+
+    def step(state):
+        k, s, stride, place = state
+        ahead = jnp.minimum(s[:, None] + stride[:, None] * shares, last[:, None])
+        omega = _on_way(way[:, None], ahead).ravel().astype(place.omega.dtype)
+        here = jax.tree.map(lambda x: jnp.repeat(x, number, axis=-1), place)
+        change = (here.tangents * jnp.log((omega / here.omega).real)).real
+        there = _place(curve, total, upper, omega, here.unknowns * jnp.exp(jnp.clip(change, -2, 2)))
+        free = there.free.reshape(ahead.shape)
+        count = jnp.where(jnp.all(free, 1), number, jnp.argmin(free, 1))
+        lane = jnp.maximum(count - 1, 0) + number * jnp.arange(s.size)
+        place = jax.tree.map(lambda new, old: jnp.where(count > 0, new[..., lane], old), there, place)
+        s = jnp.where(count > 0, ahead.ravel()[lane], s)
+        stride = jnp.where(count == number, stride * max(number, 2), stride / max(number, 4))
+        return k + 1, s, jnp.minimum(stride, last - s), place
+
+    def unfinished(state):
+        k, _, stride, _ = state
+        return (k < 300) & jnp.any(stride > _precision(s.dtype))
+
+    stride = jnp.where(place.free, (last - s) if number > 1 else jnp.minimum(1, last - s), 0)
+    _, s, _, place = jax.lax.while_loop(unfinished, step, (jnp.asarray(0), s, stride, place))
+    return place, s
+
+
+def _outermost(curve: Curve, total: Array) -> _Place:
+    """The last places below and above the support that are free of it."""
+    eps = float(jnp.finfo(total.dtype).eps)
+    far, half = -jnp.log(100 * curve.reach()), jnp.full(1, -0.5 * math.log(eps), total.dtype)
+    whole = 1.5 * half
+    down, up, negative = (jnp.full(1, way) for way in (_DOWN, _UP, _NEGATIVE))
+
+    def start(way):
+        omega = _on_way(way, far).astype(complex_dtype(far.dtype))
+        return _place(curve, total, way == _DOWN, omega, curve.settle(omega))
+
+    lower, s = _march(curve, total, negative, far[None], half, start(negative))
+    # Off a gap at 0 the curve is analytic at `omega = 0`, its unknowns like powers there.
+    odd = jnp.round(lower.tangents.real) % 2 == 1
+    beyond = _place(curve, total, jnp.zeros(1, bool), -lower.omega, jnp.where(odd, -lower.unknowns, lower.unknowns))
+    gap = (s > half - _precision(s.dtype)) & beyond.free & beyond.positive
+    lower = jax.tree.map(lambda x, y: jnp.where(gap, x, y), beyond, lower)
+    way = jnp.concatenate([jnp.where(gap, up, negative), down])
+    s, last = jnp.append(jnp.where(gap, -half, s), far), jnp.append(jnp.where(gap, whole, s), whole)
+    both = jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=-1), lower, start(down))
+    return _march(curve, total, way, s, last, both)[0]
 
 
 def edges(curve: Curve, atoms: Atoms) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Smallest and largest point of the support away from 0; the smallest is 0 where the bulk reaches it.
 
-    It does as far as can be told if the farthest certified point lies in the bulk; NaN if none lies there or off it.
-
-    Sections, first ever wider ones and then ever narrower, close in, in log x, on where the mass beyond a certified
-    point off the support vanishes; from there Newton's method goes to the critical point of the curve, unless an atom
-    stands in the last section.
+    Off the support the curve is real, and its critical points are the edges. Marches from both infinities come up to
+    them while points are certified to have all mass on one side; from there Newton's method goes to the critical point,
+    unless an atom stands in the way. Where laws are not resolved so far, the march's end is returned; NaN where it
+    cannot start.
     """
-    frozen, atoms_now = jax.lax.stop_gradient((curve, atoms))
-    log_mean = frozen.cumulants.log_mean
-    dtype = log_mean.dtype
-    negligible = min(1e5 * float(jnp.finfo(dtype).eps), 1e-3)
-    total = atoms_now.rank
-    # The mean of what is not at 0 lies between the edges. Lower end first.
-    inside = jnp.stack([log_mean, log_mean]) - jnp.log(total)
-    outward = jnp.asarray([-1, 1], dtype)
-    limit = log_mean + 0.45 * log_max(dtype) * outward
-    fractions = jnp.linspace(0, 1, _NUM_SECTIONS + 1, dtype=dtype)[1:]
-    ends = jnp.arange(2)
-
-    def section(state):
-        k, inside, beyond, enclosed, roots_beyond, in_bulk = state
-        log_x = inside[:, None] + (beyond - inside)[:, None] * fractions
-        off, above, roots = outside(frozen, log_x.ravel())
-        off, above = off.reshape(log_x.shape), above.reshape(log_x.shape)
-        missed = jnp.stack([total - above[0], above[1]])
-        free = off & (jnp.abs(missed) < negligible)
-        found = jnp.any(free, 1)
-        first = jnp.where(found, jnp.argmax(free, 1), _NUM_SECTIONS - 1)
-        points = jnp.concatenate([inside[:, None], log_x], axis=1)
-        farther = beyond + 4 * (beyond - inside)
-        farther = jnp.where(outward * farther > outward * limit, limit, farther)
-        lane = first + _NUM_SECTIONS * ends
-        now = (roots.omega[lane], roots.unknowns[..., lane])
-        certified = roots.certified.reshape(log_x.shape)
-        farthest = jnp.max(jnp.where(certified, jnp.arange(_NUM_SECTIONS), -1), 1)
-        in_bulk = jnp.where(farthest < 0, in_bulk, roots.omega[farthest + _NUM_SECTIONS * ends].imag > 0)
-        # What was free of the support once is so, whatever becomes of it among other points.
-        return (
-            k + 1,
-            jnp.where(found | enclosed, points[ends, first], beyond),
-            jnp.where(found | enclosed, points[ends, first + 1], farther),
-            found | enclosed,
-            jax.tree.map(lambda new, old: jnp.where(found, new, old), now, roots_beyond),
-            in_bulk,
-        )
-
-    def unfinished(state):
-        k, inside, beyond, *_ = state
-        return (k < 12) & jnp.any(jnp.abs(beyond - inside) > 1e-6)
-
-    omega = jnp.ones(2, jnp.result_type(dtype, jnp.complex64))
-    unknowns = jnp.zeros((frozen.num_layers, frozen.num_unknowns, 2), omega.dtype)
-    no = jnp.zeros(2, bool)
-    state = (jnp.asarray(0), inside, inside + 10 * outward, no, (omega, unknowns), no)
-    _, inside, beyond, free, roots, in_bulk = jax.lax.while_loop(unfinished, section, state)
-
-    omega, unknowns = _critical_point(frozen, *roots)
-    found = free & jnp.isfinite(omega.real)
-    omega, unknowns = (jnp.where(found, x, -frozen.reach()) for x in (omega, unknowns))
-    omega = implicit_root(_slope, omega, (curve, unknowns), found)
+    frozen, now = jax.lax.stop_gradient((curve, atoms))
+    place = _outermost(frozen, now.rank)
+    omega, unknowns = _critical_point(frozen, place)
+    near = 8 * _precision(curve.rank.dtype)
+    distance = jnp.abs(_along_way(omega.real) - _along_way(place.omega.real))
+    critical = place.free & (distance < near) & ((omega.real > 1) == (place.omega.real > 1))
+    omega, unknowns = (jnp.where(critical, x, -frozen.reach()) for x in (omega, unknowns))
+    omega = implicit_root(_slope, omega, (curve, unknowns), critical)
     point = curve.point(omega, unknowns)
-    critical = point.log_scale + jnp.log(magnitude(point.z))
-    # An atom at the end of the spectrum is where the sections closed in.
-    width = 2 * jnp.abs(beyond - inside) + 1e-4
-    distance = jnp.where(atoms_now.masses > 0, jnp.abs(atoms_now.log_locations - beyond[:, None]), jnp.inf)
-    nearest = jnp.argmin(distance, axis=1)
-    at_atom = jnp.min(distance, axis=1) < width
-    sharp = jnp.abs(critical - beyond) < width
-    value = jnp.exp(jnp.where(at_atom, atoms.log_locations[nearest], jnp.where(sharp, critical, beyond)))
-    lower = jnp.where(free[0], value[0], jnp.where(in_bulk[0], 0, jnp.nan))
-    return lower, jnp.where(free[1], value[1], jnp.nan)
+    log_edge = jnp.where(critical, point.log_scale + jnp.log(magnitude(point.z)), place.log_z)
+    apart = jnp.where(now.masses > 0, jnp.abs(now.log_locations - place.log_z[:, None]), jnp.inf)
+    at_atom = ~critical & (jnp.min(apart, axis=1) < near * (1e-2 + jnp.abs(place.slope)))
+    log_edge = jnp.where(at_atom, atoms.log_locations[jnp.argmin(apart, axis=1)], log_edge)
+    lower, upper = jnp.where(place.free, jnp.where(place.positive, jnp.exp(log_edge), 0), jnp.nan)
+    return lower, upper
 
 
 def _slope(omega: Complex[Array, " lanes"], curve: Curve, unknowns: Array) -> Complex[Array, " lanes"]:
     return curve.point(omega, unknowns).dz
 
 
-def _critical_point(curve: Curve, omega: Array, unknowns: Array, num_steps: int = 12) -> tuple[Array, Array]:
-    """Newton's method for `d log z / du = 0` from a real root just off the support."""
+def _critical_point(curve: Curve, place: _Place, num_steps: int = 5) -> tuple[Array, Array]:
+    """Newton's method for `d log z / du = 0`, from next to it."""
 
     def correct(_, state):
         omega, unknowns = state
         slope, curvature = jax.jvp(lambda o: _slope(o, curve, unknowns), (omega,), (omega,))
         step = -slope * reciprocal(curvature)
-        step = step * jnp.minimum(1, 0.3 / jnp.maximum(magnitude(step), 1e-30))
-        omega = omega * jnp.exp(step.real)
-        return omega, jax.lax.fori_loop(0, 4, lambda _, w: curve.corrected(omega, w), unknowns)
+        omega = omega * jnp.exp(jnp.clip(step.real, -0.01, 0.01))
+        return omega, jax.lax.fori_loop(0, 2, lambda _, w: curve.corrected(omega, w), unknowns)
 
-    return jax.lax.fori_loop(0, num_steps, correct, (omega, unknowns))
+    return jax.lax.fori_loop(0, num_steps, correct, (place.omega, place.unknowns))
 
 
 def support(curve: Curve, atoms: Atoms, lower: float, upper: float) -> list[tuple[float, float]]:
@@ -145,8 +195,11 @@ class _Scan(NamedTuple):
 @eqx.filter_jit
 def _verdicts(curve: Curve, log_x: Float[Array, " lanes"]) -> tuple[Array, Array, Array]:
     """Which points are not off the support, the mass above each, and which of these verdicts are certified."""
-    off, above, roots = outside(curve, log_x)
-    return ~off, above, roots.certified
+    x = jnp.exp(log_x)
+    roots = solve(curve, jax.lax.complex(x, jnp.zeros_like(x)))
+    _, phi, _ = curve.potential(roots.omega, roots.unknowns)
+    off = roots.certified & (roots.omega.imag == 0)
+    return ~off, phi.imag / jnp.pi, roots.certified
 
 
 def _scan(curve: Curve, log_x: np.ndarray) -> _Scan:

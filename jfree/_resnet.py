@@ -139,9 +139,11 @@ class ResidualBlock(AbstractOperation):
         growth = m * one * reciprocal(t) * jnp.exp(-self._log_mean)
         slope = dm * (reciprocal(m) + reciprocal(one)) - dt
 
-        own, flipped = _block_signs(one, dm, new, db, dc, t, dt)
-        # The z of Y Y^T and all before it lie in the lower half plane together with the square of omega_2.
-        signs = own & signs.along(dc).flipped(flipped)
+        own, negative, flipped = _block_signs(one, dm, new, db, dc, t, dt)
+        # The z of Y Y^T and all before it lie in the lower half plane together with the square of omega_2. On the
+        # negative axis that square need not rise with z, only they with it.
+        together = Signs.known(signs.rises_with(end.z * end.dz))
+        signs = own & together.where(negative, signs.along(dc).flipped(flipped))
         power = logarithm(growth)
         # Of many blocks together, z must not have turned past the half plane and back into it.
         turned = log_upper(point.z).imag + self.count * power.imag
@@ -216,19 +218,21 @@ def _in_lower(omega: Array) -> Bool[Array, " lanes"]:
     return (omega.real < 0) & (jnp.abs(omega.real) > 1e-6 * magnitude(omega))
 
 
-def _block_signs(one, dm, split, db, dc, t, dt) -> tuple[Signs, Bool[Array, " lanes"]]:
-    """Of `W = zeta^2`, `1 / g` and both `omega`; and where the square of `omega_2` lies below the axis."""
+def _block_signs(one, dm, split, db, dc, t, dt) -> tuple[Signs, Bool[Array, " lanes"], Bool[Array, " lanes"]]:
+    """Of `W = zeta^2`, `1 / g` and both `omega`; where `W` is negative, and the square of `omega_2` below the axis."""
     omega_1, omega_2, inverse = _subordination(one, split, t)
     square = one * one * reciprocal(t)
     down = -dt / 2  # d log (1/g), as zeta / (1 + m) = t^(-1/2)
     d1 = split.b * db * reciprocal(split.one_b) + down
     d2 = split.c * dc * reciprocal(split.one_c) + down
-    signs = Signs.of(square, 2 * dm * reciprocal(one) - dt)
-    # On the negative axis zeta is imaginary: squares rise there.
+    # On the negative axis zeta is imaginary, and so are the others, inside their half planes.
     negative = (square.imag == 0) & (square.real < 0)
+    signs = Signs.none(one)
     for w, dw in ((inverse, down), (omega_1, d1), (omega_2, d2)):
-        signs = signs & Signs.of(jnp.where(negative, w * w, w), jnp.where(negative, 2, 1) * dw)
-    return signs, ~negative & _in_lower(omega_2)
+        signs = signs & Signs.of(w, dw)
+    inside = (inverse.imag > 0) & (omega_1.imag > 0) & (omega_2.imag > 0)
+    signs = Signs.known(inside).where(negative, signs)
+    return signs & Signs.of(square, 2 * dm * reciprocal(one) - dt), negative, ~negative & _in_lower(omega_2)
 
 
 def _block_closeness(m: Array, split: _Split, per_c: Array, near: Array) -> Array:
