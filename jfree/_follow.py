@@ -321,15 +321,22 @@ def _widths() -> tuple[int, int]:
     return (4096, 32) if jax.default_backend() == "cpu" else (65536, 65536)
 
 
-def _work_through(curve: Curve, z: Array, valid: Array, max_steps: int) -> _Work:
+def _work_on(curve: Curve, z: Array, valid: Array, guess: tuple[Array, Array] | None) -> _Work:
+    """All lanes before any path was followed: pending, but for those that the guess settles."""
+    count, slope = jnp.zeros(z.shape, int), jnp.ones_like(z)
+    code, attempts = jnp.where(valid, MAX_STEPS, INVALID), jnp.where(valid, count, 2)
+    unknowns = jnp.ones((curve.num_layers, curve.num_unknowns, z.shape[0]), z.dtype)
+    if guess is None:
+        return _Work(z, unknowns, slope, unknowns, code, attempts, count)
+    return _polish(curve, z, _Work(*guess, slope, unknowns, code, attempts, count), valid)
+
+
+def _work_through(curve: Curve, z: Array, work: _Work, max_steps: int) -> _Work:
     """Solves sorted lanes: follows paths to a few of those pending, fills in more between them, then the rest.
 
     Whatever fails is pending in the next round, which follows paths to more of them.
     """
-    count, num_lanes = jnp.zeros(z.shape, int), z.shape[0]
-    unknowns = jnp.ones((curve.num_layers, curve.num_unknowns, num_lanes), z.dtype)
-    code, attempts = jnp.where(valid, MAX_STEPS, INVALID), jnp.where(valid, count, 2)
-    work = _Work(z, unknowns, jnp.ones_like(z), unknowns, code, attempts, count)
+    num_lanes = z.shape[0]
     some = min(num_lanes, max(4 * _ANCHORS, num_lanes // 16))
     width = min(num_lanes, _widths()[1])
     log_z = log_upper(z - curve.origin())
@@ -375,12 +382,15 @@ def _work_through(curve: Curve, z: Array, valid: Array, max_steps: int) -> _Work
     return jax.lax.while_loop(lambda state: jnp.any(state[1].pending), round_of, state)[1]
 
 
-def solve(curve: Curve, z: Complex[Array, " lanes"], max_steps: int = 100) -> Roots:
+def solve(
+    curve: Curve, z: Complex[Array, " lanes"], guess: tuple[Array, Array] | None = None, max_steps: int = 100
+) -> Roots:
     """Certified roots `omega` of `z(omega) = z`; real positive `z` is the limit from above.
 
-    The roots carry the derivatives of the implicit function; the search itself is not differentiated.
+    A guess of `omega` and unknowns, such as the roots of points next to these, may save the search. The roots carry the
+    derivatives of the implicit function; the search itself is not differentiated.
     """
-    frozen = jax.lax.stop_gradient(curve)
+    frozen, guess = jax.lax.stop_gradient((curve, guess))
     target = jax.lax.stop_gradient(z) * jnp.exp(-frozen.cumulants.log_scale)
     size = jnp.maximum(jnp.abs(target.real), jnp.abs(target.imag))
     valid = jnp.isfinite(size) & (jnp.abs(jnp.log(size)) < log_max(size.dtype) / 2)
@@ -390,20 +400,21 @@ def solve(curve: Curve, z: Complex[Array, " lanes"], max_steps: int = 100) -> Ro
     distance = magnitude(target)
     in_order = jnp.all(distance[1:] >= distance[:-1])  # as grids are: sorting is slow
     order = jax.lax.cond(in_order, lambda: jnp.arange(num_lanes), lambda: jnp.argsort(distance))
-    target, valid = target[order], valid[order]
+    work = _work_on(frozen, target, valid, guess)
+    target, work = _take((target, work), order)
     chunk, _ = _widths()
     if num_lanes > chunk:
-        num_chunks = -(-num_lanes // chunk)
-        extra = num_chunks * chunk - num_lanes
-        target, valid = jnp.pad(target, (0, extra), mode="edge"), jnp.pad(valid, (0, extra))
-        shape = (num_chunks, chunk)
-        chunks = target.reshape(shape), valid.reshape(shape)
+        extra = -num_lanes % chunk
+
+        def chunked(x):
+            x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, extra)], mode="edge")
+            return jnp.moveaxis(x.reshape(*x.shape[:-1], -1, chunk), -2, 0)
+
+        chunks = jax.tree.map(chunked, (target, work))
         work = jax.lax.map(lambda lanes: _work_through(frozen, lanes[0], lanes[1], max_steps), chunks)
-        stacks = lambda w: (w.unknowns, w.tangents)  # noqa: E731
-        work = eqx.tree_at(stacks, work, tuple(jnp.moveaxis(x, 0, -2) for x in stacks(work)))
-        work = jax.tree.map(lambda x: x.reshape(*x.shape[:-2], num_chunks * chunk)[..., :num_lanes], work)
+        work = jax.tree.map(lambda x: jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], -1)[..., :num_lanes], work)
     else:
-        work = _work_through(frozen, target, valid, max_steps)
+        work = _work_through(frozen, target, work, max_steps)
     back = jnp.zeros_like(order).at[order].set(jnp.arange(num_lanes), unique_indices=True)
     work = _take(work, back)
     certified = work.code == OK

@@ -378,10 +378,10 @@ def _edges(spectrum):
     return edges(spectrum.curve, _atoms(spectrum))
 
 
-def _above_p(log_x, curve, p):
+def _above_p(log_x, curve, p, guess):
     """`cdf(exp(log_x)) - p`, whose root is the quantile."""
     z = _on_axis(jnp.exp(log_x))
-    roots = solve(curve, z)
+    roots = solve(curve, z, guess)
     return 1 - curve.potential(roots.omega, roots.unknowns)[1].imag / jnp.pi - p
 
 
@@ -398,9 +398,12 @@ def _quantile(spectrum, p):
     span = log_ends[1] - log_ends[0]
     s = jnp.linspace(1, 0, 62, dtype=p.dtype)[1:-1]
     table = log_ends[1] - span * s ** jnp.where(span > 50, 4, 1)
-    heights = _cdf(frozen, jnp.concatenate([jnp.exp(table), jnp.exp(now.log_locations)]))
+    x = jnp.exp(jnp.concatenate([table, now.log_locations]))
+    roots = _roots(frozen.curve, _off_atoms(frozen.curve, x))
+    heights = _read_cdf(frozen.curve, x, roots)
     places = jnp.concatenate([log_ends[:1], table, log_ends[1:]])
-    quantile = _quantile_between((spectrum, places, heights[: table.size]), p)
+    tabulated = roots.omega[: table.size], roots.unknowns[..., : table.size]
+    quantile = _quantile_between((spectrum, places, heights[: table.size], *tabulated), p)
 
     slack = 64 * float(jnp.finfo(p.dtype).eps)
     top = heights[table.size :]
@@ -415,7 +418,7 @@ def _quantile(spectrum, p):
 @_lanes
 @eqx.filter_jit
 def _quantile_between(tabulated, p):
-    spectrum, places, heights = tabulated
+    spectrum, places, heights, *roots = tabulated
     dtype = p.dtype
     eps, tiny = float(jnp.finfo(dtype).eps), float(jnp.finfo(dtype).tiny)
     frozen, target = jax.lax.stop_gradient((spectrum, p))
@@ -425,11 +428,13 @@ def _quantile_between(tabulated, p):
     low, high = places[index], places[index + 1]
     share = (target - heights[index]) / jnp.maximum(heights[index + 1] - heights[index], tiny)
     guess = low + (high - low) * jnp.clip(share, 0.02, 0.98)
+    nearest = jnp.clip(index - (share < 0.5), 0, places.size - 3)
+    omega, unknowns = (x[..., nearest] for x in roots)
 
     def correct(state):
-        k, x, low, high, done, _ = state
+        k, x, roots, low, high, done, _ = state
         z = _on_axis(jnp.exp(x))
-        roots = solve(frozen.curve, z)
+        roots = solve(frozen.curve, z, roots)
         point, phi, _ = frozen.curve.potential(roots.omega, roots.unknowns)
         per_log_x = -point.one_plus(1).imag / jnp.pi
         error = jnp.where(roots.certified, 1 - phi.imag / jnp.pi - target, jnp.nan)
@@ -440,16 +445,16 @@ def _quantile_between(tabulated, p):
         # A point that is not certified tells no side: on towards one that is.
         aside = jnp.where(roots.certified, 0.5 * (low + high), 0.5 * (low + x))
         new = jnp.where(done, x, jnp.where(inside, newton, aside))
-        return k + 1, new, low, high, done | (jnp.abs(new - x) <= rounding), error
+        return k + 1, new, (roots.omega, roots.unknowns), low, high, done | (jnp.abs(new - x) <= rounding), error
 
     def unfinished(state):
         k, *_, done, _ = state
         return (k < 100) & ~jnp.all(done)
 
-    start = (jnp.asarray(0), guess, low, high, jnp.zeros(p.shape, bool), jnp.zeros_like(p))
-    _, x, *_, error = jax.lax.while_loop(unfinished, correct, start)
+    start = (jnp.asarray(0), guess, (omega, unknowns), low, high, jnp.zeros(p.shape, bool), jnp.zeros_like(p))
+    _, x, (omega, unknowns), *_, error = jax.lax.while_loop(unfinished, correct, start)
     # On an atom the cdf jumps past p, and below the table's end, out of the range of floats, it cannot reach p.
     found = jnp.abs(error) < 10 * eps**0.5
     x = jnp.where(found, x, places[-1] + 1)  # where nothing is singular
-    quantile = jnp.exp(implicit_root(_above_p, x, (spectrum.curve, p), found))
+    quantile = jnp.exp(implicit_root(_above_p, x, (spectrum.curve, p, (omega, unknowns)), found))
     return jnp.where(found, quantile, jnp.nan)
