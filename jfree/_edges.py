@@ -1,4 +1,4 @@
-"""Edges of spectra, critical points of the real curve, and gaps: both found by the solver's own verdicts."""
+"""Edges of spectra, critical points of the real curve, and gaps, from the solver's verdicts."""
 
 import math
 from typing import NamedTuple
