@@ -85,7 +85,10 @@ def _march(curve: Curve, total: Array, way: Array, s: Array, last: Array, place:
         omega = _on_way(way[:, None], ahead).ravel().astype(place.omega.dtype)
         here = jax.tree.map(lambda x: jnp.repeat(x, number, axis=-1), place)
         change = (here.tangents * jnp.log((omega / here.omega).real)).real
-        there = _place(curve, total, upper, omega, here.unknowns * jnp.exp(jnp.clip(change, -2, 2)))
+        ratio = jnp.exp(jnp.clip(change, -2, 2))
+        if curve.has_shifts:  # unknowns vanish on the way, each where its layer's z does
+            ratio = jnp.where(change < -1, 1 + change, ratio)
+        there = _place(curve, total, upper, omega, here.unknowns * ratio)
         free = there.free.reshape(ahead.shape)
         count = jnp.where(jnp.all(free, 1), number, jnp.argmin(free, 1))
         lane = jnp.maximum(count - 1, 0) + number * jnp.arange(s.size)

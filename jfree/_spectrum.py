@@ -105,9 +105,9 @@ class Spectrum(eqx.Module):
     def edges(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """`(lower, upper)`: smallest and largest point of the support away from 0, atoms included.
 
-        `lower` is 0 when the bulk reaches down to 0, as far as can be told: an edge with less than a root of the
-        rounding of the mass next to it is not seen. Where the density fades out without an edge, an end is where the
-        layers' laws are resolved no further. NaN where no point outside can be certified.
+        `lower` is 0 when the bulk reaches down to 0, as far as can be told. Where the density fades out without an
+        edge, an end is where the mass beyond it falls below 1e5 roundings, or where the layers' laws are resolved no
+        further. NaN where no point outside can be certified.
         """
         return _edges(self)
 

@@ -76,3 +76,26 @@ def test_no_wrong_branch(make, names, depths, num_networks, num_points):
         far += np.sum(~certified & reliable & (distance > 1e-3))
     print(f"{count} points, {uncertified} not certified, {far} of them away from edges and atoms")
     assert far <= 1e-4 * count
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [jacobian, fisher, residual])
+def test_edges_enclose_the_spectrum(make):
+    """All mass lies between them; next to them, on the inner side, the bulk or an atom."""
+    rng = np.random.default_rng(len(make.__name__))
+    names, depths = (ALL, (1, 3)) if FULL else (("hard_tanh", "relu", "leaky_relu"), (3,))
+    step = 1e-3
+    for spectrum in in_groups([make(rng, depths, names) for _ in range(30 if FULL else 4)]):
+        lower, upper = (float(edge) for edge in spectrum.edges())
+        zero = float(spectrum.mass_at_zero())
+        if zero > 1 - 1e-9:
+            continue
+        places, masses = (np.asarray(a) for a in spectrum.atoms())
+        for edge, side, outer in ((lower, -1, zero), (upper, 1, 1)):
+            if edge == 0:
+                continue
+            outside, inside = edge * (1 + side * step), edge * (1 - side * step)
+            np.testing.assert_allclose(spectrum.cdf(outside), outer, atol=1e-9)
+            assert spectrum.solve(outside).m.imag == 0
+            on_atom = np.any((masses > 1e-12) & (np.abs(places / edge - 1) < step))
+            assert on_atom or spectrum.solve(inside).m.imag < 0, (spectrum, edge)
