@@ -404,15 +404,20 @@ def solve(
     target, work = _take((target, work), order)
     chunk, _ = _widths()
     if num_lanes > chunk:
-        extra = -num_lanes % chunk
+        num_chunks = -(-num_lanes // chunk)
+        extra = num_chunks * chunk - num_lanes
 
         def chunked(x):
             x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, extra)], mode="edge")
-            return jnp.moveaxis(x.reshape(*x.shape[:-1], -1, chunk), -2, 0)
+            return jnp.moveaxis(x.reshape(*x.shape[:-1], num_chunks, chunk), -2, 0)
+
+        def whole(x):
+            x = jnp.moveaxis(x, 0, -2)
+            return x.reshape(*x.shape[:-2], num_chunks * chunk)[..., :num_lanes]
 
         chunks = jax.tree.map(chunked, (target, work))
         work = jax.lax.map(lambda lanes: _work_through(frozen, lanes[0], lanes[1], max_steps), chunks)
-        work = jax.tree.map(lambda x: jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], -1)[..., :num_lanes], work)
+        work = jax.tree.map(whole, work)
     else:
         work = _work_through(frozen, target, work, max_steps)
     back = jnp.zeros_like(order).at[order].set(jnp.arange(num_lanes), unique_indices=True)

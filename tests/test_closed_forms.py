@@ -228,3 +228,13 @@ def test_support_finds_a_bulk_between_two_points_of_its_scan():
 def test_slopes_of_one_size_are_one_atom():
     spectrum = jfree.jacobian_spectrum(jfree.MLP([1, 1, 1, 1], jfree.activations.LeakyReLU(-1.0), "orthogonal"))
     np.testing.assert_allclose(spectrum.quantile([0.1, 0.5, 0.9]), 1, rtol=1e-12)
+
+
+@pytest.mark.parametrize("activation", ["linear", "leaky_relu"])
+def test_more_points_than_a_chunk(activation):
+    """Points are worked on in chunks; each gets the values it has in smaller company."""
+    spectrum = jfree.jacobian_spectrum(jfree.MLP(np.ones(3), activation, "gaussian"))
+    x = np.random.default_rng(0).uniform(0.01, 7, 5000)
+    many, few = spectrum.density(x), spectrum.density(x[::100])
+    np.testing.assert_allclose(many[::100], few, rtol=1e-9, atol=1e-12)
+    assert np.isfinite(many).all()
