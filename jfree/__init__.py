@@ -20,6 +20,7 @@ from ._spectrum import (
     Spectrum as Spectrum,
     universal_resnet_spectrum as universal_resnet_spectrum,
 )
+from ._sweep import stack as stack, Sweep as Sweep, sweep as sweep
 from ._tune import tune as tune, TuneResult as TuneResult
 from ._weights import Gaussian as Gaussian, Orthogonal as Orthogonal
 

@@ -1,6 +1,7 @@
 """Small numerical helpers shared by every module."""
 
 import math
+import sys
 from collections.abc import Sequence
 
 import equinox as eqx
@@ -23,6 +24,11 @@ def common_dtype(*values: ArrayLike | Sequence) -> jnp.dtype:
 def inexact_asarray(x: Reals) -> Array:
     """`x` as a floating-point array; Python numbers and integers take JAX's default float dtype."""
     return jnp.asarray(x, common_dtype(x))
+
+
+def is_interactive() -> bool:
+    """Whether somebody sees a progress bar: in a terminal or a notebook."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
 def is_concrete(x) -> bool:

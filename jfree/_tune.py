@@ -1,6 +1,5 @@
 """Tuning: gradient descent on anything a spectrum tells."""
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,7 @@ from jaxtyping import Array, Float
 from tqdm.auto import tqdm
 
 from . import objectives
-from ._misc import integer, is_concrete
+from ._misc import integer, is_concrete, is_interactive
 from ._networks import AbstractNetwork, as_network, MLP
 
 _ADAM = optax.adam(0.05)  # one for all calls: a new one is compiled anew
@@ -94,7 +93,7 @@ def tune(
     value = _checked(problem, start)
     state = _State(start, problem.optimizer.init(start), start, jnp.asarray(jnp.inf, value.dtype), jnp.asarray(False))
     history, first, watched = [], 0, True
-    with tqdm(total=steps, desc="tune", disable=not (progress and _interactive())) as bar:
+    with tqdm(total=steps, desc="tune", disable=not (progress and is_interactive())) as bar:
         while first <= steps:
             index = jnp.arange(first, first + _CHUNK if watched else steps + 1)
             state, values = _advance(problem, state, index, jnp.asarray(steps), jnp.asarray(stop_at))
@@ -119,10 +118,6 @@ def tune(
         rounded = eqx.tree_at(lambda n: n.widths, best, jnp.maximum(jnp.round(best.widths), 1))
         rounded_objective = objective(rounded)
     return TuneResult(best, state.best_value, history, rounded, rounded_objective)
-
-
-def _interactive() -> bool:
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
 def _leaves(net: AbstractNetwork, where: Callable) -> list[Array]:

@@ -1,0 +1,218 @@
+"""Many networks: stacked, in chunks, over devices and processes, and kept on disk as they come."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import PyTree
+from tqdm.auto import tqdm
+
+from ._misc import integer, is_interactive
+from ._networks import AbstractNetwork
+
+
+class Sweep(eqx.Module):
+    """What `sweep` found.
+
+    - `values`: what `fn` returns, with a leading axis over the networks; NaN, or 0 for integers, where it failed.
+    - `errors`: messages of the networks, by index, for which it raised.
+    """
+
+    values: PyTree
+    errors: dict[int, str]
+
+
+def stack(nets: Sequence[AbstractNetwork]) -> AbstractNetwork:
+    """One network whose arrays have a leading axis over several, for `jax.vmap`.
+
+    **Raises:** `ValueError` if there are none, or they differ in more than the values of their arrays: in depth,
+    activations, weight laws, shapes or dtypes.
+    """
+    if not nets or not all(isinstance(net, AbstractNetwork) for net in nets):
+        raise ValueError("`nets` must be a sequence of at least one network.")
+    if len({_kind(net) for net in nets}) > 1:
+        raise ValueError("`nets` must have the same depth, activations, weight laws, shapes and dtypes to be stacked.")
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *nets)
+
+
+def _kind(net: AbstractNetwork):
+    leaves, structure = jax.tree.flatten(net)
+    return structure, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+
+
+def sweep(
+    nets: Sequence[AbstractNetwork],
+    fn: Callable[[Any], PyTree],
+    path: str | os.PathLike | None = None,
+    chunk: int = 256,
+    mesh: Mesh | None = None,
+    progress: bool = True,
+) -> Sweep:
+    """`fn` of every network, as under `jax.vmap`, chunk by chunk (host).
+
+    Networks that differ in the values of their arrays only are worked on together, and `fn` is compiled once for each
+    kind there is. A network for which `fn` raises, as `equinox.error_if` does, costs the others nothing.
+
+    **Arguments:**
+
+    - `nets`: the networks, of any kinds.
+    - `fn`: from a network to a tree of arrays, of the same shapes for all: `lambda net:
+        jfree.jacobian_spectrum(net).edges()`, say.
+    - `path`: a directory for the results, one file per chunk, each written whole or not at all. The same call takes up
+        an interrupted sweep where it was cut.
+    - `chunk`: how many networks are in memory at once, per device.
+    - `mesh`: of one axis, over whose devices every chunk is spread. Under `jax.distributed` every process has a mesh of
+        its own devices, takes its share of the chunks, and needs the same `path`.
+    - `progress`: shows a bar, in a terminal or a notebook.
+
+    **Raises:** `ValueError` if there are no networks, `chunk` is not a positive integer, `mesh` has several axes,
+    `path` is a file, holds another sweep, or is missing under `jax.distributed`; and what `fn` raises for all networks.
+    """
+    nets, chunk = list(nets), integer("chunk", chunk)
+    if not nets or not all(isinstance(net, AbstractNetwork) for net in nets):
+        raise ValueError("`nets` must be a sequence of at least one network.")
+    if mesh is not None and len(mesh.axis_names) != 1:
+        raise ValueError(f"`mesh` must have one axis, got {mesh.axis_names}.")
+    if path is None and jax.process_count() > 1:
+        raise ValueError("`path` must be given under `jax.distributed`: processes meet there.")
+    size = chunk * (mesh.size if mesh else 1)
+    chunks = _chunks(nets, size)
+    shapes = [jax.eval_shape(fn, nets[index[0]]) for index in chunks]
+    if len({str(shape) for shape in shapes}) > 1:
+        raise ValueError("`fn` must return the same shapes for all networks.")
+    store = _Store(path, nets, f"{size} {shapes}")
+    work = _compiled(fn, mesh)
+    done: dict[int, _Chunk] = {}
+    with tqdm(total=len(nets), desc="sweep", disable=not (progress and is_interactive())) as bar:
+        for k, index in enumerate(chunks):
+            if k % jax.process_count() != jax.process_index():
+                continue
+            if store.has(k):
+                done[k] = store.load(k)
+            else:
+                done[k] = _computed(work, [nets[i] for i in index], size, shapes[0])
+                store.save(k, done[k])
+            bar.update(len(index))
+    store.meet()
+    return _gathered(chunks, [done[k] if k in done else store.load(k) for k in range(len(chunks))], shapes[0])
+
+
+def _chunks(nets: list[AbstractNetwork], size: int) -> list[np.ndarray]:
+    """Indices of networks of one kind, `size` at most at a time."""
+    kinds: dict[Any, list[int]] = {}
+    for index, net in enumerate(nets):
+        kinds.setdefault(_kind(net), []).append(index)
+    return [np.asarray(group[k : k + size]) for group in kinds.values() for k in range(0, len(group), size)]
+
+
+def _compiled(fn: Callable, mesh: Mesh | None) -> Callable:
+    """Devices of a mesh work apart: none waits for another's loops."""
+    many = jax.vmap(fn)
+    if mesh is not None:
+        spec = PartitionSpec(mesh.axis_names[0])
+        many = jax.shard_map(many, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+    return eqx.filter_jit(many)
+
+
+class _Chunk(eqx.Module):
+    """Leaves of the values of some networks, and messages by position of those that failed."""
+
+    leaves: list[np.ndarray]
+    errors: dict[int, str]
+
+
+def _computed(work: Callable, nets: list[AbstractNetwork], size: int, shape: PyTree) -> _Chunk:
+    """All at once; where that raises, half by half."""
+
+    def values(nets):
+        padded = nets + nets[-1:] * (size - len(nets))
+        return [np.asarray(leaf)[: len(nets)] for leaf in jax.tree.leaves(work(stack(padded)))]
+
+    try:
+        return _Chunk(values(nets), {})
+    except Exception as error:
+        if len(nets) == 1:
+            return _Chunk([_missing(leaf) for leaf in jax.tree.leaves(shape)], {0: _message(error)})
+    middle = len(nets) // 2
+    first, second = (_computed(work, half, size, shape) for half in (nets[:middle], nets[middle:]))
+    leaves = [np.concatenate(pair) for pair in zip(first.leaves, second.leaves, strict=True)]
+    return _Chunk(leaves, first.errors | {middle + k: text for k, text in second.errors.items()})
+
+
+def _missing(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+    return np.full((1, *leaf.shape), np.nan if jnp.issubdtype(leaf.dtype, jnp.inexact) else 0, leaf.dtype)
+
+
+def _message(error: Exception) -> str:
+    """One line; that of `equinox.error_if` stands below a trace."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    raised = [line.partition("EquinoxRuntimeError: ")[2] for line in lines]
+    return next(filter(None, [*raised, *lines]), type(error).__name__)
+
+
+def _gathered(chunks: list[np.ndarray], parts: list[_Chunk], shape: PyTree) -> Sweep:
+    back = np.argsort(np.concatenate(chunks))
+    leaves = [np.concatenate(column)[back] for column in zip(*(part.leaves for part in parts), strict=True)]
+    errors = {int(index[k]): text for index, part in zip(chunks, parts, strict=True) for k, text in part.errors.items()}
+    return Sweep(jax.tree.unflatten(jax.tree.structure(shape), leaves), dict(sorted(errors.items())))
+
+
+class _Store:
+    """A directory with one file per chunk, and one that tells of which sweep they are."""
+
+    def __init__(self, path: str | os.PathLike | None, nets: list[AbstractNetwork], what: str):
+        self.path = None if path is None else Path(path)
+        if self.path is None:
+            return
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"`path` must be a directory, but {self.path} is a file.")
+        self.path.mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256(f"{what} {[_kind(net) for net in nets]}".encode())
+        for leaf in jax.tree.leaves(nets):
+            digest.update(np.asarray(leaf).tobytes())
+        mine, known = {"networks": len(nets), "sha256": digest.hexdigest()}, self.path / "sweep.json"
+        if known.exists() and json.loads(known.read_text()) != mine:
+            raise ValueError(f"`path` must be free, but {self.path} holds a sweep of other networks, chunks or values.")
+        self._write(known, lambda file: file.write(json.dumps(mine).encode()))
+
+    def _write(self, path: Path, write: Callable) -> None:
+        """Whole or not at all."""
+        draft = path.with_name(f".{path.name}.{jax.process_index()}")
+        with draft.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+
+    def _file(self, k: int) -> Path:
+        assert self.path is not None
+        return self.path / f"chunk-{k:06}.npz"
+
+    def has(self, k: int) -> bool:
+        return self.path is not None and self._file(k).exists()
+
+    def save(self, k: int, chunk: _Chunk) -> None:
+        if self.path is not None:
+            arrays: dict[str, Any] = {f"leaf{i}": leaf for i, leaf in enumerate(chunk.leaves)}
+            arrays["errors"] = np.asarray(json.dumps(chunk.errors))
+            self._write(self._file(k), lambda file: np.savez(file, **arrays))
+
+    def load(self, k: int) -> _Chunk:
+        with np.load(self._file(k)) as file:
+            errors = {int(i): text for i, text in json.loads(str(file["errors"])).items()}
+            return _Chunk([file[f"leaf{i}"] for i in range(len(file.files) - 1)], errors)
+
+    def meet(self) -> None:
+        """Waits for the other processes."""
+        if jax.process_count() > 1:
+            from jax.experimental.multihost_utils import sync_global_devices
+
+            sync_global_devices("sweep")
