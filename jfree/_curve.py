@@ -216,6 +216,10 @@ class AbstractOperation(eqx.Module):
     def atoms(self, atoms: Atoms) -> Atoms:
         """Maps the atoms of the measure."""
 
+    @abc.abstractmethod
+    def neutral(self) -> "AbstractOperation":
+        """As many layers of it that leave every curve as it is."""
+
 
 class Curve(eqx.Module):
     """A sequence of operations, applied to the identity layer after layer, and what stands after the last layer.
@@ -257,6 +261,16 @@ class Curve(eqx.Module):
     @property
     def num_layers(self) -> int:
         return jax.tree.leaves(self.operations)[0].shape[0]
+
+    def padded(self, num_layers: int, num_atoms: int) -> "Curve":
+        """The same spectrum, with neutral layers before the first, and room for more atoms."""
+        extra = num_layers - self.num_layers
+
+        def pad(x, neutral):
+            return jnp.concatenate([jnp.broadcast_to(neutral[:1], (extra, *x.shape[1:])), x])
+
+        operations = tuple(jax.tree.map(pad, operation, operation.neutral()) for operation in self.operations)
+        return Curve(operations, self.last, self.rank, num_atoms)
 
     @property
     def num_unknowns(self) -> int:

@@ -14,7 +14,7 @@ from ._curve import Curve
 from ._laws import Atoms, Law
 from ._meanfield import every_layer, forward, in_range, MeanField, per_layer
 from ._misc import check, common_dtype, Reals
-from ._operations import ChangeSide, Factor, LawFactor, Shift
+from ._operations import ChangeSide, Factor, LawFactor, point_masses, Shift
 from ._weights import AbstractWeights, as_weights, weight_factor
 
 # Every atom that survives outweighs all those that came after it together: more would lie below rounding.
@@ -154,7 +154,7 @@ class MLP(AbstractNetwork):
         starts = point_masses(jnp.where(layer == first, amount / 2, 1), weights.law_atoms.size)
         slopes = slope_factors(activations, q)
         operations = (
-            *(_where(layer > first, slope, _neutral(slope)) for slope in slopes),
+            *(_where(layer > first, slope, slope.neutral()) for slope in slopes),
             _where(weighted, weights, starts),
             ChangeSide(jnp.where(weighted, ratio, 1)),
             Shift(jnp.where(weighted, amount, jnp.where(layer == first, amount / 2, 0))),
@@ -168,22 +168,6 @@ def as_network(net) -> AbstractNetwork:
         hint = "; `jfree.from_equinox` makes one" if isinstance(net, eqx.Module) else ""
         raise ValueError(f"`net` must be a jfree network, got {type(net).__name__}{hint}.")
     return net
-
-
-def point_masses(location: Float[Array, " layers"], num_atoms: int) -> Factor:
-    """Free factors that are multiples of the identity."""
-    zero = jnp.zeros_like(location)
-    one_atom = Atoms(zero + 1, jnp.log(location)[:, None], jnp.ones_like(location)[:, None])
-    return Factor(location, zero, zero, one_atom.resized(num_atoms))
-
-
-def _neutral(factor: Factor | LawFactor) -> Factor | LawFactor:
-    """The same number of layers, each the identity."""
-    if isinstance(factor, Factor):
-        return point_masses(jnp.ones_like(factor.mean), factor.law_atoms.size)
-    law = factor.law
-    neutral = Law.point_mass(law.log_mean.dtype).resized(law.points.shape[-1], law.atoms.size, law.points.dtype)
-    return LawFactor(jax.tree.map(lambda x, like: jnp.broadcast_to(x, like.shape), neutral, law))
 
 
 def _where(layers: Bool[Array, " layers"], some, others):

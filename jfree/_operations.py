@@ -48,6 +48,16 @@ class Factor(AbstractOperation):
     def atoms(self, atoms):
         return atoms.times(self.law_atoms)
 
+    def neutral(self):
+        return point_masses(jnp.ones_like(self.mean), self.law_atoms.size)
+
+
+def point_masses(location: Float[Array, " layers"], num_atoms: int) -> Factor:
+    """Free factors that are multiples of the identity."""
+    zero = jnp.zeros_like(location)
+    one_atom = Atoms(zero + 1, jnp.log(location)[:, None], jnp.ones_like(location)[:, None])
+    return Factor(location, zero, zero, one_atom.resized(num_atoms))
+
 
 def _log_moebius(a: Array, point: Point) -> Array:
     """`(m+1) log(1 + a m) - int_0^m log(1 + a m') dm'`, with `m` and `a` as counted at the start."""
@@ -120,6 +130,11 @@ class LawFactor(AbstractOperation):
     def atoms(self, atoms):
         return atoms.times(self.law.atoms)
 
+    def neutral(self):
+        law = self.law
+        one = Law.point_mass(law.log_mean.dtype).resized(law.points.shape[-1], law.atoms.size, law.points.dtype)
+        return LawFactor(jax.tree.map(lambda x, like: jnp.broadcast_to(x, like.shape), one, law))
+
 
 def _either(moments: Transform, w: Array, m: Array, one: Array) -> tuple[Array, Array]:
     """`M(w)` and `m`, or `1 + M(w)` and `1 + m`: the pair that is small, accurate, and steep in log w."""
@@ -155,6 +170,9 @@ class ChangeSide(AbstractOperation):
     def atoms(self, atoms):
         return atoms.other_side(self.ratio)
 
+    def neutral(self):
+        return ChangeSide(jnp.ones_like(self.ratio))
+
 
 class Shift(AbstractOperation):
     """`A + a I`: `z -> z + a`, `m -> m + a (m + 1) / z`; the units become those of the side it happens on."""
@@ -187,3 +205,6 @@ class Shift(AbstractOperation):
 
     def atoms(self, atoms):
         return atoms.plus(self.amount)
+
+    def neutral(self):
+        return Shift(jnp.zeros_like(self.amount))

@@ -193,6 +193,9 @@ class ResidualBlock(AbstractOperation):
         none = jnp.zeros_like(atoms.log_locations)
         return atoms.times(Atoms(0 * mass + 1, none, none.at[0].set(mass)))
 
+    def neutral(self):
+        return eqx.tree_at(lambda b: b.count, self, jnp.zeros_like(self.count))
+
 
 def _block_ratio(split: _Split, end: Point) -> Array:
     """1 where `b (1 + b) = (1 + c)^2 / z`, `z` the point of `Y Y^T` at `c`."""
@@ -272,6 +275,9 @@ class UniversalFactor(AbstractOperation):
 
     def atoms(self, atoms):
         return Atoms(atoms.rank, atoms.log_locations, jnp.zeros_like(atoms.masses))
+
+    def neutral(self):
+        return UniversalFactor(jnp.zeros_like(self.theta))
 
 
 def universal_curve(theta: Float[Array, ""]) -> Curve:

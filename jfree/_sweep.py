@@ -15,8 +15,10 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import PyTree
 from tqdm.auto import tqdm
 
+from ._curve import Curve
 from ._misc import integer, is_interactive
 from ._networks import AbstractNetwork
+from ._spectrum import Spectrum
 
 
 class Sweep(eqx.Module):
@@ -30,26 +32,46 @@ class Sweep(eqx.Module):
     errors: dict[int, str]
 
 
-def stack(nets: Sequence[AbstractNetwork]) -> AbstractNetwork:
-    """One network whose arrays have a leading axis over several, for `jax.vmap`.
+def stack(nets: Sequence[AbstractNetwork] | Sequence[Spectrum]) -> Any:
+    """One network, or one spectrum, whose arrays have a leading axis over several, for `jax.vmap`.
 
-    **Raises:** `ValueError` if there are none, or they differ in more than the values of their arrays: in depth,
-    activations, weight laws, shapes or dtypes.
+    Networks must be of equal depth. Spectra need not be: before the first layer of the shallower ones come as many that
+    change nothing.
+
+    **Raises:** `ValueError` if there are none, or they differ in more than the values of their arrays: in activations,
+    weight laws, shapes or dtypes.
     """
-    if not nets or not all(isinstance(net, AbstractNetwork) for net in nets):
-        raise ValueError("`nets` must be a sequence of at least one network.")
-    if len({_kind(net) for net in nets}) > 1:
-        raise ValueError("`nets` must have the same depth, activations, weight laws, shapes and dtypes to be stacked.")
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *nets)
+    items = _padded(nets)
+    if len({_kind(item) for item in items}) > 1:
+        raise ValueError(
+            "`nets` must have the same activations, weight laws, shapes and dtypes to be stacked, and networks, unlike "
+            "spectra, the same depth."
+        )
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *items)
 
 
-def _kind(net: AbstractNetwork):
-    leaves, structure = jax.tree.flatten(net)
+def _padded(nets: Sequence[AbstractNetwork] | Sequence[Spectrum]) -> list:
+    """Spectra as deep as the deepest."""
+    networks = [net for net in nets if isinstance(net, AbstractNetwork)]
+    curves = [spectrum.curve for spectrum in nets if isinstance(spectrum, Spectrum)]
+    if not nets or len(nets) not in (len(networks), len(curves)):
+        raise ValueError("`nets` must be a sequence of at least one network, or spectrum.")
+    if networks:
+        return networks
+    depth, num_atoms = max(c.num_layers for c in curves), max(c.num_atoms for c in curves)
+    return [Spectrum(_padded_curve(curve, depth, num_atoms)) for curve in curves]
+
+
+_padded_curve = eqx.filter_jit(Curve.padded)
+
+
+def _kind(item: AbstractNetwork | Spectrum):
+    leaves, structure = jax.tree.flatten(item)
     return structure, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
 
 
 def sweep(
-    nets: Sequence[AbstractNetwork],
+    nets: Sequence[AbstractNetwork] | Sequence[Spectrum],
     fn: Callable[[Any], PyTree],
     path: str | os.PathLike | None = None,
     chunk: int = 256,
@@ -59,12 +81,13 @@ def sweep(
     """`fn` of every network, as under `jax.vmap`, chunk by chunk (host).
 
     Networks that differ in the values of their arrays only are worked on together, and `fn` is compiled once for each
-    kind there is. A network for which `fn` raises, as `equinox.error_if` does, costs the others nothing.
+    kind there is: for each depth, say. Spectra of different depths are of one kind. A network for which `fn` raises, as
+    `equinox.error_if` does, costs the others nothing.
 
     **Arguments:**
 
-    - `nets`: the networks, of any kinds.
-    - `fn`: from a network to a tree of arrays, of the same shapes for all: `lambda net:
+    - `nets`: networks of any kinds, or their spectra.
+    - `fn`: from a network, or a spectrum, to a tree of arrays, of the same shapes for all: `lambda net:
         jfree.jacobian_spectrum(net).edges()`, say.
     - `path`: a directory for the results, one file per chunk, each written whole or not at all. The same call takes up
         an interrupted sweep where it was cut.
@@ -74,11 +97,9 @@ def sweep(
     - `progress`: shows a bar, in a terminal or a notebook.
 
     **Raises:** `ValueError` if there are no networks, `chunk` is not a positive integer, `mesh` has several axes,
-    `path` is a file, holds another sweep, or is missing under `jax.distributed`; and what `fn` raises for all networks.
+    `path` is a file, holds another sweep, or is missing under `jax.distributed`; and what `fn` raises when traced.
     """
-    nets, chunk = list(nets), integer("chunk", chunk)
-    if not nets or not all(isinstance(net, AbstractNetwork) for net in nets):
-        raise ValueError("`nets` must be a sequence of at least one network.")
+    nets, chunk = _padded(nets), integer("chunk", chunk)
     if mesh is not None and len(mesh.axis_names) != 1:
         raise ValueError(f"`mesh` must have one axis, got {mesh.axis_names}.")
     if path is None and jax.process_count() > 1:
@@ -105,7 +126,7 @@ def sweep(
     return _gathered(chunks, [done[k] if k in done else store.load(k) for k in range(len(chunks))], shapes[0])
 
 
-def _chunks(nets: list[AbstractNetwork], size: int) -> list[np.ndarray]:
+def _chunks(nets: list, size: int) -> list[np.ndarray]:
     """Indices of networks of one kind, `size` at most at a time."""
     kinds: dict[Any, list[int]] = {}
     for index, net in enumerate(nets):
@@ -129,7 +150,7 @@ class _Chunk(eqx.Module):
     errors: dict[int, str]
 
 
-def _computed(work: Callable, nets: list[AbstractNetwork], size: int, shape: PyTree) -> _Chunk:
+def _computed(work: Callable, nets: list, size: int, shape: PyTree) -> _Chunk:
     """All at once; where that raises, half by half."""
 
     def values(nets):
@@ -168,7 +189,7 @@ def _gathered(chunks: list[np.ndarray], parts: list[_Chunk], shape: PyTree) -> S
 class _Store:
     """A directory with one file per chunk, and one that tells of which sweep they are."""
 
-    def __init__(self, path: str | os.PathLike | None, nets: list[AbstractNetwork], what: str):
+    def __init__(self, path: str | os.PathLike | None, nets: list, what: str):
         self.path = None if path is None else Path(path)
         if self.path is None:
             return

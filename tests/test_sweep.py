@@ -60,10 +60,34 @@ def test_stack():
     spectra = jax.vmap(jfree.jacobian_spectrum)(jfree.stack(nets))
     one = jfree.jacobian_spectrum(nets[1])
     np.testing.assert_allclose(jax.vmap(lambda s: s.edges()[1])(spectra)[1], one.edges()[1], rtol=1e-12)
-    with pytest.raises(ValueError, match="`nets` must have the same depth"):
+    with pytest.raises(ValueError, match="`nets` must have the same activations"):
         jfree.stack([*nets, jfree.MLP(np.ones(3))])
+    with pytest.raises(ValueError, match="`nets` must be a sequence of at least one network, or spectrum"):
+        jfree.stack([nets[0], one])  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="`nets` must be a sequence"):
         jfree.stack([])
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+@pytest.mark.parametrize("spectrum", [jfree.jacobian_spectrum, jfree.fisher_spectrum])
+def test_depths_are_padded(spectrum, activation):
+    """Layers that change nothing change nothing, and one compiled function serves all depths."""
+    nets = [jfree.MLP(np.ones(depth + 1), activation, "gaussian", 1.2, 0.3) for depth in (4, 3, 5)]
+    spectra = [spectrum(net) for net in nets]
+    assert len(jax.tree.leaves(jfree.stack(spectra))) == len(jax.tree.leaves(spectra[0]))
+    x = jnp.geomspace(0.1, 10, 7)
+    swept = jfree.sweep(spectra, lambda s: {"cdf": s.cdf(x), "zero": s.mass_at_zero(), "log": s.mean_log()})
+    assert swept.errors == {}
+    for k, one in enumerate(spectra):
+        np.testing.assert_allclose(swept.values["cdf"][k], one.cdf(x), rtol=1e-11)
+        np.testing.assert_allclose(swept.values["zero"][k], one.mass_at_zero(), rtol=1e-14)
+        np.testing.assert_allclose(swept.values["log"][k], one.mean_log(), rtol=1e-8)
+
+
+def test_residual_depths_are_padded():
+    spectra = [jfree.jacobian_spectrum(jfree.ResNet(k, "hard_tanh", "gaussian", np.full(k, 0.4), 0.1)) for k in (2, 3)]
+    found = jax.vmap(lambda s: s.cdf(2.0))(jfree.stack(spectra))
+    np.testing.assert_allclose(found, [s.cdf(2.0) for s in spectra], rtol=1e-11)
 
 
 def test_in_chunks_and_kinds():
@@ -95,7 +119,8 @@ def test_failures_are_kept_apart():
 
 def test_taken_up_after_kills(tmp_path):
     """Killed twice at any moment, it ends with what an undisturbed sweep gives, and nothing half-written."""
-    text = "jfree.sweep(networks(200), values, sys.argv[1], chunk=4, progress=False)"
+    count, chunk = (10_000, 200) if os.environ.get("JFREE_FULL") else (200, 4)
+    text = f"jfree.sweep(networks({count}), values, sys.argv[1], chunk={chunk}, progress=False)"
     random = np.random.default_rng(0)
     kept = []
     for _ in range(2):
@@ -107,11 +132,11 @@ def test_taken_up_after_kills(tmp_path):
         process.communicate()
     before = {file.name: file.stat().st_mtime_ns for file in kept}
     assert 5 <= len(before) < 50
-    swept = jfree.sweep(networks(200), values, tmp_path, chunk=4)
+    swept = jfree.sweep(networks(count), values, tmp_path, chunk=chunk)
     after = {file.name: file.stat().st_mtime_ns for file in tmp_path.glob("chunk-*.npz")}
     assert len(after) == 50
     assert before.items() <= after.items()
-    assert_same(swept.values, jfree.sweep(networks(200), values, chunk=4).values)
+    assert_same(swept.values, jfree.sweep(networks(count), values, chunk=chunk).values)
 
 
 @pytest.mark.slow
