@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+Tables = dict[str, list[dict[str, Any]]]
 RESULTS = pathlib.Path(__file__).parent / "results"
 
 
@@ -48,6 +50,11 @@ def measure(fn: Callable[[], Any], repeats: int = 20, budget: float = 10.0) -> t
     return value, Timing(first, statistics.median(times), min(times))
 
 
+def exponent(rows: list[dict[str, Any]], size: str, cost: str) -> float:
+    """`p` of `cost ~ size^p`, fitted to the rows of a table."""
+    return float(np.polyfit(np.log([row[size] for row in rows]), np.log([row[cost] for row in rows]), 1)[0])
+
+
 def environment() -> dict[str, Any]:
     """Date, versions and machine, without names of hosts or users."""
     packages = ("jfree", "jax", "jaxlib", "equinox", "numpy")
@@ -72,9 +79,7 @@ def _cpu() -> str:
     return models[0] if models else platform.processor() or "unknown"
 
 
-def save(
-    name: str, claim: str, tables: dict[str, list[dict[str, Any]]], about: dict[str, Any] | None = None
-) -> pathlib.Path:
+def save(name: str, claim: str, tables: Tables, about: dict[str, Any] | None = None) -> pathlib.Path:
     """Writes `results/NAME.json`."""
     path = RESULTS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,12 +87,48 @@ def save(
     return path
 
 
-def report(name: str, description: str | None, tables: dict[str, list[dict[str, Any]]]) -> None:
-    """Prints and saves the tables; the claim is the first line of the description."""
+def report(name: str, description: str | None, tables: Tables) -> None:
+    """Prints and saves the tables, beside the times saved last; the claim is the first line of the description.
+
+    Every run adds a line to `results/history.jsonl`.
+    """
     for title, rows in tables.items():
         print_table(title, rows)
+    path = RESULTS / f"{name}.json"
+    if path.exists():
+        last = json.loads(path.read_text())
+        compared = compare(last["tables"], tables)
+        if compared:
+            print_table(f"Times over those of {last['date']}, {last['machine']['cpu']}", compared)
     claim = (description or "").splitlines()[0].removeprefix("Claim: ")
     print(f"\nSaved {save(name, claim, tables).name}.")
+    line = {"name": name, **environment(), "times": {title: _times(rows) for title, rows in tables.items()}}
+    with (RESULTS / "history.jsonl").open("a") as history:
+        history.write(json.dumps(line) + "\n")
+
+
+def compare(last: Tables, tables: Tables) -> list[dict[str, Any]]:
+    """By table and column, how the times have changed: smallest, median and largest ratio over the rows of both."""
+    rows = []
+    for title, new in tables.items():
+        old = {_label(row): row for row in last.get(title, [])}
+        for key in _times(new):
+            pairs = [(row.get(key), old.get(_label(row), {}).get(key)) for row in new]
+            ratios = sorted(now / before for now, before in pairs if now and before)
+            if ratios:
+                spread = {"smallest": ratios[0], "median": statistics.median(ratios), "largest": ratios[-1]}
+                rows.append({"table": title, "time": key, **spread})
+    return rows
+
+
+def _times(rows: list[dict[str, Any]]) -> dict[str, list[float | None]]:
+    """The columns of milliseconds."""
+    return {key: [row.get(key) for row in rows] for key in rows[0] if key == "ms" or key.endswith("_ms")}
+
+
+def _label(row: dict[str, Any]) -> tuple:
+    """What tells the rows of a table apart: names and sizes."""
+    return tuple(value for value in row.values() if isinstance(value, str | int))
 
 
 def print_table(title: str, rows: list[dict[str, Any]]) -> None:

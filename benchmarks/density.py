@@ -6,8 +6,11 @@ network to the density, on all cores; the baselines are sequential by nature. Th
 deep and smooth networks, and Figure 5.1, sampled singular values of a ReLU network against their density.
 
 Run: `python -m benchmarks.density [--sizes 100 1000] [--monte-carlo 500]`; `--monte-carlo 0` leaves Figure 5.1 out.
+`--freenn PATH` times a checkout of the published code, redachhaibi/FreeNN, on the case of Table 5.1; it needs click.
 """
 
+import importlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -121,10 +124,30 @@ def sampled(width: int, num_points: int = 1000, num_bins: int = 50) -> Row:
     return row | {"L1_distance": float(np.abs(counts / width - mass).sum())}
 
 
+def published(path: str, num: int) -> Row:
+    """The published lilypads, compiled by Cython where that was built, and Algorithm 1."""
+    sys.path.insert(0, path)
+    net, _ = paper_case()
+    _, times = time_density(net, midpoints(-1, 6, num), SMOOTHING)
+    row = {"points": num, "jfree_ms": times["jfree_ms"]}
+    case = {"interval": (-1, 6), "N": num, "ignoreNonLinearity": True}
+    options = {"newton_lilypads": {"imaginary_parts": [SMOOTHING]}, "pennington_algorithm1": {}}
+    options["newton_lilypads_cython"] = options["newton_lilypads"]
+    for name in sorted(options):
+        try:
+            run = importlib.import_module(f"experiments.{name}").run_as_module
+            _, slow = measure(lambda: run([0.8] * 20, [1] * 20, **case, **options[name]), repeats=3)
+            row |= {f"{name}_ms": slow.median, f"{name}_ratio": slow.median / times["jfree_ms"]}
+        except ImportError as error:
+            print(f"{name} was not timed: {error}.")
+    return row
+
+
 def main(
     sizes: tuple[int, ...] = (100, 200, 400, 1000, 10_000, 100_000),
     baselines_up_to: int = 1000,
     monte_carlo: int = 3000,
+    freenn: str | None = None,
 ) -> None:
     """Prints the tables and saves `results/density.json`."""
     jax.config.update("jax_enable_x64", True)
@@ -137,6 +160,8 @@ def main(
     }
     if monte_carlo:
         tables["Figure 5.1: singular values of 4 ReLU layers, sampled"] = [sampled(monte_carlo)]
+    if freenn is not None:
+        tables["Table 5.1, the published code"] = [published(freenn, 1000)]
     report("density", __doc__, tables)
 
 

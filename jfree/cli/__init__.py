@@ -1,4 +1,4 @@
-"""The command line: `jfree spectrum` and `jfree tune`."""
+"""The command line: `jfree spectrum`, `jfree tune` and `jfree explore`."""
 
 import contextlib
 import io
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import tyro
 
+from ._explore import ExploreCommand
 from ._spectrum import SpectrumCommand
 from ._tune import TuneCommand
 
@@ -43,10 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parse(argv: Sequence[str]) -> SpectrumCommand | TuneCommand:
+def _parse(argv: Sequence[str]) -> SpectrumCommand | TuneCommand | ExploreCommand:
     """tyro, its boxed errors unpacked."""
     message = io.StringIO()
-    commands = {"spectrum": SpectrumCommand, "tune": TuneCommand}
+    commands = {"spectrum": SpectrumCommand, "tune": TuneCommand, "explore": ExploreCommand}
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff)
     try:
         with contextlib.redirect_stderr(message):
