@@ -12,6 +12,7 @@ Run: `python -m benchmarks.density [--sizes 100 1000] [--monte-carlo 500]`; `--m
 import importlib
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -130,13 +131,13 @@ def published(path: str, num: int) -> Row:
     net, _ = paper_case()
     _, times = time_density(net, midpoints(-1, 6, num), SMOOTHING)
     row = {"points": num, "jfree_ms": times["jfree_ms"]}
-    case = {"interval": (-1, 6), "N": num, "ignoreNonLinearity": True}
-    options = {"newton_lilypads": {"imaginary_parts": [SMOOTHING]}, "pennington_algorithm1": {}}
-    options["newton_lilypads_cython"] = options["newton_lilypads"]
-    for name in sorted(options):
+    options = {"interval": (-1, 6), "N": num, "ignoreNonLinearity": True}
+    lilypads = options | {"imaginary_parts": [SMOOTHING]}
+    solvers = {"newton_lilypads": lilypads, "newton_lilypads_cython": lilypads, "pennington_algorithm1": options}
+    for name, options in solvers.items():
         try:
             run = importlib.import_module(f"experiments.{name}").run_as_module
-            _, slow = measure(lambda: run([0.8] * 20, [1] * 20, **case, **options[name]), repeats=3)
+            _, slow = measure(partial(run, [0.8] * 20, [1] * 20, **options), repeats=3)
             row |= {f"{name}_ms": slow.median, f"{name}_ratio": slow.median / times["jfree_ms"]}
         except ImportError as error:
             print(f"{name} was not timed: {error}.")

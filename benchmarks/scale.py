@@ -1,8 +1,8 @@
 """Claim: a thousand points of 20 layers take a millisecond, and cost grows with layers, points and networks, no faster.
 
-Every table tells how one thing grows, with the exponent fitted from the large sizes. Then, how far the certified density
-is from the least that it could take: the floating-point operations of one evaluation of the curve with its certificate,
-and of one to read the density, at the rate of complex multiplications and additions measured here.
+Every table tells how one thing grows, with the exponent fitted from the large sizes. The first tells how far the
+certified density is from the least that it could take: the floating-point operations of one evaluation of the curve with
+its certificate, and of one to read the density, at the rate of complex multiplications and additions measured here.
 
 Run: `python -m benchmarks.scale [--quick]`.
 """
@@ -50,7 +50,7 @@ def layers(depths: tuple[int, ...], activation: str) -> list[Row]:
         sigma_w = np.linspace(1.05, 1.1, depth)
         net = jfree.MLP(jnp.ones(depth + 1), activation, "orthogonal", sigma_w, 0.05, final_activation=activation)
         lower, upper = map(float, jfree.jacobian_spectrum(net).edges())
-        x = np.geomspace(lower, upper, 1002)[1:-1]
+        x = np.geomspace(lower or 1e-6 * upper, upper, 1002)[1:-1]
         rows.append({"layers": depth, "activation": activation, "points": x.size} | density(net, x))
     for row in rows:
         row["first_ratio"] = row["first_ms"] / rows[0]["first_ms"]

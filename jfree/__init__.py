@@ -1,6 +1,12 @@
 from importlib.metadata import version
 
-from . import activations as activations, constraints as constraints, empirical as empirical, objectives as objectives
+from . import (
+    activations as activations,
+    constraints as constraints,
+    empirical as empirical,
+    objectives as objectives,
+    plot as plot,
+)
 from ._certificate import RESULTS as RESULTS
 from ._interop import (
     from_equinox as from_equinox,

@@ -1,6 +1,7 @@
 """Networks: what they are, and which operations on curves they amount to."""
 
 import abc
+import itertools
 from collections.abc import Callable, Sequence
 
 import equinox as eqx
@@ -9,19 +10,28 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from ._activations import AbstractActivation, AbstractManySlopes, AbstractTwoSlopes, as_activation, HardSine, Linear
+from ._activations import (
+    AbstractActivation,
+    AbstractManySlopes,
+    AbstractTwoSlopes,
+    as_activation,
+    BY_NAME as ACTIVATIONS,
+    HardSine,
+    Linear,
+)
 from ._curve import Curve
 from ._laws import Atoms, Law
 from ._meanfield import every_layer, forward, in_range, MeanField, per_layer
 from ._misc import check, common_dtype, Reals
 from ._operations import ChangeSide, Factor, LawFactor, point_masses, Shift
-from ._weights import AbstractWeights, as_weights, weight_factor
+from ._show import name_of, number, runs, Shown, Table
+from ._weights import AbstractWeights, as_weights, BY_NAME as WEIGHTS, weight_factor
 
 # Every atom that survives outweighs all those that came after it together: more would lie below rounding.
 _MAX_ATOMS = 48
 
 
-class AbstractNetwork(eqx.Module):
+class AbstractNetwork(Shown):
     """A random network in the limit of large widths."""
 
     @abc.abstractmethod
@@ -125,6 +135,19 @@ class MLP(AbstractNetwork):
         last = (ChangeSide(self.widths[-1:] / self.widths[0]),) if side == "input" else ()
         per_output = jnp.prod(ratio) if side == "output" else jnp.ones_like(ratio[0])
         return curve_of(operations, last, per_output, max(2, slope_atoms(self.activations)))
+
+    def _table(self):
+        if self.widths.ndim > 1:
+            return None
+        layers = zip(
+            (f"{number(a)} -> {number(b)}" for a, b in itertools.pairwise(self.widths.tolist())),
+            (name_of(activation, ACTIVATIONS) for activation in self.activations),
+            (name_of(law, WEIGHTS) for law in self.weights),
+            *(map(number, scale.tolist()) for scale in self.scales),
+            strict=True,
+        )
+        header = ("layer", "widths", "activation", "weights", "sigma_w", "sigma_b")
+        return Table(f"MLP, {self.depth} layers, q0 = {number(self.q0)}", header, runs([*layers]))
 
     def fisher_curve(self) -> Curve:
         """`H_l = W_l D_{l-1} H_{l-1} D_{l-1} W_l^T + a_l I`, `a_l = (N_{l-1} / N_L) E x_{l-1}^2`, and `D_L` if it is

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Complex, Float
 
-from ._activations import AbstractActivation, as_activation, LeakyReLU, Linear, ReLU
+from ._activations import AbstractActivation, as_activation, BY_NAME as ACTIVATIONS, LeakyReLU, Linear, ReLU
 from ._curve import AbstractOperation, Curve, Point, Signs, Step
 from ._implicit import implicit_root
 from ._laws import Atoms
@@ -38,7 +38,8 @@ from ._networks import (
     slope_factors,
     weight_laws,
 )
-from ._weights import AbstractWeights, weight_factor
+from ._show import name_of, number, runs, Table
+from ._weights import AbstractWeights, BY_NAME as WEIGHTS, weight_factor
 
 
 class _Split(eqx.Module):
@@ -380,6 +381,19 @@ class ResNet(AbstractNetwork):
         index = jnp.arange(sigma_w.size).reshape(sigma_w.shape)
         found = jax.lax.scan(block, (self.q0, self.mean0), (index, jnp.square(sigma_w), jnp.square(sigma_b)))[1]
         return MeanField(*(x.ravel() for x in found))
+
+    def _table(self):
+        if self.q0.ndim:
+            return None
+        step = self.layers_per_block
+        blocks = zip(
+            (name_of(activation, ACTIVATIONS) for activation in self.activations[::step]),
+            (name_of(law, WEIGHTS) for law in self.weights),
+            *([" ".join(map(number, row)) for row in scale.tolist()] for scale in self.scales),
+            strict=True,
+        )
+        title = f"ResNet, {self.depth} blocks of {step} layer{'s' * (step > 1)}, q0 = {number(self.q0)}"
+        return Table(title, ("block", "activation", "weights", "sigma_w", "sigma_b"), runs([*blocks]))
 
     def jacobian_curve(self, side: str) -> Curve:
         """Both sides are alike: all widths are one."""

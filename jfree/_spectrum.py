@@ -20,6 +20,7 @@ from ._misc import check, complex_dtype, inexact_asarray, integer, is_concrete, 
 from ._moments import log_moment, log_moments, mean_log
 from ._networks import AbstractNetwork, as_network, floats
 from ._resnet import universal_curve
+from ._show import number, Shown, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,7 +38,7 @@ class Solution(eqx.Module):
     num_steps: Int[Array, "..."]
 
 
-class Spectrum(eqx.Module):
+class Spectrum(Shown):
     """A limiting eigenvalue distribution `mu` on `[0, inf)`: for Jacobians, of squared singular values (dimensionless).
 
     Every method works under `jit`, `vmap` and `grad`, unless it says that it runs on the host, and follows the dtype
@@ -189,6 +190,18 @@ class Spectrum(eqx.Module):
         from .plot import plot_spectrum
 
         return plot_spectrum(self, ax, scale, singular_values)
+
+    def _table(self):
+        if self.curve.rank.ndim:
+            return None
+        numbers = f"mean {number(self.mean())}, standard deviation {number(jnp.sqrt(self.variance()))}"
+        return Table(f"Spectrum, {self.curve.num_layers} layers, {self._dtype}: {numbers}")
+
+    def _repr_png_(self) -> bytes | None:
+        """Its picture, for notebooks."""
+        from .plot import as_png
+
+        return as_png(self)
 
     @property
     def _dtype(self):

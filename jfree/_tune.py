@@ -1,7 +1,7 @@
 """Tuning: gradient descent on anything a spectrum tells."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import equinox as eqx
 import jax
@@ -14,12 +14,16 @@ from tqdm.auto import tqdm
 from . import objectives
 from ._misc import integer, is_concrete, is_interactive
 from ._networks import AbstractNetwork, as_network, MLP
+from ._show import number, Shown
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _ADAM = optax.adam(0.05)  # one for all calls: a new one is compiled anew
 _CHUNK = 10  # steps between two looks at the progress
 
 
-class TuneResult(eqx.Module):
+class TuneResult(Shown):
     """What `tune` found.
 
     - `net`: the best network on the way, with the constraint applied.
@@ -33,6 +37,23 @@ class TuneResult(eqx.Module):
     history: Float[Array, " steps+1"]
     rounded: AbstractNetwork | None
     rounded_objective: Float[Array, ""] | None
+
+    def _table(self):
+        taken = self.history[jnp.isfinite(self.history)]
+        table = self.net._table()
+        if self.objective.ndim or table is None:
+            return None
+        title = f"{number(taken[0])} -> {number(self.objective)} in {taken.size - 1} steps: {table.title}"
+        return table._replace(title=title)
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Draws the objective against the step (host; needs matplotlib). Returns the axes.
+
+        **Raises:** `ImportError` without matplotlib.
+        """
+        from .plot import plot_history
+
+        return plot_history(self.history, ax)
 
 
 def _sigma_w(net: Any) -> Array:

@@ -1,8 +1,17 @@
-"""Pictures of spectra: the density as a line, atoms as stems. Needs matplotlib; nothing else in the package does."""
+"""Pictures: of spectra, phase diagrams, and histories of tuning. Needs matplotlib; nothing else in the package does."""
 
+import io
 from typing import Literal, TYPE_CHECKING
 
+import equinox as eqx
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, ArrayLike, Float
+
+from ._activations import AbstractActivation, as_activation
+from ._meanfield import critical_sigma_w, fixed_point, in_range
+from ._misc import inexact_asarray, Reals
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,6 +67,79 @@ def plot_spectrum(
     ax.set_xlabel(f"{'singular value' if singular_values else 'eigenvalue'} ${symbol}$")
     ax.set_ylabel(rf"density of $\log_{{10}}\,{symbol}$" if log else f"density of ${symbol}$")
     return ax
+
+
+def plot_phase_diagram(
+    activation: str | AbstractActivation,
+    sigma_w: Reals,
+    sigma_b: Reals,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Draws `log10 chi` at the fixed point over increasing `sigma_w` and `sigma_b`, and the line `chi = 1` (host).
+
+    Blue is order, where gradients vanish with depth, red chaos, where they explode (Poole et al. 2016). White where
+    there is no fixed point.
+
+    **Returns:** the axes.
+
+    **Raises:** `ValueError` for an unknown activation, `ImportError` without matplotlib.
+    """
+    ax = pyplot().subplots()[1] if ax is None else ax
+    sigma_w, sigma_b = inexact_asarray(sigma_w), inexact_asarray(sigma_b)
+    chi, line = _phases(as_activation(activation), sigma_w, sigma_b)
+    log_chi = np.log10(np.asarray(chi))
+    top = np.nanmax(np.abs(log_chi), initial=1e-12)
+    drawn = ax.pcolormesh(sigma_w, sigma_b, log_chi, cmap="RdBu_r", vmin=-top, vmax=top, shading="gouraud")
+    ax.plot(line, sigma_b, "k", label=r"$\chi = 1$")
+    ax.set_xlim(float(sigma_w[0]), float(sigma_w[-1]))
+    ax.set_xlabel("sigma_w")
+    ax.set_ylabel("sigma_b")
+    ax.legend(frameon=False)
+    ax.figure.colorbar(drawn, ax=ax, label=r"$\log_{10} \chi$")
+    return ax
+
+
+@eqx.filter_jit
+def _phases(activation: AbstractActivation, sigma_w: Array, sigma_b: Array) -> tuple[Array, Array]:
+    """`chi` at the fixed point, a row for every `sigma_b`, and the critical `sigma_w` of each."""
+
+    def chi(sigma_w, sigma_b):
+        q = fixed_point(activation, sigma_w, sigma_b)
+        return jnp.where(jnp.isnan(q), jnp.nan, jnp.square(sigma_w) * activation.slope_moment(in_range(q)))
+
+    grid = jax.vmap(lambda b: jax.vmap(lambda w: chi(w, b))(sigma_w))(sigma_b)
+    return grid, jax.vmap(lambda b: critical_sigma_w(activation, b)[0])(sigma_b)
+
+
+def plot_history(history: Float[ArrayLike, " steps"], ax: "Axes | None" = None) -> "Axes":
+    """Draws an objective against the step, over a logarithmic axis where it is positive (host). Returns the axes.
+
+    **Raises:** `ImportError` without matplotlib.
+    """
+    ax = pyplot().subplots()[1] if ax is None else ax
+    history = np.asarray(history)
+    ax.plot(history)
+    if np.nanmin(history) > 0:
+        ax.set_yscale("log")
+    ax.set_xlabel("step")
+    ax.set_ylabel("objective")
+    return ax
+
+
+def as_png(spectrum: "Spectrum") -> bytes | None:
+    """The picture of a spectrum for notebooks, which print it where there is none: without matplotlib, say."""
+    if spectrum._table() is None:
+        return None
+    try:
+        figure, ax = pyplot().subplots(figsize=(5, 3), layout="constrained")
+    except ImportError:
+        return None
+    plot_spectrum(spectrum, ax, "log")
+    ax.set_title(str(spectrum), fontsize="small")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    pyplot().close(figure)
+    return buffer.getvalue()
 
 
 def pyplot():

@@ -1,0 +1,80 @@
+"""Networks, spectra and results as short tables, in terminals and notebooks."""
+
+import dataclasses
+import html
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import ArrayLike
+
+from ._misc import is_concrete
+
+
+class Table(NamedTuple):
+    """Rows of text under a title."""
+
+    title: str
+    header: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+
+    def __str__(self) -> str:
+        cells = [self.header, *self.rows]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells if line]
+        return "\n".join([self.title, *(f"  {line}" for line in lines)])
+
+    def as_html(self) -> str:
+        """For notebooks."""
+
+        def row(tag, cells):
+            return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
+
+        body = "".join(row("td", cells) for cells in self.rows)
+        table = f"<table><thead>{row('th', self.header)}</thead><tbody>{body}</tbody></table>" if self.rows else ""
+        return f"<div>{html.escape(self.title)}{table}</div>"
+
+
+class Shown(eqx.Module):
+    """Prints as a table; as any module while traced, or with axes over several of its kind."""
+
+    def _table(self) -> Table | None:
+        return None
+
+    def __repr__(self) -> str:
+        table = self._table() if all(map(is_concrete, jax.tree.leaves(self))) else None
+        return super().__repr__() if table is None else str(table)
+
+    def _repr_html_(self) -> str | None:
+        table = self._table()
+        return None if table is None else table.as_html()
+
+
+def number(x: ArrayLike) -> str:
+    return f"{float(np.asarray(x)):.4g}"
+
+
+def name_of(module: eqx.Module, by_name: Mapping[str, Callable[[], eqx.Module]]) -> str:
+    """The string that is short for it, or its class with what it was given."""
+    for name, default in by_name.items():
+        plain = default()
+        if type(plain) is type(module) and _values(plain) == _values(module):
+            return name
+    return f"{type(module).__name__}({', '.join(_values(module))})"
+
+
+def _values(module: eqx.Module) -> list[str]:
+    values = [getattr(module, field.name) for field in dataclasses.fields(module)]
+    return [getattr(value, "__name__", None) or (number(value) if np.ndim(value) == 0 else "...") for value in values]
+
+
+def runs(rows: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
+    """Rows with their numbers, from 1, before them; neighbours that are alike in one."""
+    found, last = [], 0
+    for row, alike in itertools.groupby(map(tuple, rows)):
+        first, last = last + 1, last + len(list(alike))
+        found.append((str(first) if first == last else f"{first}-{last}", *row))
+    return found
