@@ -1,8 +1,8 @@
 """Claim: a thousand points of 20 layers take a millisecond, and cost grows with layers, points and networks, no faster.
 
 Every table tells how one thing grows, with the exponent fitted from the large sizes. The first tells how far the
-certified density is from the least that it could take: the floating-point operations of one evaluation of the curve with
-its certificate, and of one to read the density, at the rate of complex multiplications and additions measured here.
+certified density is from the least that it could take: the floating-point operations of one evaluation of the curve
+with its certificate, and of one to read the density, at the rate of complex multiplications and additions here.
 
 Run: `python -m benchmarks.scale [--quick]`.
 """

@@ -391,11 +391,7 @@ def solve(
     derivatives of the implicit function; the search itself is not differentiated.
     """
     frozen, guess = jax.lax.stop_gradient((curve, guess))
-    target = jax.lax.stop_gradient(z) * jnp.exp(-frozen.cumulants.log_scale)
-    size = jnp.maximum(jnp.abs(target.real), jnp.abs(target.imag))
-    valid = jnp.isfinite(size) & (jnp.abs(jnp.log(size)) < log_max(size.dtype) / 2)
-    target = jnp.where(valid, target, -1)
-
+    target, valid = _target(frozen, z)
     num_lanes = z.shape[0]
     distance = magnitude(target)
     in_order = jnp.all(distance[1:] >= distance[:-1])  # as grids are: sorting is slow
@@ -421,8 +417,25 @@ def solve(
     else:
         work = _work_through(frozen, target, work, max_steps)
     back = jnp.zeros_like(order).at[order].set(jnp.arange(num_lanes), unique_indices=True)
-    work = _take(work, back)
-    certified = work.code == OK
+    return _as_roots(curve, z, _take(work, back))
+
+
+def polish(curve: Curve, z: Complex[Array, " lanes"], guess: tuple[Array, Array]) -> Roots:
+    """The roots next to a guess of `omega` and unknowns, as far as they are certified; nothing is searched for."""
+    frozen, guess = jax.lax.stop_gradient((curve, guess))
+    return _as_roots(curve, z, _work_on(frozen, *_target(frozen, z), guess))
+
+
+def _target(curve: Curve, z: Array) -> tuple[Array, Array]:
+    """`z` in units of the last points, and where that and its square are in the range of floats."""
+    target = jax.lax.stop_gradient(z) * jnp.exp(-curve.cumulants.log_scale)
+    size = jnp.maximum(jnp.abs(target.real), jnp.abs(target.imag))
+    valid = jnp.isfinite(size) & (jnp.abs(jnp.log(size)) < log_max(size.dtype) / 2)
+    return jnp.where(valid, target, -1), valid
+
+
+def _as_roots(curve: Curve, z: Array, work: _Work) -> Roots:
+    frozen, certified = jax.lax.stop_gradient(curve), work.code == OK
     harmless = jax.lax.complex(-frozen.reach(), jnp.zeros_like(frozen.rank))
     omega, unknowns = (jnp.where(certified, x, harmless) for x in (work.omega, work.unknowns))
     omega = implicit_root(_residual, omega, (curve, unknowns, jnp.where(certified, z, 1)), certified)

@@ -14,9 +14,21 @@ from jaxtyping import Array, ArrayLike, Complex, Float, Int
 from ._certificate import RESULTS
 from ._curve import Curve
 from ._edges import edges, support
-from ._follow import Roots, solve
+from ._follow import polish, Roots, solve
 from ._implicit import implicit_root
-from ._misc import check, complex_dtype, inexact_asarray, integer, is_concrete, is_finite, log_max, Reals, reciprocal
+from ._misc import (
+    check,
+    complex_dtype,
+    exponential,
+    inexact_asarray,
+    integer,
+    is_concrete,
+    is_finite,
+    log_max,
+    magnitude,
+    Reals,
+    reciprocal,
+)
 from ._moments import log_moment, log_moments, mean_log
 from ._networks import AbstractNetwork, as_network, floats
 from ._resnet import universal_curve
@@ -266,7 +278,7 @@ def _lanes(method):
     def wrapped(spectrum, x):
         if x.size == 0:
             raise ValueError("At least one point is needed, got an empty array.")
-        grain = max(64, 2 ** (x.size - 1).bit_length() // 8)
+        grain = max(16, 2 ** (x.size - 1).bit_length() // 8)
         padding = -x.size % grain
         if padding == 0 and x.ndim == 1:
             return method(spectrum, x)
@@ -417,16 +429,19 @@ def _quantile(spectrum, p):
     heights = _read_cdf(frozen.curve, x, roots)
     places = jnp.concatenate([log_ends[:1], table, log_ends[1:]])
     tabulated = roots.omega[: table.size], roots.unknowns[..., : table.size]
-    quantile = _quantile_between((spectrum, places, heights[: table.size], *tabulated), p)
-
     slack = 64 * float(jnp.finfo(p.dtype).eps)
     top = heights[table.size :]
     level = p[..., None]
     inside = (atoms.masses > 0) & (level <= top + slack) & (level > top - atoms.masses + slack)
-    on_atom = jnp.exp(atoms.log_locations)[jnp.argmax(inside, axis=-1)]
-    quantile = jnp.where(jnp.any(inside, axis=-1), on_atom, quantile)
+    on_atom = jnp.any(inside, axis=-1)
+    known = on_atom | (p <= now.zero) | (p >= 1)
+    quantile = _quantile_between((spectrum, places, heights[: table.size], *tabulated), jnp.where(known, _KNOWN, p))
+    quantile = jnp.where(on_atom, jnp.exp(atoms.log_locations)[jnp.argmax(inside, axis=-1)], quantile)
     quantile = jnp.where(p >= 1, upper, quantile)
     return jnp.where(p <= now.zero, jnp.where(now.zero > 0, 0, lower), quantile)
+
+
+_KNOWN = 2.0  # stands for a level whose quantile is known
 
 
 @_lanes
@@ -435,6 +450,8 @@ def _quantile_between(tabulated, p):
     spectrum, places, heights, *roots = tabulated
     dtype = p.dtype
     eps, tiny = float(jnp.finfo(dtype).eps), float(jnp.finfo(dtype).tiny)
+    known = p == _KNOWN
+    p = jnp.where(known, 0.5, p)
     frozen, target = jax.lax.stop_gradient((spectrum, p))
     heights = jax.lax.cummax(jnp.where(jnp.isfinite(heights), heights, 0))
     index = jnp.searchsorted(heights, target)
@@ -445,30 +462,39 @@ def _quantile_between(tabulated, p):
     nearest = jnp.clip(index - (share < 0.5), 0, places.size - 3)
     omega, unknowns = (x[..., nearest] for x in roots)
 
-    def correct(state):
-        k, x, roots, low, high, done, _ = state
-        z = _on_axis(jnp.exp(x))
-        roots = solve(frozen.curve, z, roots)
-        point, phi, _ = frozen.curve.potential(roots.omega, roots.unknowns)
+    noise = 4 * eps * (1 + frozen.curve.num_layers / 16)  # of the cdf
+
+    def correct(find, state):
+        k, x, (omega, unknowns), low, high, done, _ = state
+        found = find(frozen.curve, _on_axis(jnp.exp(x)), (omega, unknowns))
+        point, phi, _ = frozen.curve.potential(found.omega, found.unknowns)
         per_log_x = -point.one_plus(1).imag / jnp.pi
-        error = jnp.where(roots.certified, 1 - phi.imag / jnp.pi - target, jnp.nan)
+        error = jnp.where(found.certified, 1 - phi.imag / jnp.pi - target, jnp.nan)
         low, high = jnp.where(error < 0, x, low), jnp.where(error >= 0, x, high)
         newton = x - error / jnp.maximum(per_log_x, tiny)
         rounding = 4 * eps * jnp.maximum(1, jnp.abs(x))
         inside = (newton >= low - rounding) & (newton <= high + rounding)
         # A point that is not certified tells no side: on towards one that is.
-        aside = jnp.where(roots.certified, 0.5 * (low + high), 0.5 * (low + x))
+        aside = jnp.where(found.certified, 0.5 * (low + high), 0.5 * (low + x))
         new = jnp.where(done, x, jnp.where(inside, newton, aside))
-        return k + 1, new, (roots.omega, roots.unknowns), low, high, done | (jnp.abs(new - x) <= rounding), error
+        ahead = (new - x) * reciprocal(point.dz)
+        ahead = jnp.where(found.certified & (magnitude(ahead) < 1), ahead, 0)
+        next_guess = jnp.where(found.certified, found.omega * exponential(ahead), omega)
+        roots = next_guess, jnp.where(found.certified, found.unknowns, unknowns)
+        done |= (jnp.abs(new - x) <= rounding) | (jnp.abs(error) <= noise)
+        return k + 1, new, roots, low, high, done, error
 
-    def unfinished(state):
+    def unfinished(most, state):
         k, *_, done, _ = state
-        return (k < 100) & ~jnp.all(done)
+        return (k < most) & ~jnp.all(done)
 
-    start = (jnp.asarray(0), guess, (omega, unknowns), low, high, jnp.zeros(p.shape, bool), jnp.zeros_like(p))
-    _, x, (omega, unknowns), *_, error = jax.lax.while_loop(unfinished, correct, start)
+    # Next to the table hardly anything has to be searched for.
+    state = (jnp.asarray(0), guess, (omega, unknowns), low, high, known, jnp.zeros_like(p))
+    for find, most in ((polish, 20), (solve, 120)):
+        state = jax.lax.while_loop(partial(unfinished, most), partial(correct, find), state)
+    _, x, (omega, unknowns), *_, error = state
     # On an atom the cdf jumps past p, and below the table's end, out of the range of floats, it cannot reach p.
-    found = jnp.abs(error) < 10 * eps**0.5
+    found = ~known & (jnp.abs(error) < 10 * eps**0.5)
     x = jnp.where(found, x, places[-1] + 1)  # where nothing is singular
     quantile = jnp.exp(implicit_root(_above_p, x, (spectrum.curve, p, (omega, unknowns)), found))
     return jnp.where(found, quantile, jnp.nan)
