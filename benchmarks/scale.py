@@ -54,7 +54,7 @@ def layers(depths: tuple[int, ...], activation: str) -> list[Row]:
         rows.append({"layers": depth, "activation": activation, "points": x.size} | density(net, x))
     for row in rows:
         row["first_ratio"] = row["first_ms"] / rows[0]["first_ms"]
-    large = rows[-2:]
+    large = rows[1:]
     return [row | {"exponent": exponent(large, "layers", "ms") if row in large else None} for row in rows]
 
 
