@@ -107,7 +107,10 @@ class ReLU(AbstractTwoSlopes):
 
 
 class LeakyReLU(AbstractManySlopes):
-    """`x` where positive, `negative_slope * x` where not."""
+    """`x` where positive, `negative_slope * x` where not.
+
+    **Raises:** `ValueError` if `negative_slope` is not finite.
+    """
 
     negative_slope: Float[Array, ""]
 
@@ -138,7 +141,10 @@ class LeakyReLU(AbstractManySlopes):
 
 
 class ShiftedReLU(AbstractTwoSlopes):
-    """`x` above `shift`, `shift` below."""
+    """`x` above `shift`, `shift` below.
+
+    **Raises:** `ValueError` if `shift` is not finite.
+    """
 
     shift: Float[Array, ""]
 
@@ -164,7 +170,10 @@ class ShiftedReLU(AbstractTwoSlopes):
 
 
 class HardTanh(AbstractTwoSlopes):
-    """`clip(gain * x, -limit, limit)`."""
+    """`clip(gain * x, -limit, limit)`.
+
+    **Raises:** `ValueError` if `gain` or `limit` is not positive.
+    """
 
     gain: Float[Array, ""]
     limit: Float[Array, ""]

@@ -22,6 +22,12 @@ class FromFunction(AbstractManySlopes):
     resolves are reported, not guessed. Moments are NaN where the error, estimated by the rule on every other node, is
     above 1e-9: if `fn` has kinks that are not among its knots, or wiggles, or `q` is huge.
 
+    **Arguments:**
+
+    - `fn`: from a scalar to a scalar, differentiable by JAX.
+    - `knots`: where its derivative has kinks or jumps.
+    - `num_nodes`: of the quadrature, on either side of 0.
+
     **Raises:** `ValueError` if `fn` does not map scalars to real scalars, a knot is not finite, or `num_nodes` is not
     an integer, 8 at least.
     """

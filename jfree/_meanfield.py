@@ -174,7 +174,9 @@ def fixed_point(activation: str | AbstractActivation, sigma_w: ArrayLike, sigma_
     """The variance `q*` that layers of one kind settle to: `q = sigma_w^2 E phi(sqrt(q) Z)^2 + sigma_b^2`.
 
     The largest solution between `exp(-50)` and `exp(50)`, differentiable in all arguments; NaN where `q` grows beyond,
-    or where every `q` is fixed, 0 where it decays below.
+    or where every `q` is fixed, 0 where it decays below (Poole et al. 2016).
+
+    **Arguments:** an activation or its name, and the scales of weights and biases, scalars.
 
     **Raises:** `ValueError` for an unknown activation or an argument that is negative or not finite.
     """
@@ -217,7 +219,9 @@ def critical_sigma_w(
     """The edge of chaos: `(sigma_w, q*)` with `q*` a fixed point and `chi = sigma_w^2 E phi'(sqrt(q*) Z)^2 = 1`.
 
     For `sigma_b = 0` and an activation with `phi(0) = 0` whose critical point is the limit `q* -> 0`, that limit.
-    NaN where no `sigma_w` is critical.
+    NaN where no `sigma_w` is critical (Schoenholz et al. 2017).
+
+    **Arguments:** an activation or its name, and the scale of the biases, a scalar.
 
     **Raises:** `ValueError` for an unknown activation or a `sigma_b` that is negative or not finite.
     """

@@ -24,7 +24,7 @@ from ._laws import Atoms, Law
 from ._meanfield import every_layer, forward, in_range, MeanField, per_layer
 from ._misc import check, common_dtype, Reals
 from ._operations import ChangeSide, Factor, LawFactor, point_masses, Shift
-from ._show import name_of, number, runs, Shown, Table
+from ._show import counted, name_of, number, runs, Shown, Table
 from ._weights import AbstractWeights, as_weights, BY_NAME as WEIGHTS, weight_factor
 
 # Every atom that survives outweighs all those that came after it together: more would lie below rounding.
@@ -147,7 +147,7 @@ class MLP(AbstractNetwork):
             strict=True,
         )
         header = ("layer", "widths", "activation", "weights", "sigma_w", "sigma_b")
-        return Table(f"MLP, {self.depth} layers, q0 = {number(self.q0)}", header, runs([*layers]))
+        return Table(f"MLP, {counted(self.depth, 'layer')}, q0 = {number(self.q0)}", header, runs([*layers]))
 
     def fisher_curve(self) -> Curve:
         """`H_l = W_l D_{l-1} H_{l-1} D_{l-1} W_l^T + a_l I`, `a_l = (N_{l-1} / N_L) E x_{l-1}^2`, and `D_L` if it is
@@ -311,7 +311,9 @@ def weight_laws(weights, number: int, unit: str) -> tuple[AbstractWeights, ...]:
 def propagate(net: AbstractNetwork) -> MeanField:
     """The mean-field forward pass of a network, in the limit of large widths (Poole et al. 2016).
 
-    **Returns:** per layer the variance `q` of the preactivations, `phi2 = E phi(h)^2`, and
-    `chi = sigma_w^2 E phi'(h)^2`, which is 1 at the edge of chaos.
+    **Returns:** of shape `(layers,)` each the variance `q` of the preactivations, `phi2 = E phi(h)^2`, and
+    `chi = sigma_w^2 E phi'(h)^2`, which is 1 at the edge of chaos (dimensionless).
+
+    **Raises:** `ValueError` if `net` is not a network.
     """
     return as_network(net).propagate()

@@ -38,7 +38,7 @@ from ._networks import (
     slope_factors,
     weight_laws,
 )
-from ._show import name_of, number, runs, Table
+from ._show import counted, name_of, number, runs, Table
 from ._weights import AbstractWeights, BY_NAME as WEIGHTS, weight_factor
 
 
@@ -392,7 +392,7 @@ class ResNet(AbstractNetwork):
             *([" ".join(map(number, row)) for row in scale.tolist()] for scale in self.scales),
             strict=True,
         )
-        title = f"ResNet, {self.depth} blocks of {step} layer{'s' * (step > 1)}, q0 = {number(self.q0)}"
+        title = f"ResNet, {counted(self.depth, 'block')} of {counted(step, 'layer')}, q0 = {number(self.q0)}"
         return Table(title, ("block", "activation", "weights", "sigma_w", "sigma_b"), runs([*blocks]))
 
     def jacobian_curve(self, side: str) -> Curve:

@@ -57,6 +57,10 @@ def number(x: ArrayLike) -> str:
     return f"{float(np.asarray(x)):.4g}"
 
 
+def counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
 def name_of(module: eqx.Module, by_name: Mapping[str, Callable[[], eqx.Module]]) -> str:
     """The string that is short for it, or its class with what it was given."""
     for name, default in by_name.items():

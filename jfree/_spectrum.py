@@ -32,7 +32,7 @@ from ._misc import (
 from ._moments import log_moment, log_moments, mean_log
 from ._networks import AbstractNetwork, as_network, floats
 from ._resnet import universal_curve
-from ._show import number, Shown, Table
+from ._show import counted, number, Shown, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,6 +63,8 @@ class Spectrum(Shown):
         """The certified solve behind all other methods.
 
         **Arguments:** `z`, of any shape, `Im z >= 0`; a real `z` means the limit from above.
+
+        **Returns:** a `Solution`, its arrays of the shape of `z`.
 
         **Raises:** `ValueError` if some `Im z < 0` or `z` is not finite.
         """
@@ -108,7 +110,8 @@ class Spectrum(Shown):
         return _log_potential(self, self._real(x))
 
     def quantile(self, p: Reals) -> Float[Array, "..."]:
-        """The smallest `x` with `cdf(x) >= p`, the inverse of `cdf`; atoms take all `p` of their mass.
+        """The smallest `x` with `cdf(x) >= p`, the inverse of `cdf`; atoms take all `p` of their mass. Of the shape of
+        `p`.
 
         **Raises:** `ValueError` if some `p` is outside `[0, 1]`.
         """
@@ -135,7 +138,10 @@ class Spectrum(Shown):
         return support(self.curve, _atoms(self), float(lower), float(upper))
 
     def atoms(self) -> tuple[Float[Array, " atoms"], Float[Array, " atoms"]]:
-        """`(locations, masses)`, zero first; free slots have mass 0."""
+        """`(locations, masses)`, of shape `(atoms,)` each, zero first; free slots have mass 0.
+
+        Found by propagation (Belinschi 2003), not by the solver; how many slots there are depends on the network.
+        """
         atoms = _atoms(self)
         locations = jnp.where(atoms.masses > 0, jnp.exp(atoms.log_locations), 0)
         return jnp.append(0, locations).astype(self._dtype), jnp.append(atoms.zero, atoms.masses)
@@ -207,7 +213,7 @@ class Spectrum(Shown):
         if self.curve.rank.ndim:
             return None
         numbers = f"mean {number(self.mean())}, standard deviation {number(jnp.sqrt(self.variance()))}"
-        return Table(f"Spectrum, {self.curve.num_layers} layers, {self._dtype}: {numbers}")
+        return Table(f"Spectrum, {counted(self.curve.num_layers, 'layer')}, {self._dtype}: {numbers}")
 
     def _repr_png_(self) -> bytes | None:
         """Its picture, for notebooks."""
@@ -233,6 +239,8 @@ def jacobian_spectrum(net: AbstractNetwork, side: Literal["input", "output"] = "
     The layers' Jacobians are asymptotically free (Collins and Hayase 2021, Corollary 5.1; Chhaibi, Daouda and Kahn,
     Theorem 3.1 for Gaussian rectangular layers), which makes the spectrum a curve: see `ARCHITECTURE.md`.
 
+    **Arguments:** a network, and the side on which `J` is squared: both have the same eigenvalues but for zeros.
+
     **Raises:** `ValueError` if `side` is neither.
     """
     if side not in ("input", "output"):
@@ -246,6 +254,8 @@ def fisher_spectrum(net: AbstractNetwork) -> Spectrum:
 
     `theta` are all weights of an MLP; the loss is `|f - y|^2 / (2 N_L)` (Hayase and Karakida 2021, Section 3; Collins
     and Hayase 2021, Corollary 5.2). Eigenvalues are in units of the mean square of the input's entries, `q0`.
+
+    **Arguments:** an `MLP`.
 
     **Raises:** `ValueError` if `net` is not an `MLP`.
     """

@@ -96,6 +96,8 @@ def sweep(
         its own devices, takes its share of the chunks, and needs the same `path`.
     - `progress`: shows a bar, in a terminal or a notebook.
 
+    **Returns:** a `Sweep`: the values of all networks in their order, and the messages of those that failed.
+
     **Raises:** `ValueError` if there are no networks, `chunk` is not a positive integer, `mesh` has several axes,
     `path` is a file, holds another sweep, or is missing under `jax.distributed`; and what `fn` raises when traced.
     """

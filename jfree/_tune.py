@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from . import objectives
 from ._misc import integer, is_concrete, is_interactive
 from ._networks import AbstractNetwork, as_network, MLP
-from ._show import number, Shown
+from ._show import counted, number, Shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,7 +43,7 @@ class TuneResult(Shown):
         table = self.net._table()
         if self.objective.ndim or table is None:
             return None
-        title = f"{number(taken[0])} -> {number(self.objective)} in {taken.size - 1} steps: {table.title}"
+        title = f"{number(taken[0])} -> {number(self.objective)} in {counted(taken.size - 1, 'step')}: {table.title}"
         return table._replace(title=title)
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
@@ -89,6 +89,8 @@ def tune(
     - `constraint`: from a network to one that obeys, see `jfree.constraints`.
     - `progress`: shows a bar, in a terminal or a notebook.
     - `stop_at`: stops once the objective is not above this. It also stops where objective or gradient is not finite.
+
+    **Returns:** a `TuneResult`, with the best network on the way.
 
     **Raises:** `ValueError` if `where` does not give floating-point arrays of the network, `steps` is not a positive
     integer, `optimizer` is none, `constraint` does not give a network, or the objective is not a real scalar, or

@@ -69,7 +69,7 @@ def fixed_variance(q: float) -> Constraint:
     A floor on nonlinearity. What is left to tune are the biases, from `sigma_b = 0`, `sigma_w` at its largest, to
     `sigma_b^2` near `q` (beyond `0.99 q` it is cut).
 
-    **Raises:** `ValueError` if `q` is not positive.
+    **Raises:** `ValueError` if `q` is not positive, or the network to be constrained is not an `MLP`.
     """
     _positive("q", q)
 
@@ -91,7 +91,7 @@ def criticality(q: float | None = None) -> Constraint:
     With `q`, sets `sigma_b`, too, such that all preactivations have variance `q`; where that would take a negative
     `sigma_b^2` it is 0, and `q` is larger. NaN where no `sigma_w^2` between `exp(-40)` and `exp(40)` does it.
 
-    **Raises:** `ValueError` if `q` is not positive.
+    **Raises:** `ValueError` if `q` is not positive, or the network to be constrained is not an `MLP`.
     """
     if q is not None:
         _positive("q", q)
