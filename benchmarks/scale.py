@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from jax.interpreters.partial_eval import dce_jaxpr
 
 import jfree
 from jfree._certificate import certify
@@ -150,9 +151,16 @@ def least_operations(net: jfree.AbstractNetwork, x: Any) -> tuple[float, float]:
     curve = jfree.jacobian_spectrum(net).curve
     z, real = jax.ShapeDtypeStruct(x.shape, jnp.result_type(x.dtype, jnp.complex64)), jnp.zeros(x.shape, bool)
     unknowns = jnp.zeros((curve.num_layers, 0, *x.shape), z.dtype)
-    programs = (lambda z: certify(curve, z, z, unknowns, real)[2], lambda z: curve.point(z, unknowns))
-    certifying, reading = (operations(jax.make_jaxpr(program)(z).jaxpr) for program in programs)
-    return certifying, reading
+
+    def certified(z):
+        newton, _, code = certify(curve, z, z, unknowns, real)
+        return newton.step, code
+
+    def count(program):
+        jaxpr = jax.make_jaxpr(program)(z).jaxpr
+        return operations(dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
+
+    return count(certified), count(lambda z: curve.point(z, unknowns).one_plus(1) / z)
 
 
 def limit(num: int) -> list[Row]:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Complex, Float
 
 from ._laws import Atoms
-from ._misc import log_lower, reciprocal
+from ._misc import log_lower, reciprocal, scaled
 
 
 class Point(eqx.Module):
@@ -42,7 +42,12 @@ class Point(eqx.Module):
         at_zero = 1 - b * self.rank
         # Far from vanishing at m = -rank: there n, next to rank, would lose the digits of a small m.
         far = at_zero < -1
-        return jnp.where(far, 1, _snap(at_zero)) + b * jnp.where(far, self.m, self.n)
+        step = scaled(b, jnp.where(far, self.m, self.n))
+        return jax.lax.complex(jnp.where(far, 1, _snap(at_zero)) + step.real, step.imag)
+
+    def on_side(self) -> tuple[Complex[Array, " lanes"], Complex[Array, " lanes"], Complex[Array, " lanes"]]:
+        """`m`, `dm` and `1 + m` in units of the side."""
+        return scaled(self.side, self.m), scaled(self.side, self.dm), self.one_plus(1.0)
 
     def multiplied(self, ratio: Array, slope: Array, log_scale: Array) -> "Point":
         """The point with `z` times `exp(log_scale) ratio`, `slope = d log ratio / du`, at the same `m`."""
@@ -77,7 +82,7 @@ class Signs(eqx.Module):
     def of(w: Complex[Array, " lanes"], dw: Complex[Array, " lanes"]) -> "Signs":
         """Of points `w` with `dw = d log w / du`."""
         height = w.imag / ((jnp.abs(w.real) + jnp.abs(w.imag)) * (1 + jnp.abs(dw.real) + jnp.abs(dw.imag)))
-        rise = jnp.sign((w * dw).real)
+        rise = jnp.sign(w.real * dw.real - w.imag * dw.imag)
         return Signs(-height, height, rise, rise)
 
     @staticmethod
@@ -172,6 +177,7 @@ class Cumulants(eqx.Module):
 class AbstractOperation(eqx.Module):
     """A matrix operation, as it acts on a curve. Leaves carry a leading axis over layers; methods see one layer."""
 
+    moves_points: ClassVar[bool] = True  # or else changes their units only
     moves_zeros: ClassVar[bool] = False  # of z, so that those before it are no longer singular
     starts_far: ClassVar[bool] = False  # on the negative axis guesses are good far from 0 only
 
@@ -312,7 +318,8 @@ class Curve(eqx.Module):
 
         def apply(operation, point, carry, guesses):
             step = operation.advance(point, guesses)
-            return step.point, visit(carry, point, operation, step), step.unknowns, step.tangents
+            carry = visit(carry, point, operation, step) if operation.moves_points else carry
+            return step.point, carry, step.unknowns, step.tangents
 
         def layer(state, xs):
             point, carry = state

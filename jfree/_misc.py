@@ -69,6 +69,11 @@ def complex_dtype(dtype) -> jnp.dtype:
     return jnp.result_type(dtype, jnp.complex64)
 
 
+def scaled(factor: Array, z: Array) -> Array:
+    """`factor * z` for a real factor, a third of the operations of a complex one."""
+    return jax.lax.complex(factor * z.real, factor * z.imag)
+
+
 def reciprocal(z: Array) -> Array:
     """`1/z` for complex `z` without the overflow guards of a general division, which cost more than all the rest."""
     scale = 1 / squared(z)

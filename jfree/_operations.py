@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from ._curve import AbstractOperation, Cumulants, Point, Signs, Step
 from ._implicit import implicit_root
 from ._laws import Atoms, Law, Transform
-from ._misc import exponential, log_lower, log_one_plus, log_upper, logarithm, magnitude, reciprocal, squared
+from ._misc import exponential, log_lower, log_one_plus, log_upper, logarithm, magnitude, reciprocal, scaled, squared
 
 
 class Factor(AbstractOperation):
@@ -27,11 +27,11 @@ class Factor(AbstractOperation):
         num, den = point.one_plus(self.b), point.one_plus(self.a)
         inverse = reciprocal(num * den)
         ratio = num * num * inverse
-        m, dm = point.side * point.m, point.side * point.dm
-        slope = (self.b - self.a) * inverse * dm
-        one = point.one_plus(1)
-        own = one * ratio * reciprocal(m)
-        down = _relative(dm, one) - _relative(dm, m) + slope
+        m, dm, one = point.on_side()
+        slope = scaled(self.b - self.a, inverse * dm)
+        inverse_m = reciprocal(m)
+        own = one * ratio * inverse_m
+        down = dm * (reciprocal(one) - inverse_m) + slope
         size = magnitude(m) * (self.a != self.b)
         pole, zero = size / magnitude(den), size / magnitude(num)
         new = point.multiplied(ratio, slope, jnp.log(self.mean))
@@ -89,7 +89,7 @@ class LawFactor(AbstractOperation):
 
     def advance(self, point, unknowns):
         (unknown,) = unknowns
-        m, dm, one = point.side * point.m, point.side * point.dm, point.one_plus(1)
+        m, dm, one = point.on_side()
         w = implicit_root(_law_gap, unknown, (self.law, m, one))
         moments = self.law.transform(w)
         # Newton's step for log w, in whichever of log M and log (1 + M) is the steeper; next to a pole, in 1/M.
@@ -156,6 +156,8 @@ class ChangeSide(AbstractOperation):
     """`A` of size N seen as the matrix of size `N / ratio` with the same nonzero eigenvalues: `m -> ratio m`."""
 
     ratio: Float[Array, " layers"]
+
+    moves_points = False
 
     def advance(self, point, unknowns):
         new = eqx.tree_at(lambda p: p.side, point, point.side * self.ratio)

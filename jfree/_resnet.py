@@ -102,7 +102,7 @@ class ResidualBlock(AbstractOperation):
 
     def advance(self, point, unknowns):
         inner = self._of_branch(unknowns)
-        m, one, dm = point.side * point.m, point.one_plus(1), point.side * point.dm
+        m, dm, one = point.on_side()
         ratio = implicit_root(_block_gap, unknowns[0], (self.branch, inner, m, one))
         old = _Split.of(m, one, ratio)
 
@@ -256,7 +256,7 @@ class UniversalFactor(AbstractOperation):
     theta: Float[Array, " layers"]
 
     def advance(self, point, unknowns):
-        m, dm, one = point.side * point.m, point.side * point.dm, point.one_plus(1)
+        m, dm, one = point.on_side()
         ratio, slope = exponential(2 * self.theta * m), 2 * self.theta * dm
         own = one * ratio * reciprocal(m)
         down = dm * (reciprocal(one) - reciprocal(m)) + slope
