@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array
 
 from ._activations import AbstractActivation, as_activation
 from ._meanfield import critical_sigma_w, fixed_point, in_range
@@ -111,7 +111,7 @@ def _phases(activation: AbstractActivation, sigma_w: Array, sigma_b: Array) -> t
     return grid, jax.vmap(lambda b: critical_sigma_w(activation, b)[0])(sigma_b)
 
 
-def plot_history(history: Float[ArrayLike, " steps"], ax: "Axes | None" = None) -> "Axes":
+def plot_history(history: Reals, ax: "Axes | None" = None) -> "Axes":
     """Draws an objective against the step, over a logarithmic axis where it is positive (host). Returns the axes.
 
     **Raises:** `ImportError` without matplotlib.

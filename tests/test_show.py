@@ -42,7 +42,7 @@ def test_residual_networks():
 def test_spectra_and_results():
     net = jfree.MLP([1, 4], "linear", "gaussian")
     text = str(jfree.jacobian_spectrum(net))
-    assert text == "Spectrum, 1 layer, float64: mean 4, standard deviation 4"
+    assert text == "Spectrum, 1 layer, float64: mean 4, standard deviation 2"
     result = jfree.tune(NET, steps=3, progress=False)
     first, *rest = str(result).splitlines()
     assert first.startswith(f"{result.history[0]:.4g} -> {result.objective:.4g} in 3 steps: MLP, 4 layers")
@@ -83,7 +83,7 @@ def test_history():
 def test_phase_diagram():
     sigma_w, sigma_b = np.linspace(0.5, 3, 30), np.linspace(0.1, 1, 5)
     ax = jfree.plot.plot_phase_diagram("hard_tanh", sigma_w, sigma_b)
-    line = ax.lines[0].get_xdata()
+    line = np.asarray(ax.lines[0].get_xdata(), float)
     np.testing.assert_allclose(line[2], jfree.critical_sigma_w("hard_tanh", sigma_b[2])[0], rtol=1e-6)
     chi = np.asarray(ax.collections[0].get_array()).reshape(5, 30)
     crossing = sigma_w[np.argmax(chi[2] > 0)]
