@@ -14,6 +14,8 @@ def write_page() -> pathlib.Path:
     lines = ["# Results", "", "Made by `python -m benchmarks`, from what it saved in `results/`; not edited by hand."]
     for path in sorted(RESULTS.glob("*.json")) + sorted(RESULTS.glob("papers/*.json")):
         lines += ["", *_section(path, json.loads(path.read_text()))]
+    if not (RESULTS / "device-gpu.json").exists():
+        lines += ["", "## device-gpu", "", "No GPU was at hand: `python -m benchmarks --device gpu` adds the table."]
     PAGE.write_text("\n".join(lines) + "\n")
     return PAGE
 
@@ -37,4 +39,5 @@ def _section(path: pathlib.Path, saved: dict[str, Any]) -> list[str]:
 def _table(rows: list[dict[str, Any]]) -> list[str]:
     keys = [key for key in rows[0] if not key.endswith("_min_ms")]
     header = f"| {' | '.join(keys)} |", f"|{' --- |' * len(keys)}"
-    return [*header, *(f"| {' | '.join(cell(row[key]) for key in keys)} |" for row in rows)]
+    lines = ([cell(row[key]).replace("|", r"\|") for key in keys] for row in rows)
+    return [*header, *(f"| {' | '.join(line)} |" for line in lines)]
