@@ -27,6 +27,8 @@ def main(page: bool = False, device: Literal["cpu", "gpu"] = "cpu", freenn: str 
     names = [module.name for module in pkgutil.iter_modules(benchmarks.__path__) if not module.name.startswith("_")]
     commands = {name: [name] for name in names if name != "papers"}
     commands["device"] += ["--device", device]
+    if device == "gpu" and freenn is not None:
+        sys.exit("`freenn` is timed on the CPU only.")
     if freenn is not None:
         commands["density"] += ["--freenn", freenn]
     chosen = [] if page else ["device"] if device == "gpu" else list(commands)

@@ -99,7 +99,8 @@ def report(name: str, description: str | None, tables: Tables) -> None:
         last = json.loads(path.read_text())
         compared = compare(last["tables"], tables)
         if compared:
-            print_table(f"Times over those of {last['date']}, {last['machine']['cpu']}", compared)
+            machine = last["machine"]
+            print_table(f"Times over those of {last['date']}, {machine['cpu']}, {machine['device']}", compared)
     claim = (description or "").splitlines()[0].removeprefix("Claim: ")
     print(f"\nSaved {save(name, claim, tables).name}.")
     line = {"name": name, **environment(), "times": {title: _times(rows) for title, rows in tables.items()}}
@@ -126,9 +127,12 @@ def _times(rows: list[dict[str, Any]]) -> dict[str, list[float | None]]:
     return {key: [row.get(key) for row in rows] for key in rows[0] if key == "ms" or key.endswith("_ms")}
 
 
+_COUNTS = ("uncertified", "NaN")
+
+
 def _label(row: dict[str, Any]) -> tuple:
     """What tells the rows of a table apart: names and sizes."""
-    return tuple(value for value in row.values() if isinstance(value, str | int))
+    return tuple(value for key, value in row.items() if isinstance(value, str | int) and key not in _COUNTS)
 
 
 def print_table(title: str, rows: list[dict[str, Any]]) -> None:

@@ -47,9 +47,9 @@ def rows(dtype: str, sizes: tuple[int, ...], peak: float) -> list[Row]:
 
 def crossover(ours: list[Row], others: list[Row]) -> int | None:
     """The fewest points from which on ours is the faster."""
-    pairs = {row["points"]: row["ms"] for row in others}
-    faster = [row["points"] for row in ours if row["ms"] < pairs.get(row["points"], 0)]
-    return min(faster, default=None)
+    times = {row["points"]: row["ms"] for row in others}
+    slower = [row["points"] for row in ours if row["ms"] >= times.get(row["points"], 0)]
+    return min((row["points"] for row in ours if row["points"] > max(slower, default=0)), default=None)
 
 
 def main(device: Literal["cpu", "gpu"] = "cpu", quick: bool = False) -> None:
@@ -80,7 +80,9 @@ def main(device: Literal["cpu", "gpu"] = "cpu", quick: bool = False) -> None:
     for title in list(tables)[1:]:
         pair = (tables[title], saved[title])
         ours, others = pair if device == "gpu" else pair[::-1]
-        print(f"{title}: the GPU is the faster from {crossover(ours, others)} points on.")
+        least = crossover(ours, others)
+        where = "nowhere" if least is None else f"from {least} points on"
+        print(f"{title}: the GPU is the faster {where}.")
 
 
 if __name__ == "__main__":

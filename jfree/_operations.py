@@ -114,7 +114,8 @@ class LawFactor(AbstractOperation):
         signs = Signs.of(w, dw) & Signs.of(new.z, new.dz)
         # Where w does not vanish with it, 1 + m leaves a pole.
         to_pole = jnp.where(self.law.atoms.rank < 1, magnitude(m) / magnitude(one), 0)
-        bounds = (closeness, curvature, to_pole)
+        spread = self.law.spread != 0  # or else w is linear in 1/m
+        bounds = (closeness * spread, curvature * spread, to_pole * spread)
         return Step(new, w[None], dw[None], signs, correction, mismatch, *bounds, moments.roughness)
 
     def potential(self, psi, log_z, before, step):

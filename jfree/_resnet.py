@@ -160,7 +160,7 @@ class ResidualBlock(AbstractOperation):
         found = jnp.concatenate([ratio[None], inner.reshape(-1, *ratio.shape)])
         dinner = tangents * dc
         tangents = jnp.concatenate([dratio[None], dinner.reshape(-1, *ratio.shape)])
-        bounds = (closeness, jnp.square(closeness), zero)
+        bounds = (closeness * (self.count > 0), self.count * jnp.square(closeness), zero)
         return Step(after, found, tangents, signs, correction, mismatch, *bounds, rough)
 
     def potential(self, psi, log_z, before, step):

@@ -44,12 +44,21 @@ class Shown(eqx.Module):
     def _table(self) -> Table | None:
         return None
 
+    def _shown(self) -> Table | None:
+        leaves = jax.tree.leaves(self)
+        if not leaves or not all(isinstance(leaf, jax.Array | np.ndarray) and is_concrete(leaf) for leaf in leaves):
+            return None
+        try:
+            return self._table()
+        except Exception:  # parts of a network, as `eqx.partition` gives them, print as any module
+            return None
+
     def __repr__(self) -> str:
-        table = self._table() if all(map(is_concrete, jax.tree.leaves(self))) else None
+        table = self._shown()
         return super().__repr__() if table is None else str(table)
 
     def _repr_html_(self) -> str | None:
-        table = self._table()
+        table = self._shown()
         return None if table is None else table.as_html()
 
 
@@ -71,8 +80,11 @@ def name_of(module: eqx.Module, by_name: Mapping[str, Callable[[], eqx.Module]])
 
 
 def _values(module: eqx.Module) -> list[str]:
-    values = [getattr(module, field.name) for field in dataclasses.fields(module)]
-    return [getattr(value, "__name__", None) or (number(value) if np.ndim(value) == 0 else "...") for value in values]
+    def short(value):
+        numeric = isinstance(value, jax.Array | np.ndarray | float | int) and np.ndim(value) == 0
+        return number(value) if numeric else getattr(value, "__name__", "...")
+
+    return [short(getattr(module, field.name)) for field in dataclasses.fields(module)]
 
 
 def runs(rows: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:

@@ -491,7 +491,8 @@ def _quantile_between(tabulated, p):
         ahead = jnp.where(found.certified & (magnitude(ahead) < 1), ahead, 0)
         next_guess = jnp.where(found.certified, found.omega * exponential(ahead), omega)
         roots = next_guess, jnp.where(found.certified, found.unknowns, unknowns)
-        done |= (jnp.abs(new - x) <= rounding) | (jnp.abs(error) <= noise)
+        ended = (jnp.abs(new - x) <= rounding) | (jnp.abs(error) <= noise)
+        done |= ended & (found.certified | (find is solve))
         return k + 1, new, roots, low, high, done, error
 
     def unfinished(most, state):
@@ -500,8 +501,10 @@ def _quantile_between(tabulated, p):
 
     # Next to the table hardly anything has to be searched for.
     state = (jnp.asarray(0), guess, (omega, unknowns), low, high, known, jnp.zeros_like(p))
-    for find, most in ((polish, 20), (solve, 120)):
-        state = jax.lax.while_loop(partial(unfinished, most), partial(correct, find), state)
+    state = jax.lax.while_loop(partial(unfinished, 20), partial(correct, polish), state)
+    k, x, roots, low, high, done, error = state
+    state = (k, jnp.where(jnp.isnan(error), 0.5 * (low + high), x), roots, low, high, done, error)
+    state = jax.lax.while_loop(partial(unfinished, 120), partial(correct, solve), state)
     _, x, (omega, unknowns), *_, error = state
     # On an atom the cdf jumps past p, and below the table's end, out of the range of floats, it cannot reach p.
     found = ~known & (jnp.abs(error) < 10 * eps**0.5)

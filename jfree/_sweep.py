@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,15 +52,23 @@ def stack(nets: Sequence[AbstractNetwork] | Sequence[Spectrum]) -> Any:
 
 
 def _padded(nets: Sequence[AbstractNetwork] | Sequence[Spectrum]) -> list:
-    """Spectra as deep as the deepest."""
+    """Spectra as deep as the deepest of their operations."""
     networks = [net for net in nets if isinstance(net, AbstractNetwork)]
     curves = [spectrum.curve for spectrum in nets if isinstance(spectrum, Spectrum)]
     if not nets or len(nets) not in (len(networks), len(curves)):
         raise ValueError("`nets` must be a sequence of at least one network, or spectrum.")
-    if networks:
-        return networks
-    depth, num_atoms = max(c.num_layers for c in curves), max(c.num_atoms for c in curves)
-    return [Spectrum(_padded_curve(curve, depth, num_atoms)) for curve in curves]
+    sizes: dict[Any, tuple[int, int]] = {}
+    operations = [jax.tree.structure((curve.operations, curve.last)) for curve in curves]
+    for key, curve in zip(operations, curves, strict=True):
+        depth, num_atoms = sizes.get(key, (0, 0))
+        sizes[key] = max(depth, curve.num_layers), max(num_atoms, curve.num_atoms)
+    return networks or [Spectrum(_resized(c, *sizes[key])) for key, c in zip(operations, curves, strict=True)]
+
+
+def _resized(curve: Curve, depth: int, num_atoms: int) -> Curve:
+    return (
+        curve if (depth, num_atoms) == (curve.num_layers, curve.num_atoms) else _padded_curve(curve, depth, num_atoms)
+    )
 
 
 _padded_curve = eqx.filter_jit(Curve.padded)
@@ -81,8 +90,8 @@ def sweep(
     """`fn` of every network, as under `jax.vmap`, chunk by chunk (host).
 
     Networks that differ in the values of their arrays only are worked on together, and `fn` is compiled once for each
-    kind there is: for each depth, say. Spectra of different depths are of one kind. A network for which `fn` raises, as
-    `equinox.error_if` does, costs the others nothing.
+    kind there is: for each depth, say. Spectra of different depths are of one kind. Where `equinox.error_if` raises for
+    some network in a chunk, halves tell which, and the others keep their values.
 
     **Arguments:**
 
@@ -90,7 +99,7 @@ def sweep(
     - `fn`: from a network, or a spectrum, to a tree of arrays, of the same shapes for all: `lambda net:
         jfree.jacobian_spectrum(net).edges()`, say.
     - `path`: a directory for the results, one file per chunk, each written whole or not at all. The same call takes up
-        an interrupted sweep where it was cut.
+        an interrupted sweep where it was cut; with another `fn` it raises, but what `fn` closes over is not looked at.
     - `chunk`: how many networks are in memory at once, per device.
     - `mesh`: of one axis, over whose devices every chunk is spread. Under `jax.distributed` every process has a mesh of
         its own devices, takes its share of the chunks, and needs the same `path`.
@@ -106,12 +115,12 @@ def sweep(
         raise ValueError(f"`mesh` must have one axis, got {mesh.axis_names}.")
     if path is None and jax.process_count() > 1:
         raise ValueError("`path` must be given under `jax.distributed`: processes meet there.")
-    size = chunk * (mesh.size if mesh else 1)
-    chunks = _chunks(nets, size)
+    devices = mesh.size if mesh else 1
+    chunks = _chunks(nets, chunk * devices)
     shapes = [jax.eval_shape(fn, nets[index[0]]) for index in chunks]
-    if len({str(shape) for shape in shapes}) > 1:
+    if len({str(jax.tree.flatten(shape)) for shape in shapes}) > 1:
         raise ValueError("`fn` must return the same shapes for all networks.")
-    store = _Store(path, nets, f"{size} {shapes}")
+    store = _Store(path, nets, f"{chunk * devices} {jax.tree.flatten(shapes)} {_text(fn)}")
     work = _compiled(fn, mesh)
     done: dict[int, _Chunk] = {}
     with tqdm(total=len(nets), desc="sweep", disable=not (progress and is_interactive())) as bar:
@@ -121,7 +130,7 @@ def sweep(
             if store.has(k):
                 done[k] = store.load(k)
             else:
-                done[k] = _computed(work, [nets[i] for i in index], size, shapes[0])
+                done[k] = _computed(work, [nets[i] for i in index], -(-len(index) // devices) * devices, shapes[0])
                 store.save(k, done[k])
             bar.update(len(index))
     store.meet()
@@ -161,7 +170,7 @@ def _computed(work: Callable, nets: list, size: int, shape: PyTree) -> _Chunk:
 
     try:
         return _Chunk(values(nets), {})
-    except Exception as error:
+    except eqx.EquinoxRuntimeError as error:
         if len(nets) == 1:
             return _Chunk([_missing(leaf) for leaf in jax.tree.leaves(shape)], {0: _message(error)})
     middle = len(nets) // 2
@@ -188,6 +197,17 @@ def _gathered(chunks: list[np.ndarray], parts: list[_Chunk], shape: PyTree) -> S
     return Sweep(jax.tree.unflatten(jax.tree.structure(shape), leaves), dict(sorted(errors.items())))
 
 
+_ADDRESS = re.compile("0x[0-9a-f]+")  # in the text of a function, another one in every process
+
+
+def _text(fn: Any) -> str:
+    """What tells one function's code from another's."""
+    code = getattr(fn, "__code__", fn)
+    if not hasattr(code, "co_code"):
+        return repr(fn)
+    return f"{code.co_code.hex()} {code.co_names} {[_text(constant) for constant in code.co_consts]}"
+
+
 class _Store:
     """A directory with one file per chunk, and one that tells of which sweep they are."""
 
@@ -198,7 +218,7 @@ class _Store:
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"`path` must be a directory, but {self.path} is a file.")
         self.path.mkdir(parents=True, exist_ok=True)
-        digest = hashlib.sha256(f"{what} {[_kind(net) for net in nets]}".encode())
+        digest = hashlib.sha256(_ADDRESS.sub("", f"{what} {[_kind(net) for net in nets]}").encode())
         for leaf in jax.tree.leaves(nets):
             digest.update(np.asarray(leaf).tobytes())
         mine, known = {"networks": len(nets), "sha256": digest.hexdigest()}, self.path / "sweep.json"

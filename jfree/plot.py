@@ -78,7 +78,7 @@ def plot_phase_diagram(
     """Draws `log10 chi` at the fixed point over increasing `sigma_w` and `sigma_b`, and the line `chi = 1` (host).
 
     Blue is order, where gradients vanish with depth, red chaos, where they explode (Poole et al. 2016). White where
-    there is no fixed point.
+    there is no fixed point, or `chi` is 0.
 
     **Returns:** the axes.
 
@@ -87,7 +87,7 @@ def plot_phase_diagram(
     ax = pyplot().subplots()[1] if ax is None else ax
     sigma_w, sigma_b = inexact_asarray(sigma_w), inexact_asarray(sigma_b)
     chi, line = _phases(as_activation(activation), sigma_w, sigma_b)
-    log_chi = np.log10(np.asarray(chi))
+    log_chi = np.log10(np.where(chi > 0, chi, np.nan))
     top = np.nanmax(np.abs(log_chi), initial=1e-12)
     drawn = ax.pcolormesh(sigma_w, sigma_b, log_chi, cmap="RdBu_r", vmin=-top, vmax=top, shading="gouraud")
     ax.plot(line, sigma_b, "k", label=r"$\chi = 1$")
@@ -128,17 +128,19 @@ def plot_history(history: Reals, ax: "Axes | None" = None) -> "Axes":
 
 def as_png(spectrum: "Spectrum") -> bytes | None:
     """The picture of a spectrum for notebooks, which print it where there is none: without matplotlib, say."""
-    if spectrum._table() is None:
+    if spectrum._shown() is None:
         return None
     try:
         figure, ax = pyplot().subplots(figsize=(5, 3), layout="constrained")
     except ImportError:
         return None
-    plot_spectrum(spectrum, ax, "log")
-    ax.set_title(str(spectrum), fontsize="small")
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    pyplot().close(figure)
+    try:
+        plot_spectrum(spectrum, ax, "log")
+        ax.set_title(str(spectrum), fontsize="small")
+        figure.savefig(buffer, format="png", dpi=120)
+    finally:
+        pyplot().close(figure)
     return buffer.getvalue()
 
 

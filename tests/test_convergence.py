@@ -11,7 +11,7 @@ from helpers import MANY_SLOPES, random_mlp, random_resnet, TWO_SLOPES
 import jfree
 from jfree.empirical import convergence, fisher_eigenvalues, jacobian_eigenvalues, ks_distance
 
-NUM_NETWORKS = 200 if os.environ.get("JFREE_FULL") else 12
+NUM_NETWORKS = 200 if os.environ.get("JFREE_FULL") else 6
 
 
 def test_distances_fall_with_the_width():

@@ -23,7 +23,7 @@ def three_layers(rng):
     return net, np.array([float(net.q0), *np.asarray(field.phi2[:2])]), alpha, gamma
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(4 if FULL else 2))
 def test_two_hidden_layers(seed):
     """Hayase and Karakida, Theorem 3.2, with the second atom where it belongs, at lambda_mid."""
     net, q, alpha, gamma = three_layers(np.random.default_rng(seed))

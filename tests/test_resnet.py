@@ -30,7 +30,7 @@ def test_deep_networks_approach_it():
     """`sigma_w^2 = c / L`; the distance halves when the depth doubles."""
     errors = []
     for depth in (500, 1000):
-        net = jfree.ResNet(depth, "tanh", "gaussian", (0.8 / depth) ** 0.5)
+        net = jfree.ResNet(depth, "hard_tanh", "gaussian", (0.8 / depth) ** 0.5)
         spectrum = jfree.jacobian_spectrum(net)
         universal = jfree.universal_resnet_spectrum(jnp.sum(jfree.propagate(net).chi))
         errors.append(float(jnp.log(spectrum.edges()[1] / universal.edges()[1])))

@@ -1,7 +1,9 @@
 """What is printed and drawn of networks, spectra and results."""
 
+import functools
 import sys
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import matplotlib
@@ -54,6 +56,16 @@ def test_several_and_traced_networks_print_as_modules():
     assert str(jfree.stack([NET, NET])).startswith("MLP(")
     jax.jit(lambda net: seen.append(str(net)))(NET)
     assert seen[0].startswith("MLP(")
+
+
+def test_parts_of_networks_print_as_modules():
+    arrays, rest = eqx.partition(NET, eqx.is_array)
+    assert str(rest).startswith("MLP(")
+    assert str(jax.tree.map(lambda _: False, NET)).startswith("MLP(")
+    assert str(eqx.tree_at(lambda net: net.sigma_w, NET, jnp.linspace(0.5, 2, 7))).startswith("MLP(")
+    assert str(arrays) == str(NET)
+    shifted = jfree.activations.FromFunction(functools.partial(jnp.add, 1.0))
+    assert "FromFunction(..." in str(jfree.MLP([1, 1, 1], shifted))
 
 
 def test_notebooks(monkeypatch):

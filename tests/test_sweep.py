@@ -185,3 +185,21 @@ def test_arguments(tmp_path):
     jfree.sweep(nets, values, tmp_path / "one")
     with pytest.raises(ValueError, match=re.escape(f"{tmp_path / 'one'} holds a sweep of other networks")):
         jfree.sweep(networks(3), values, tmp_path / "one")
+
+
+def test_a_path_belongs_to_one_function(tmp_path):
+    nets = networks(2)
+    jfree.sweep(nets, lambda net: jfree.jacobian_spectrum(net).mean(), tmp_path)
+    with pytest.raises(ValueError, match="holds a sweep of other networks, chunks or values"):
+        jfree.sweep(nets, lambda net: jfree.jacobian_spectrum(net).variance(), tmp_path)
+
+
+def test_functions_have_no_address_in_the_record(tmp_path):
+    """So that another process takes up a sweep over activations that are functions."""
+    found = []
+    for directory in ("one", "two"):
+        activation = jfree.activations.FromFunction(lambda x: jnp.maximum(x, 0), (0.0,))
+        net = jfree.MLP([1, 1, 1], activation)
+        jfree.sweep([net], lambda net: jfree.jacobian_spectrum(net).mean(), tmp_path / directory)
+        found.append((tmp_path / directory / "sweep.json").read_text())
+    assert found[0] == found[1]
