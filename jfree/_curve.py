@@ -180,6 +180,7 @@ class AbstractOperation(eqx.Module):
     moves_points: ClassVar[bool] = True  # or else changes their units only
     moves_zeros: ClassVar[bool] = False  # of z, so that those before it are no longer singular
     starts_far: ClassVar[bool] = False  # on the negative axis guesses are good far from 0 only
+    blurs_atoms: ClassVar[bool] = False  # next to them most of the digits are lost
 
     @property
     def num_unknowns(self) -> int:
@@ -287,6 +288,11 @@ class Curve(eqx.Module):
     def has_shifts(self) -> bool:
         """Whether the end of the curve at `z = 0` lies at some `omega < 0`, rather than at 0."""
         return any(operation.moves_zeros for operation in self.operations)
+
+    @property
+    def next_to_atoms(self) -> float:
+        """How near to an atom points are certified, as a power of the rounding."""
+        return 0.3 if any(operation.blurs_atoms for operation in self.operations) else 0.8
 
     def start(self, omega: Complex[Array, " lanes"]) -> Point:
         rank = self.rank

@@ -94,13 +94,14 @@ class _Path(eqx.Module):
     of `log|omega|`; predictor and corrector carry it along an arc to `z`; Newton's method polishes it there.
 
     `omega` and `unknowns` are the last accepted point, with its slope and tangents. It lies at `ahead` on the arc,
-    which runs from 1, on the axis, to 0, at `z`; `stride` is how far the next step goes. `bend` tells powers of `u`
-    from exponentials, see `_ahead`.
+    which runs from 1, on the axis, to 0, at `z`; `stride` is how far the next step goes, and `growth` by what factor it
+    may grow, less after a refusal. `bend` tells powers of `u` from exponentials, see `_ahead`.
     """
 
     phase: Int[Array, " lanes"]
     ahead: Float[Array, " lanes"]
     stride: Float[Array, " lanes"]
+    growth: Float[Array, " lanes"]
     omega: Complex[Array, " lanes"]
     unknowns: Complex[Array, "layers unknowns lanes"]
     slope: Complex[Array, " lanes"]
@@ -119,7 +120,8 @@ def _start(curve: Curve, z: Array, lanes: Array) -> _Path:
     unknowns = curve.initial_unknowns(curve.start(omega))
     one, count, slope = jnp.ones_like(radius), jnp.zeros(z.shape, int), jnp.ones_like(omega)
     phase = jnp.where(lanes, _AXIS, _DONE)
-    return _Path(phase, one, 0.2 * one, omega, unknowns, slope, 0 * slope, jnp.zeros_like(unknowns), count, count)
+    tangents = jnp.zeros_like(unknowns)
+    return _Path(phase, one, 0.2 * one, 4 * one, omega, unknowns, slope, 0 * slope, tangents, count, count)
 
 
 def _follow(curve: Curve, z: Array, lanes: Array, trust: Array, max_steps: int) -> _Path:
@@ -144,7 +146,7 @@ def _follow(curve: Curve, z: Array, lanes: Array, trust: Array, max_steps: int) 
         # The correction grows with the square of the stride.
         size = jnp.maximum(newton.size, magnitude(bend * missing))
         good = ~on_arc | (size <= trust)
-        factor = jnp.clip(0.8 * jnp.sqrt(trust / jnp.maximum(size, 1e-6 * trust)), 0.25, 4.0)
+        factor = jnp.clip(0.8 * jnp.sqrt(trust / jnp.maximum(size, 1e-6 * trust)), 0.25, path.growth)
         stride = (path.ahead - ahead) * jnp.where(good, factor, jnp.minimum(factor, 0.5))
         stuck = on_arc & ~good & (stride < 16 * eps)
 
@@ -162,6 +164,7 @@ def _follow(curve: Curve, z: Array, lanes: Array, trust: Array, max_steps: int) 
             phase,
             accepted(ahead, path.ahead),
             jnp.where(on_arc, stride, path.stride),
+            jnp.where(good, jnp.minimum(2 * path.growth, 4), 1),
             accepted(omega, path.omega),
             accepted(unknowns, path.unknowns),
             accepted(newton.slope, path.slope),
@@ -226,7 +229,7 @@ def _spread(waiting: Bool[Array, " lanes"], number: Int[Array, ""] | int) -> Boo
     gaps = jnp.maximum(rank[-1] - 1, 1)
     number = jnp.minimum(number, rank[-1])
     passed = (rank - 1) * (number - 1) // gaps > (rank - 2) * (number - 1) // gaps
-    return waiting & (passed | (rank == 1))
+    return waiting & (passed | (rank == 1)) & (number > 0)
 
 
 def _search(curve: Curve, z: Array, work: _Work, chosen: Bool[Array, " lanes"], max_steps: int) -> _Work:
@@ -249,21 +252,30 @@ def _neighbours(anchors: Bool[Array, " lanes"]) -> tuple[Int[Array, " lanes"], I
     return jnp.clip(left, 0, num_lanes - 1), jnp.clip(right, 0, num_lanes - 1)
 
 
-def _between(log_z: Array, left: tuple[Array, _Work], right: tuple[Array, _Work]) -> tuple[Array, Array]:
-    """Roots by cubic interpolation in `log z` between two, as seen from the origin."""
-    (log_left, first), (log_right, last) = left, right
-    span = log_right - log_left
-    t = jnp.where(span == 0, 0, (log_z - log_left) * reciprocal(span + (span == 0)))
-    first_rate, last_rate = span * reciprocal(first.slope), span * reciprocal(last.slope)
+class _Nodes(eqx.Module):
+    """Lanes to start others from, and of every other the nearest two, left and right."""
 
-    def interpolated(start, end, first_rate, last_rate):
-        rise = logarithm(end * reciprocal(start))
-        change = t * (rise + (1 - t) * ((1 - t) * (first_rate - rise) - t * (last_rate - rise)))
-        return start * exponential(change)
+    log_z: Complex[Array, " nodes"]
+    work: _Work
+    left: Int[Array, " lanes"]
+    right: Int[Array, " lanes"]
 
-    omega = interpolated(first.omega, last.omega, first_rate, last_rate)
-    rates = first.tangents * first_rate, last.tangents * last_rate
-    return omega, interpolated(first.unknowns, last.unknowns, *rates)
+    def between(self, log_z: Array, index: Array) -> tuple[Array, Array]:
+        """Roots of some lanes by cubic interpolation in `log z`, as seen from the origin."""
+        left, right = self.left[index], self.right[index]
+        first, last = _take(self.work, left), _take(self.work, right)
+        log_left, span = self.log_z[left], self.log_z[right] - self.log_z[left]
+        t = (log_z - log_left) * reciprocal(jnp.where(span == 0, 1, span))
+        first_rate, last_rate = span * reciprocal(first.slope), span * reciprocal(last.slope)
+
+        def interpolated(start, end, first_rate, last_rate):
+            rise = logarithm(end * reciprocal(start))
+            change = t * (rise + (1 - t) * ((1 - t) * (first_rate - rise) - t * (last_rate - rise)))
+            return jnp.where(span == 0, start, start * exponential(change))
+
+        omega = interpolated(first.omega, last.omega, first_rate, last_rate)
+        rates = first.tangents * first_rate, last.tangents * last_rate
+        return omega, interpolated(first.unknowns, last.unknowns, *rates)
 
 
 def _polish(curve: Curve, z: Array, work: _Work, pending: Bool[Array, " lanes"], max_steps: int = 10) -> _Work:
@@ -331,8 +343,9 @@ def _work_on(curve: Curve, z: Array, valid: Array, guess: tuple[Array, Array] | 
     return _polish(curve, z, _Work(*guess, slope, unknowns, code, attempts, count), valid)
 
 
-def _work_through(curve: Curve, z: Array, work: _Work, max_steps: int) -> _Work:
-    """Solves sorted lanes: follows paths to a few of those pending, fills in more between them, then the rest.
+def _work_through(curve: Curve, z: Array, work: _Work, max_steps: int, nodes: _Nodes | None = None) -> _Work:
+    """Solves sorted lanes: from between certified nodes, if there are any; then follows paths to a few of those that
+    are pending, fills in more between them, and the rest.
 
     Whatever fails is pending in the next round, which follows paths to more of them.
     """
@@ -344,18 +357,16 @@ def _work_through(curve: Curve, z: Array, work: _Work, max_steps: int) -> _Work:
     def search(tile, index, chosen):
         return _search(curve, z[index], tile, chosen, max_steps)
 
-    def polish(tile, index, chosen):
-        return _polish(curve, z[index], tile, chosen)
-
-    def fill_in(work, anchors, chosen):
-        """Polishes anchors, and what lies between them."""
-        left, right = _neighbours(anchors)
+    def fill_in(work, nodes, chosen):
+        """Newton's method on the chosen lanes, from between the nodes."""
 
         def guessed(tile, index, chosen):
-            guess = _between(log_z[index], *((log_z[i], _take(work, i)) for i in (left[index], right[index])))
-            between = chosen & ~anchors[index]
-            guess = jax.tree.map(lambda x, y: jnp.where(between, x, y), guess, (tile.omega, tile.unknowns))
+            guess = nodes.between(log_z[index], index)
+            guess = jax.tree.map(lambda x, y: jnp.where(chosen, x, y), guess, (tile.omega, tile.unknowns))
             return eqx.tree_at(lambda w: (w.omega, w.unknowns), tile, guess)
+
+        def polish(tile, index, chosen):
+            return _polish(curve, z[index], tile, chosen)
 
         if curve.num_unknowns > 0:
             return _in_tiles(lambda tile, *lanes: polish(guessed(tile, *lanes), *lanes), work, chosen, width)
@@ -365,21 +376,61 @@ def _work_through(curve: Curve, z: Array, work: _Work, max_steps: int) -> _Work:
         once = jax.lax.cond(most, lambda w: _polish(curve, z, w, chosen, 1), lambda w: w, once)
         return _in_tiles(polish, once, chosen & (once.code != OK), width)
 
+    known = jnp.asarray(False) if nodes is None else jnp.any(nodes.work.code == OK)
+
     def round_of(state):
-        first, work = state
+        k, work = state
         pending, before = work.pending, work.attempts
-        work = _in_tiles(search, work, _spread(pending, jnp.where(first, _ANCHORS, some)), min(width, some))
+        number = jnp.where(k == 0, 0, jnp.where(k == 1, _ANCHORS, some))
+        work = _in_tiles(search, work, _spread(pending, number), min(width, some))
         arrived = (work.attempts > before) & (work.code != MAX_STEPS)
 
         def fill(level, work):
             waiting = pending & (work.code != OK)
             anchors = (work.code == OK) | (arrived & (level == 0))
-            return fill_in(work, anchors, waiting & ((level == 1) | arrived | _spread(waiting, some)))
+            between = _Nodes(log_z, work, *_neighbours(anchors))
+            if nodes is not None:
+                between = jax.tree.map(lambda x, y: jnp.where(k == 0, x, y), nodes, between)
+            return fill_in(work, between, waiting & ((level == 1) | arrived | _spread(waiting, some)))
 
-        return jnp.asarray(False), jax.lax.fori_loop(0, 2, fill, work)
+        return k + 1, jax.lax.fori_loop(jnp.where(k == 0, 1, 0), 2, fill, work)
 
-    state = (jnp.asarray(True), work)
+    state = (jnp.where(known, 0, 1), work)
     return jax.lax.while_loop(lambda state: jnp.any(state[1].pending), round_of, state)[1]
+
+
+def _in_rows(num_lanes: int) -> tuple[Int[Array, "rows chunk"], int]:
+    """Lanes in rows that are worked on one after the other, and a stride: first all at this distance, then the rest."""
+    chunk, _ = _widths()
+    stride = -(-num_lanes // chunk)
+    if stride == 1:
+        return jnp.arange(num_lanes)[None], stride
+    num_rows = -(-(num_lanes - -(-num_lanes // stride)) // chunk)
+    rank = jnp.arange(num_rows * chunk)
+    between = rank // (stride - 1) * stride + rank % (stride - 1) + 1
+    lanes = jnp.concatenate([stride * jnp.arange(chunk), between]).reshape(-1, chunk)
+    return jnp.minimum(lanes, num_lanes - 1), stride
+
+
+def _work_through_rows(
+    curve: Curve, z: Complex[Array, "rows chunk"], work: _Work, lanes: Int[Array, "rows chunk"], stride: int, most: int
+) -> _Work:
+    """Solves the first row, then every other from between its lanes."""
+
+    def row_of(few, row):
+        first, lanes, z, work = row
+        nodes = _Nodes(few.log_z, few.work, few.left[lanes // stride], few.right[-(-lanes // stride)])
+        work = _work_through(curve, z, work, most, nodes)
+        own = _Nodes(log_upper(z - curve.origin()), work, *_neighbours(work.code == OK))
+        return jax.tree.map(lambda x, y: jnp.where(first, x, y), own, few), work
+
+    rows = jax.tree.map(lambda x: jnp.moveaxis(x, -2, 0), work)
+    first = jax.tree.map(lambda x: x[0], rows)
+    if stride == 1:
+        return _work_through(curve, z[0], first, most)
+    start = _Nodes(z[0], first, lanes[0], lanes[0])
+    _, rows = jax.lax.scan(row_of, start, (jnp.arange(z.shape[0]) == 0, lanes, z, rows))
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], z.size), rows)
 
 
 def solve(
@@ -396,27 +447,11 @@ def solve(
     distance = magnitude(target)
     in_order = jnp.all(distance[1:] >= distance[:-1])  # as grids are: sorting is slow
     order = jax.lax.cond(in_order, lambda: jnp.arange(num_lanes), lambda: jnp.argsort(distance))
-    work = _work_on(frozen, target, valid, guess)
-    target, work = _take((target, work), order)
-    chunk, _ = _widths()
-    if num_lanes > chunk:
-        num_chunks = -(-num_lanes // chunk)
-        extra = num_chunks * chunk - num_lanes
-
-        def chunked(x):
-            x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, extra)], mode="edge")
-            return jnp.moveaxis(x.reshape(*x.shape[:-1], num_chunks, chunk), -2, 0)
-
-        def whole(x):
-            x = jnp.moveaxis(x, 0, -2)
-            return x.reshape(*x.shape[:-2], num_chunks * chunk)[..., :num_lanes]
-
-        chunks = jax.tree.map(chunked, (target, work))
-        work = jax.lax.map(lambda lanes: _work_through(frozen, lanes[0], lanes[1], max_steps), chunks)
-        work = jax.tree.map(whole, work)
-    else:
-        work = _work_through(frozen, target, work, max_steps)
-    back = jnp.zeros_like(order).at[order].set(jnp.arange(num_lanes), unique_indices=True)
+    lanes, stride = _in_rows(num_lanes)
+    order = order[lanes]
+    target, work = _take((target, _work_on(frozen, target, valid, guess)), order)
+    work = _work_through_rows(frozen, target, work, lanes, stride, max_steps)
+    back = jnp.zeros(num_lanes, order.dtype).at[order.ravel()].set(jnp.arange(order.size))
     return _as_roots(curve, z, _take(work, back))
 
 

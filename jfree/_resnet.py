@@ -76,6 +76,7 @@ class ResidualBlock(AbstractOperation):
     layers_per_block: int = eqx.field(static=True)
 
     starts_far = True
+    blurs_atoms = True
 
     @property
     def has_few_points(self):
@@ -123,18 +124,24 @@ class ResidualBlock(AbstractOperation):
         inverse_b, inverse_c = reciprocal(old.one_b), reciprocal(old.one_c)
         per_b, per_c = reciprocal(old.b) + inverse_b, end.dz * reciprocal(old.c) - 2 * inverse_c
         gain = ratio * old.b * reciprocal(1 + ratio)
-        change = logarithm(_block_ratio(old, end))
         steepness = gain * (per_c - per_b)
+        # Where z of Y Y^T vanishes, at -rank, it does so linearly: next to an atom at 1.
+        found = _block_ratio(old, end)
+        steep = magnitude(steepness) > 4
+        change = jnp.where(steep, 1 - reciprocal(found), logarithm(found))
         step = -change * reciprocal(steepness)
-        correction = jnp.maximum(correction, magnitude(jax.lax.stop_gradient(step)))
-        step = step * jnp.minimum(1, 1 / jnp.maximum(magnitude(jax.lax.stop_gradient(step)), 1))
+        size = magnitude(jax.lax.stop_gradient(step))
+        # Next to that atom c is the rank, and b, all that counts, hardly feels its rounding.
+        felt = jnp.minimum(size, magnitude(jax.lax.stop_gradient(per_b * gain * step)))
+        correction, mismatch = jnp.maximum(correction, felt), jnp.maximum(mismatch, size)
+        step = step * jnp.minimum(1, 1 / jnp.maximum(size, 1))
         ratio = ratio * exponential(step)
         inner = inner * exponential(tangents * (reciprocal(1 + ratio) * step))
 
         new = _Split.of(m, one, ratio)
-        dratio = -(per_c * ratio + per_b) * reciprocal(1 + ratio) * dm * reciprocal(steepness)
-        db = dm * reciprocal(m) - dratio * ratio * reciprocal(1 + ratio)
-        dc = db + dratio
+        share = dm * reciprocal(per_c - per_b)
+        db, dc = per_c * share * reciprocal(new.b), -per_b * share * reciprocal(new.c)
+        dratio = dc - db
         t = new.b * new.one_b
         dt = db + new.b * db * reciprocal(new.one_b)
         growth = m * one * reciprocal(t) * jnp.exp(-self._log_mean)
@@ -155,8 +162,8 @@ class ResidualBlock(AbstractOperation):
             self.count * self._log_mean,
         )
         signs = signs & Signs.of(after.z, after.dz) & Signs.of(exponential(turned), after.dz)
-        mismatch = jnp.maximum(mismatch, magnitude(change))
-        closeness = _block_closeness(m, old, per_c, near)
+        # That place is singular: c is known as long as its distance from there is.
+        closeness = jnp.where(magnitude(change) < 0.157, _block_closeness(m, old, per_c, near), jnp.inf)
         found = jnp.concatenate([ratio[None], inner.reshape(-1, *ratio.shape)])
         dinner = tangents * dc
         tangents = jnp.concatenate([dratio[None], dinner.reshape(-1, *ratio.shape)])

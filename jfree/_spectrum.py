@@ -372,7 +372,7 @@ def _atom_at(curve: Curve, x: Array) -> tuple[Array, Array]:
     places = jnp.where(atoms.masses > 0, jnp.exp(jax.lax.stop_gradient(atoms.log_locations)), jnp.inf)
     nearest = jnp.argmin(jnp.abs(x[:, None] - places), axis=1)
     there = (atoms.masses[nearest] > 0) & (jnp.abs(x - places[nearest]) <= 8 * eps * places[nearest])
-    below = jnp.where(there, places[nearest], 1) * (1 - eps**0.8)
+    below = jnp.where(there, places[nearest], 1) * (1 - eps**curve.next_to_atoms)
     return jnp.where(there, atoms.masses[nearest], 0), jnp.where(there, below, x)
 
 
@@ -384,8 +384,10 @@ def _off_atoms(curve: Curve, x: Array) -> Array:
 
 @jax.jit
 def _read_cdf(curve: Curve, x: Array, roots: Roots) -> Array:
-    phi = curve.potential(roots.omega, roots.unknowns)[1]
-    cdf = 1 - phi.imag / jnp.pi + _atom_at(curve, x)[0]
+    point, phi, _ = curve.potential(roots.omega, roots.unknowns)
+    mass, below = _atom_at(curve, x)
+    up_to_atom = jnp.maximum(-point.one_plus(1).imag, 0) * jnp.where(mass > 0, 1 - below / x, 0)
+    cdf = 1 - (phi.imag - up_to_atom) / jnp.pi + mass
     cdf = jnp.where(roots.certified, jnp.clip(cdf, 0, 1), jnp.nan)
     return jnp.where(x < 0, 0, jnp.where(x == 0, curve.atoms().zero, cdf))
 

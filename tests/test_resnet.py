@@ -95,8 +95,12 @@ def test_dead_units_leave_an_atom_at_one():
     """Half of the units are off, and half of those of the second layer: `Y` has rank 1/4."""
     net = jfree.ResNet(1, [jfree.activations.ShiftedReLU(1.0)], "gaussian", 1.0)
     alpha = float(net.activations[0].slopes(jfree.propagate(net).q[0])[0])  # pyright: ignore[reportAttributeAccessIssue]
-    locations, masses = jfree.jacobian_spectrum(net).atoms()
+    spectrum = jfree.jacobian_spectrum(net)
+    locations, masses = spectrum.atoms()
     np.testing.assert_allclose((locations[1], masses[1]), (1, 1 - 2 * alpha), rtol=1e-12)
+    # The branch is as good as constant there, and a gap surrounds the atom.
+    np.testing.assert_array_equal(spectrum.density(1 + np.array([-1e-3, -1e-4, 1e-4, 1e-3])), 0)
+    np.testing.assert_allclose(spectrum.cdf([0.999, 1.0, 1.001]), [alpha, 1 - alpha, 1 - alpha], rtol=1e-12)
 
 
 @pytest.mark.slow
