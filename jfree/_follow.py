@@ -351,7 +351,8 @@ def _work_through(curve: Curve, z: Array, work: _Work, max_steps: int, nodes: _N
     """
     num_lanes = z.shape[0]
     some = min(num_lanes, max(4 * _ANCHORS, num_lanes // 16))
-    width = min(num_lanes, _widths()[1])
+    _, tile = _widths()
+    width = min(num_lanes, tile)
     log_z = log_upper(z - curve.origin())
 
     def search(tile, index, chosen):
@@ -382,7 +383,7 @@ def _work_through(curve: Curve, z: Array, work: _Work, max_steps: int, nodes: _N
         k, work = state
         pending, before = work.pending, work.attempts
         number = jnp.where(k == 0, 0, jnp.where(k == 1, _ANCHORS, some))
-        work = _in_tiles(search, work, _spread(pending, number), min(width, some))
+        work = _in_tiles(search, work, _spread(pending, number), min(some, tile // 2))
         arrived = (work.attempts > before) & (work.code != MAX_STEPS)
 
         def fill(level, work):
