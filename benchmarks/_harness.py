@@ -130,7 +130,7 @@ def _times(rows: list[dict[str, Any]]) -> dict[str, list[float | None]]:
 _COUNTS = ("uncertified", "NaN")
 
 
-def _label(row: dict[str, Any]) -> tuple:
+def _label(row: dict[str, Any]) -> tuple[Any, ...]:
     """What tells the rows of a table apart: names and sizes."""
     return tuple(value for key, value in row.items() if isinstance(value, str | int) and key not in _COUNTS)
 

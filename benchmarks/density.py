@@ -72,7 +72,10 @@ def smoothed(num: int, with_baselines: bool) -> Row:
     truth = Truth(factors, z)
     density, times = time_density(net, x, SMOOTHING)
     row = {"points": num, **times, "jfree_error": truth.error(density), "uncertified": int(np.isnan(density).sum())}
-    solvers: dict[str, Callable] = {"lilypads": baselines.lilypads, "root_following": baselines.root_following}
+    solvers: dict[str, Callable[..., Any]] = {
+        "lilypads": baselines.lilypads,
+        "root_following": baselines.root_following,
+    }
     for name, solver in solvers.items():
         columns = (f"{name}_ms", f"{name}_min_ms", f"{name}_ratio", f"{name}_error")
         row |= dict.fromkeys(columns)

@@ -27,7 +27,7 @@ from jfree._weights import weight_factor
 from ._harness import measure, report
 
 Row = dict[str, Any]
-Case = tuple[jfree.Spectrum, Callable, float | None]
+Case = tuple[jfree.Spectrum, Callable[..., Any], float | None]
 
 _WIDE = 4096
 

@@ -20,7 +20,7 @@ from ._activations import AbstractActivation, AbstractManySlopes, as_activation
 from ._curve import Curve
 from ._meanfield import critical_sigma_w, fixed_point, in_range, MeanField
 from ._moments import log_moments
-from ._networks import _where, AbstractNetwork, curve_of, MLP, slope_atoms
+from ._networks import AbstractNetwork, curve_of, MLP, slope_atoms, where_layers
 from ._operations import ChangeSide
 from ._spectrum import jacobian_spectrum
 from ._tune import tune
@@ -79,9 +79,9 @@ class PaddedMLP(AbstractNetwork):
         operations: Any = net.jacobian_curve(side).operations
         weights, change_side, *slopes = operations
         operations = (
-            _where(layer < self.depth, weights, weights.neutral()),
+            where_layers(layer < self.depth, weights, weights.neutral()),
             change_side,
-            *(_where(layer < self.depth - 1, slope, slope.neutral()) for slope in slopes),
+            *(where_layers(layer < self.depth - 1, slope, slope.neutral()) for slope in slopes),
         )
         total = net.widths[-1:] / net.widths[0]
         last = (ChangeSide(total),) if side == "input" else ()

@@ -96,7 +96,9 @@ def jacobian_density_lanczos(
 
 
 @eqx.filter_jit
-def _quadrature(model: Callable, x: Array, vectors: Array, num_steps: int) -> tuple[Array, Array, Array]:
+def _quadrature(
+    model: Callable[[Array], Array], x: Array, vectors: Array, num_steps: int
+) -> tuple[Array, Array, Array]:
     _, push = jax.linearize(model, x)
     pull = jax.linear_transpose(push, x)
     eps = float(jnp.finfo(x.dtype).eps)

@@ -1,6 +1,7 @@
 """The wide limit of the forward pass: variances of the preactivations, layer by layer."""
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -39,12 +40,12 @@ def _stacked(group: list[AbstractActivation]) -> AbstractActivation:
     return jax.tree.map(lambda *xs: jnp.stack(xs), *group)
 
 
-def per_layer(activations: tuple[AbstractActivation, ...], method: Callable) -> Callable:
+def per_layer(activations: tuple[AbstractActivation, ...], method: Callable[..., Any]) -> Callable[..., Any]:
     """`fn(l, q) = method(activations[l], q)` for a traced layer index: one branch per kind, not per layer."""
     return _per_layer(*_kinds(activations), method)
 
 
-def _per_layer(stacks: list[AbstractActivation], layers: Layers, method: Callable) -> Callable:
+def _per_layer(stacks: list[AbstractActivation], layers: Layers, method: Callable[..., Any]) -> Callable[..., Any]:
     count = sum(map(len, layers))
     slot, kind = np.zeros(count, int), np.zeros(count, int)
     for k, mine in enumerate(layers):
@@ -59,12 +60,12 @@ def _per_layer(stacks: list[AbstractActivation], layers: Layers, method: Callabl
     return lambda layer, q: jax.lax.switch(jnp.asarray(kind)[layer], branches, layer, q)
 
 
-def every_layer(activations: tuple[AbstractActivation, ...], method: Callable) -> Callable:
+def every_layer(activations: tuple[AbstractActivation, ...], method: Callable[..., Any]) -> Callable[..., Any]:
     """`fn(q)[l] = method(activations[l], q[l])`, all layers of one kind at once."""
     return _every_layer(*_kinds(activations), method)
 
 
-def _every_layer(stacks: list[AbstractActivation], layers: Layers, method: Callable) -> Callable:
+def _every_layer(stacks: list[AbstractActivation], layers: Layers, method: Callable[..., Any]) -> Callable[..., Any]:
     order = np.argsort(np.concatenate(layers))
 
     def apply(q):

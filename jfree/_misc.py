@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -14,7 +15,7 @@ from jaxtyping import Array, ArrayLike
 Reals = ArrayLike | Sequence[float]
 
 
-def common_dtype(*values: ArrayLike | Sequence) -> jnp.dtype:
+def common_dtype(*values: ArrayLike | Sequence[Any]) -> jnp.dtype:
     """The floating-point dtype of the arrays among `values`, at least float32; other numbers follow it."""
     arrays = [v for v in values if isinstance(v, jax.Array | np.ndarray) and jnp.issubdtype(v.dtype, jnp.inexact)]
     dtypes = [jax.dtypes.canonicalize_dtype(array.dtype) for array in arrays]

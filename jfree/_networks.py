@@ -3,6 +3,7 @@
 import abc
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -177,8 +178,8 @@ class MLP(AbstractNetwork):
         starts = point_masses(jnp.where(layer == first, amount / 2, 1), weights.law_atoms.size)
         slopes = slope_factors(activations, q)
         operations = (
-            *(_where(layer > first, slope, slope.neutral()) for slope in slopes),
-            _where(weighted, weights, starts),
+            *(where_layers(layer > first, slope, slope.neutral()) for slope in slopes),
+            where_layers(weighted, weights, starts),
             ChangeSide(jnp.where(weighted, ratio, 1)),
             Shift(jnp.where(weighted, amount, jnp.where(layer == first, amount / 2, 0))),
         )
@@ -193,7 +194,7 @@ def as_network(net) -> AbstractNetwork:
     return net
 
 
-def _where(layers: Bool[Array, " layers"], some, others):
+def where_layers(layers: Bool[Array, " layers"], some, others):
     """Operations layer by layer from one of two."""
     return jax.tree.map(lambda x, y: jnp.where(layers.reshape(-1, *(1,) * (x.ndim - 1)), x, y), some, others)
 
@@ -270,7 +271,7 @@ def cast(tree, dtype):
     return jax.tree.map(lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, tree)
 
 
-def several(name: str, values, parse: Callable, number: int, unit: str) -> tuple:
+def several(name: str, values, parse: Callable[[Any], Any], number: int, unit: str) -> tuple[Any, ...]:
     """Parses a sequence of one value per layer, or block."""
     if not isinstance(values, Sequence | np.ndarray):
         raise ValueError(f"`{name}` must be one, or a sequence with one per {unit}, got {values!r}.")

@@ -40,7 +40,7 @@ def graded_nodes(
     return nodes, weights, coarse
 
 
-def _grading(x: Any, clusters: Clusters, asinh: Callable = jnp.arcsinh) -> Any:
+def _grading(x: Any, clusters: Clusters, asinh: Callable[..., Any] = jnp.arcsinh) -> Any:
     """Rises by a step from node to node."""
     return asinh(x / _CORE) + sum(_PULL * asinh((x - place) / scale) for place, scale in clusters)
 

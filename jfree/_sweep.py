@@ -51,7 +51,7 @@ def stack(nets: Sequence[AbstractNetwork] | Sequence[Spectrum]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *items)
 
 
-def _padded(nets: Sequence[AbstractNetwork] | Sequence[Spectrum]) -> list:
+def _padded(nets: Sequence[AbstractNetwork] | Sequence[Spectrum]) -> list[Any]:
     """Spectra as deep as the deepest of their operations."""
     networks = [net for net in nets if isinstance(net, AbstractNetwork)]
     curves = [spectrum.curve for spectrum in nets if isinstance(spectrum, Spectrum)]
@@ -82,7 +82,7 @@ def _kind(item: AbstractNetwork | Spectrum):
 def sweep(
     nets: Sequence[AbstractNetwork] | Sequence[Spectrum],
     fn: Callable[[Any], PyTree],
-    path: str | os.PathLike | None = None,
+    path: str | os.PathLike[str] | None = None,
     chunk: int = 256,
     mesh: Mesh | None = None,
     progress: bool = True,
@@ -137,7 +137,7 @@ def sweep(
     return _gathered(chunks, [done[k] if k in done else store.load(k) for k in range(len(chunks))], shapes[0])
 
 
-def _chunks(nets: list, size: int) -> list[np.ndarray]:
+def _chunks(nets: list[Any], size: int) -> list[np.ndarray]:
     """Indices of networks of one kind, `size` at most at a time."""
     kinds: dict[Any, list[int]] = {}
     for index, net in enumerate(nets):
@@ -145,7 +145,7 @@ def _chunks(nets: list, size: int) -> list[np.ndarray]:
     return [np.asarray(group[k : k + size]) for group in kinds.values() for k in range(0, len(group), size)]
 
 
-def _compiled(fn: Callable, mesh: Mesh | None) -> Callable:
+def _compiled(fn: Callable[..., Any], mesh: Mesh | None) -> Callable[..., Any]:
     """Devices of a mesh work apart: none waits for another's loops."""
     many = jax.vmap(fn)
     if mesh is not None:
@@ -161,7 +161,7 @@ class _Chunk(eqx.Module):
     errors: dict[int, str]
 
 
-def _computed(work: Callable, nets: list, size: int, shape: PyTree) -> _Chunk:
+def _computed(work: Callable[..., Any], nets: list[Any], size: int, shape: PyTree) -> _Chunk:
     """All at once; where that raises, half by half."""
 
     def values(nets):
@@ -211,7 +211,7 @@ def _text(fn: Any) -> str:
 class _Store:
     """A directory with one file per chunk, and one that tells of which sweep they are."""
 
-    def __init__(self, path: str | os.PathLike | None, nets: list, what: str):
+    def __init__(self, path: str | os.PathLike[str] | None, nets: list[Any], what: str):
         self.path = None if path is None else Path(path)
         if self.path is None:
             return
@@ -226,7 +226,7 @@ class _Store:
             raise ValueError(f"`path` must be free, but {self.path} holds a sweep of other networks, chunks or values.")
         self._write(known, lambda file: file.write(json.dumps(mine).encode()))
 
-    def _write(self, path: Path, write: Callable) -> None:
+    def _write(self, path: Path, write: Callable[..., Any]) -> None:
         """Whole or not at all."""
         draft = path.with_name(f".{path.name}.{jax.process_index()}")
         with draft.open("wb") as file:

@@ -143,7 +143,7 @@ def tune(
     return TuneResult(best, state.best_value, history, rounded, rounded_objective)
 
 
-def _leaves(net: AbstractNetwork, where: Callable) -> list[Array]:
+def _leaves(net: AbstractNetwork, where: Callable[..., Any]) -> list[Array]:
     try:
         leaves = where(net)
     except (AttributeError, IndexError, KeyError, TypeError) as error:
@@ -169,9 +169,9 @@ def _checked(problem: "_Problem", free: list[Array]) -> jax.ShapeDtypeStruct:
 class _Problem(eqx.Module):
     net: AbstractNetwork
     positive: list[Array]
-    where: Callable
-    objective: Callable
-    constraint: Callable
+    where: Callable[..., Any]
+    objective: Callable[..., Array]
+    constraint: Callable[..., AbstractNetwork]
     optimizer: optax.GradientTransformationExtraArgs
 
     def network(self, free: list[Array]) -> AbstractNetwork:

@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
@@ -121,7 +121,7 @@ def check_writable(path: Path, argument: str) -> None:
 
 
 @contextlib.contextmanager
-def complete(argument: str, *paths: Path) -> Iterator[list[Path]]:
+def complete(argument: str, *paths: Path) -> Generator[list[Path]]:
     """Files to write in place of `paths`, which appear together once all are complete, or not at all."""
     drafts = [path.with_name(f".{os.getpid()}.{path.name}") for path in paths]
     try:
