@@ -26,7 +26,10 @@ class RESULTS(eqx.Enumeration):
     wrong_branch = "Not certified: the root found leaves the half planes of the physical branch."
     no_root = "Not certified: the alpha test does not confirm a root; the point lies too near an edge or an atom."
     unresolved_law = "Not certified: the quadrature of a layer's law is too coarse this close to its support."
-    invalid_input = "`z` is not finite, is 0, or is so far from the mean that its square leaves the range of floats."
+    invalid_input = (
+        "`z` is not finite, is 0, or is so far from the mean that its square leaves the range of floats; "
+        "or the network has moments that are NaN, say of a `FromFunction` that lacks knots."
+    )
 
 
 def as_results(code: Int[Array, " lanes"]) -> RESULTS:  # pyright: ignore[reportInvalidTypeForm]

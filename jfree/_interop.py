@@ -148,7 +148,8 @@ def from_equinox(model: EquinoxModel, q0: ArrayLike = 1.0, weights: str | Abstra
         case _:
             raise ValueError(
                 "`model` must be an `eqx.nn.MLP` without `scan`, an `eqx.nn.Sequential` or a `jfree.ResidualMLP`, "
-                f"got {type(model).__name__}."
+                f"got {type(model).__name__}. Of a module of your own, give the layers as an `eqx.nn.Sequential`, "
+                "or describe it by `jfree.MLP`; `jfree.reinitialize` then takes the module itself."
             )
     linears = _linears(model)
     widths = [linears[0].weight.shape[1], *(linear.weight.shape[0] for linear in linears)]

@@ -274,7 +274,8 @@ def cast(tree, dtype):
 def several(name: str, values, parse: Callable[[Any], Any], number: int, unit: str) -> tuple[Any, ...]:
     """Parses a sequence of one value per layer, or block."""
     if not isinstance(values, Sequence | np.ndarray):
-        raise ValueError(f"`{name}` must be one, or a sequence with one per {unit}, got {values!r}.")
+        hint = " `jfree.activations.FromFunction` makes an activation of a function." if callable(values) else ""
+        raise ValueError(f"`{name}` must be one, or a sequence with one per {unit}, got {values!r}.{hint}")
     if len(values) != number:
         raise ValueError(f"`{name}` must be one, or one per {unit}: {number}, got {len(values)}.")
     return tuple(parse(value) for value in values)

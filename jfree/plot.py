@@ -59,7 +59,7 @@ def plot_spectrum(
         ax.plot(x, density)
         height = 1.1 * np.nanmax(density[x >= (start if log else shown) ** power], initial=1e-300)
     if log:
-        ax.set_xscale("log")
+        _log_axis(ax, (upper / start) ** power)
     ax.set_ylim(0, height)
     for place, mass in zip(places**power, masses, strict=True):
         if mass > 0:
@@ -97,6 +97,17 @@ def plot_phase_diagram(
     ax.legend(frameon=False)
     ax.figure.colorbar(drawn, ax=ax, label=r"$\log_{10} \chi$")
     return ax
+
+
+def _log_axis(ax: "Axes", ratio: float) -> None:
+    """Over less than two decades matplotlib's labels run into each other."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    ax.set_xscale("log")
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    if ratio < 100:
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter("{x:g}")
 
 
 @eqx.filter_jit

@@ -160,13 +160,18 @@ def _read_data(path: Path, labelled: bool) -> tuple[np.ndarray, np.ndarray | Non
             y = np.asarray(file["y"]) if labelled else None
     except Exception as error:  # zipfile, pickle and NumPy each have their own
         arrays = "arrays x and y" if labelled else "array x"
-        raise ValueError(f"`data`: cannot read {arrays} from {path}: {error}") from error
-    if x.ndim < 2 or not x.size or x.dtype != np.float64 or not np.all(np.isfinite(x)):
+        hint = "np.savez(path, x=x, y=y) makes such a file" if labelled else "np.savez(path, x=x) makes such a file"
+        reason = "it is no .npz file" if "pickle" in str(error) else str(error)
+        raise ValueError(f"`data`: cannot read {arrays} from {path}: {reason}; {hint}.") from error
+    if x.ndim < 2 or not x.size or x.dtype != np.float64:
         raise ValueError(f"`data`: x in {path} must hold finite real numbers, a row per input; its shape is {x.shape}.")
+    if not np.all(np.isfinite(x)):
+        raise ValueError(f"`data`: x in {path} must be finite; {np.sum(~np.isfinite(x))} of its numbers are not.")
     if not x.any():
         raise ValueError(f"`data`: x in {path} must not be all 0.")
     if y is not None and (y.shape != x.shape[:1] or not np.issubdtype(y.dtype, np.integer)):
-        raise ValueError(f"`data`: y in {path} must hold one class 0, 1, ... per row of x; its shape is {y.shape}.")
+        got = f"its shape is {y.shape}, its dtype {y.dtype}"
+        raise ValueError(f"`data`: y in {path} must hold one class 0, 1, ... per row of x; {got}.")
     if y is not None and not 0 <= y.min() <= y.max() < _MOST_CLASSES:
         raise ValueError(f"`data`: y in {path} must hold classes from 0 to {_MOST_CLASSES - 1}.")
     return x.reshape(len(x), -1), y

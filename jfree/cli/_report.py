@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .._networks import MLP
     from .._spectrum import Spectrum
 
+POOLED = 200  # eigenvalues of sampled networks, at least
 _LEVELS = (0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
 
 
@@ -77,6 +78,7 @@ def table(summary: dict[str, Any]) -> str:
         ("mean log", summary["mean_log"]),
         *((f"quantile {float(level):4.0%}", value) for level, value in summary["quantiles"].items()),
         *([("KS distance", summary["ks_distance"])] if "ks_distance" in summary else []),
+        *([("of eigenvalues", str(summary["num_eigenvalues"]))] if "ks_distance" in summary else []),
     ]
     lines = (
         f"{label:<18}" + "".join(f"{v:>14}" if isinstance(v, str) else f"{v:>14.6g}" for v in values)

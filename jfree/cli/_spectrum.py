@@ -2,11 +2,14 @@
 
 import dataclasses
 import json as jsonlib
+import math
 from pathlib import Path
 from typing import Annotated, Literal, TYPE_CHECKING
 
+import numpy as np
+
 from ._network import default, Network
-from ._report import check_figure, check_seed, complete, describe, finite, header, summarize, table
+from ._report import check_figure, check_seed, complete, describe, finite, header, POOLED, summarize, table
 
 if TYPE_CHECKING:
     from .._networks import MLP
@@ -27,9 +30,9 @@ class SpectrumCommand:
     figure: Annotated[Path | None, default("none")] = None
     """Draw the density to this file."""
     check: bool = False
-    """Sample one finite network of these widths, and print the Kolmogorov-Smirnov distance of its eigenvalues."""
+    """Sample finite networks of these widths, and print the Kolmogorov-Smirnov distance of their eigenvalues."""
     seed: int = 0
-    """Of the sampled network."""
+    """Of the sampled networks."""
 
     def run(self) -> None:
         from .._spectrum import jacobian_spectrum
@@ -47,6 +50,7 @@ class SpectrumCommand:
             from ..empirical import ks_distance
 
             summary["ks_distance"] = float(ks_distance(eigenvalues, spectrum))
+            summary["num_eigenvalues"] = eigenvalues.size
         print(jsonlib.dumps(finite(summary), allow_nan=False) if self.json else table(summary), flush=True)
         if self.figure:
             _draw(spectrum, self.figure, header(network))
@@ -57,7 +61,9 @@ class SpectrumCommand:
         from ..empirical import jacobian_eigenvalues
 
         check_seed(self.seed)
-        return jacobian_eigenvalues(net, jax.random.key(self.seed), side=self.side)
+        widths = np.asarray(net.widths)
+        num_samples = math.ceil(POOLED / widths[-1 if self.side == "output" else 0])
+        return jacobian_eigenvalues(net, jax.random.key(self.seed), num_samples=num_samples, side=self.side)
 
 
 def _draw(spectrum: "Spectrum", path: Path, title: str) -> None:

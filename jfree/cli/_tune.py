@@ -9,7 +9,7 @@ from typing import Annotated, Any, IO, Literal, TYPE_CHECKING
 import numpy as np
 
 from ._network import Data, default, Network
-from ._report import check_figure, check_seed, check_writable, complete, describe, finite, header
+from ._report import check_figure, check_seed, check_writable, complete, describe, finite, header, POOLED
 
 if TYPE_CHECKING:
     from .._networks import MLP
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 _LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 _MOST_STEPS = 1_000_000
-_POOLED = 200  # eigenvalues of sampled networks, at least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +77,7 @@ class TuneCommand:
                 "objective": objective,
                 "before": before.summary(),
                 "after": after.summary(),
-                "training": {name: {"loss": t.loss, "accuracy": t.accuracy} for name, t in training.items()},
+                "training": {name: t.summary() for name, t in training.items()},
             }
             print(jsonlib.dumps(finite(summary), allow_nan=False))
 
@@ -184,7 +183,7 @@ class _Measured:
         spectrum = jacobian_spectrum(net, side)
         zero = float(spectrum.mass_at_zero())
         quantiles = np.asarray(spectrum.quantile(zero + (1 - zero) * np.asarray(_LEVELS)))
-        num_samples = math.ceil(_POOLED / widths[[0, -1]].min())
+        num_samples = math.ceil(POOLED / widths[[0, -1]].min())
         eigenvalues = np.asarray(jacobian_eigenvalues(net, jax.random.key(seed), num_samples=num_samples, side=side))
         return _Measured(spectrum, quantiles, eigenvalues, float(ks_distance(eigenvalues, spectrum)))
 
@@ -244,8 +243,11 @@ def _spectra_table(before: _Measured, after: _Measured, objective: tuple[float, 
 
 
 def _training_table(training: dict[str, "Training"]) -> str:
-    lines = [f"\n{'':<18}{'loss':>14}{'accuracy':>14}"]
-    lines += [f"{name:<18}{t.loss:>14.4f}{t.accuracy:>14.1%}" for name, t in training.items()]
+    """How soon the training loss is a tenth of what it starts at when one guesses, and how it ends."""
+    lines = [f"\n{'':<18}{'steps to 10%':>14}{'training loss':>15}{'test accuracy':>15}"]
+    for name, t in training.items():
+        steps = "never" if t.steps_to_tenth is None else str(t.steps_to_tenth)
+        lines.append(f"{name:<18}{steps:>14}{t.loss:>15.4f}{t.accuracy:>15.1%}")
     return "\n".join(lines)
 
 
