@@ -445,7 +445,7 @@ def solve(
     frozen, guess = jax.lax.stop_gradient((curve, guess))
     target, valid = _target(frozen, z)
     num_lanes = z.shape[0]
-    distance = magnitude(target)
+    distance = jnp.where(valid, magnitude(target), 0)
     in_order = jnp.all(distance[1:] >= distance[:-1])  # as grids are: sorting is slow
     order = jax.lax.cond(in_order, lambda: jnp.arange(num_lanes), lambda: jnp.argsort(distance))
     lanes, stride = _in_rows(num_lanes)

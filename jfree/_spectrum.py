@@ -324,8 +324,8 @@ def _solve(spectrum, z):
 
 
 def _on_axis(x: Array) -> Array:
-    """Positive points as they are, others replaced by 1: their values are known without the solver."""
-    return jax.lax.complex(jnp.where(x > 0, x, 1), jnp.zeros_like(x))
+    """Positive points as they are, others at 0, where nothing is solved: their values are known."""
+    return jax.lax.complex(jnp.maximum(x, 0), jnp.zeros_like(x))
 
 
 @jax.jit
