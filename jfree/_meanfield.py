@@ -12,14 +12,27 @@ from jaxtyping import Array, ArrayLike, Float
 from ._activations import AbstractActivation, as_activation
 from ._implicit import implicit_root
 from ._misc import check, inexact_asarray
+from ._show import counted, number, runs, Shown, Table
 
 
-class MeanField(eqx.Module):
+class MeanField(Shown):
     """Per layer: `q` the variance of the preactivations, `phi2 = E phi(h)^2`, `chi = sigma_w^2 E phi'(h)^2`."""
 
     q: Float[Array, " layers"]
     phi2: Float[Array, " layers"]
     chi: Float[Array, " layers"]
+
+    def _table(self):
+        if self.q.ndim > 1:
+            return None
+        title = f"Mean field, {counted(self.q.shape[0], 'layer')}"
+        return Table(title, ("layer", "q", "phi2", "chi"), runs(self.rows))
+
+    @property
+    def rows(self) -> list[tuple[str, ...]]:
+        """What tables say of each layer."""
+        columns = (np.asarray(column).tolist() for column in (self.q, self.phi2, self.chi))
+        return [tuple(map(number, row)) for row in zip(*columns, strict=True)]
 
 
 Layers = tuple[tuple[int, ...], ...]  # of every kind

@@ -14,6 +14,7 @@ from ._meanfield import MeanField
 from ._misc import check, common_dtype, is_finite
 from ._networks import AbstractNetwork, curve_of, floats, several
 from ._operations import ChangeSide, Factor, LawFactor
+from ._show import counted, number, runs, Table
 
 # More atoms of one law seldom outlive the product with another.
 _MAX_ATOMS = 4
@@ -59,6 +60,13 @@ class MeasuredMLP(AbstractNetwork):
         last = (ChangeSide(1 / input_per_output[None]),) if side == "input" else ()
         per_output = input_per_output if side == "output" else jnp.ones_like(input_per_output)
         return curve_of(operations, last, per_output, _MAX_ATOMS)
+
+    def _table(self):
+        if self.ratio.ndim > 1:
+            return None
+        rows = [(number(ratio), *row) for ratio, row in zip(self.ratio.tolist(), self.field.rows, strict=True)]
+        title = f"MLP with given weights, {counted(len(rows), 'layer')}"
+        return Table(title, ("layer", "inputs per output", "q", "phi2", "chi"), runs(rows))
 
     def fisher_curve(self) -> Curve:
         raise ValueError("`net` must be an `MLP`: the Fisher spectrum of a measured network is not available.")

@@ -41,6 +41,19 @@ def test_residual_networks():
     assert text.splitlines()[2].split() == ["1-20", "relu", "gaussian", "0.3", "0.3", "0", "0"]
 
 
+def test_mean_fields_and_measured_networks():
+    lines = str(jfree.propagate(NET)).splitlines()
+    assert lines[:2] == ["Mean field, 4 layers", "  layer  q      phi2    chi"]
+    assert len(lines) == 6
+    layers = jfree.sample_weights(NET, jax.random.key(0))
+    weights, biases = zip(*layers, strict=True)
+    net = jfree.from_weights(weights, biases, NET.activations, jax.random.normal(jax.random.key(1), (64,)))
+    lines = str(net).splitlines()
+    assert lines[0] == "MLP with given weights, 4 layers"
+    assert lines[1].split() == ["layer", "inputs", "per", "output", "q", "phi2", "chi"]
+    assert lines[2].split()[:2] == ["1", "0.25"]
+
+
 def test_spectra_and_results():
     net = jfree.MLP([1, 4], "linear", "gaussian")
     text = str(jfree.jacobian_spectrum(net))
