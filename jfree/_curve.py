@@ -289,10 +289,12 @@ class Curve(eqx.Module):
         """Whether the end of the curve at `z = 0` lies at some `omega < 0`, rather than at 0."""
         return any(operation.moves_zeros for operation in self.operations)
 
-    @property
-    def next_to_atoms(self) -> float:
-        """How near to an atom points are certified, as a power of the rounding."""
-        return 0.3 if any(operation.blurs_atoms for operation in self.operations) else 0.8
+    def next_to_atoms(self) -> Float[Array, ""]:
+        """How near to an atom points are certified, relative to it: closer than a bulk around it is wide."""
+        eps = jnp.finfo(self.rank.dtype).eps
+        far = eps**0.3 if any(operation.blurs_atoms for operation in self.operations) else eps**0.8
+        width = jax.lax.stop_gradient(self.cumulants.spread) ** 0.5
+        return jnp.clip(0.01 * width, eps**0.8, far)
 
     def start(self, omega: Complex[Array, " lanes"]) -> Point:
         rank = self.rank

@@ -418,19 +418,20 @@ def _work_through_rows(
 ) -> _Work:
     """Solves the first row, then every other from between its lanes."""
 
+    def as_nodes(z, work):
+        return _Nodes(log_upper(z - curve.origin()), work, *_neighbours(work.code == OK))
+
     def row_of(few, row):
         first, lanes, z, work = row
-        nodes = _Nodes(few.log_z, few.work, few.left[lanes // stride], few.right[-(-lanes // stride)])
-        work = _work_through(curve, z, work, most, nodes)
-        own = _Nodes(log_upper(z - curve.origin()), work, *_neighbours(work.code == OK))
-        return jax.tree.map(lambda x, y: jnp.where(first, x, y), own, few), work
+        left, right = lanes // stride, jnp.minimum(-(-lanes // stride), z.size - 1)
+        work = _work_through(curve, z, work, most, _Nodes(few.log_z, few.work, few.left[left], few.right[right]))
+        return jax.tree.map(lambda x, y: jnp.where(first, x, y), as_nodes(z, work), few), work
 
     rows = jax.tree.map(lambda x: jnp.moveaxis(x, -2, 0), work)
     first = jax.tree.map(lambda x: x[0], rows)
     if stride == 1:
         return _work_through(curve, z[0], first, most)
-    start = _Nodes(z[0], first, lanes[0], lanes[0])
-    _, rows = jax.lax.scan(row_of, start, (jnp.arange(z.shape[0]) == 0, lanes, z, rows))
+    _, rows = jax.lax.scan(row_of, as_nodes(z[0], first), (jnp.arange(z.shape[0]) == 0, lanes, z, rows))
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], z.size), rows)
 
 

@@ -132,7 +132,8 @@ class ResidualBlock(AbstractOperation):
         step = -change * reciprocal(steepness)
         size = magnitude(jax.lax.stop_gradient(step))
         # Next to that atom c is the rank, and b, all that counts, hardly feels its rounding.
-        felt = jnp.minimum(size, magnitude(jax.lax.stop_gradient(per_b * gain * step)))
+        felt = jnp.maximum(self.count, 1) * magnitude(jax.lax.stop_gradient(per_b * gain * step))
+        felt = jnp.where(steep, jnp.minimum(size, felt), size)
         correction, mismatch = jnp.maximum(correction, felt), jnp.maximum(mismatch, size)
         step = step * jnp.minimum(1, 1 / jnp.maximum(size, 1))
         ratio = ratio * exponential(step)
@@ -167,7 +168,8 @@ class ResidualBlock(AbstractOperation):
         found = jnp.concatenate([ratio[None], inner.reshape(-1, *ratio.shape)])
         dinner = tangents * dc
         tangents = jnp.concatenate([dratio[None], dinner.reshape(-1, *ratio.shape)])
-        bounds = (closeness * (self.count > 0), self.count * jnp.square(closeness), zero)
+        closeness = jnp.where(self.count > 0, closeness, 0)
+        bounds = (closeness, self.count * jnp.square(closeness), zero)
         return Step(after, found, tangents, signs, correction, mismatch, *bounds, rough)
 
     def potential(self, psi, log_z, before, step):

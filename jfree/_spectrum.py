@@ -372,13 +372,13 @@ def _atom_at(curve: Curve, x: Array) -> tuple[Array, Array]:
     places = jnp.where(atoms.masses > 0, jnp.exp(jax.lax.stop_gradient(atoms.log_locations)), jnp.inf)
     nearest = jnp.argmin(jnp.abs(x[:, None] - places), axis=1)
     there = (atoms.masses[nearest] > 0) & (jnp.abs(x - places[nearest]) <= 8 * eps * places[nearest])
-    below = jnp.where(there, places[nearest], 1) * (1 - eps**curve.next_to_atoms)
+    below = jnp.where(there, places[nearest], 1) * (1 - curve.next_to_atoms())
     return jnp.where(there, atoms.masses[nearest], 0), jnp.where(there, below, x)
 
 
 @jax.jit
 def _off_atoms(curve: Curve, x: Array) -> Array:
-    """The curve is singular at an atom, and certified up to a few roundings from it."""
+    """The curve is singular at an atom, and certified up to some distance from it."""
     return _on_axis(_atom_at(curve, x)[1])
 
 
@@ -386,7 +386,7 @@ def _off_atoms(curve: Curve, x: Array) -> Array:
 def _read_cdf(curve: Curve, x: Array, roots: Roots) -> Array:
     point, phi, _ = curve.potential(roots.omega, roots.unknowns)
     mass, below = _atom_at(curve, x)
-    up_to_atom = jnp.maximum(-point.one_plus(1).imag, 0) * jnp.where(mass > 0, 1 - below / x, 0)
+    up_to_atom = jnp.maximum(-point.one_plus(1).imag, 0) * jnp.where(mass > 0, 1 - below / jnp.where(mass > 0, x, 1), 0)
     cdf = 1 - (phi.imag - up_to_atom) / jnp.pi + mass
     cdf = jnp.where(roots.certified, jnp.clip(cdf, 0, 1), jnp.nan)
     return jnp.where(x < 0, 0, jnp.where(x == 0, curve.atoms().zero, cdf))

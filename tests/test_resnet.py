@@ -101,6 +101,7 @@ def test_dead_units_leave_an_atom_at_one():
     # The branch is as good as constant there, and a gap surrounds the atom.
     np.testing.assert_array_equal(spectrum.density(1 + np.array([-1e-3, -1e-4, 1e-4, 1e-3])), 0)
     np.testing.assert_allclose(spectrum.cdf([0.999, 1.0, 1.001]), [alpha, 1 - alpha, 1 - alpha], rtol=1e-12)
+    assert jax.grad(spectrum.cdf)(0.0) == 0
 
 
 @pytest.mark.slow
