@@ -11,10 +11,10 @@ from jaxtyping import Array, Bool, Complex, Float
 
 from ._certificate import rises, tolerated_roughness
 from ._curve import Curve, Signs
-from ._follow import solve
-from ._implicit import implicit_root
+from ._implicit import implicit_root, with_slope
 from ._laws import Atoms
 from ._misc import complex_dtype, magnitude, reciprocal
+from ._solver import solve
 
 _DOWN, _UP, _NEGATIVE = range(3)
 
@@ -129,7 +129,8 @@ def _outermost(curve: Curve, total: Array) -> _Place:
     return _march(curve, total, way, s, last, both)[0]
 
 
-def edges(curve: Curve, atoms: Atoms) -> tuple[Float[Array, ""], Float[Array, ""]]:
+@eqx.filter_jit
+def edges(curve: Curve) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Smallest and largest point of the support away from 0; the smallest is 0 where the bulk reaches it.
 
     Off the support the curve is real, and its critical points are the edges. Marches from both infinities come up to
@@ -137,6 +138,7 @@ def edges(curve: Curve, atoms: Atoms) -> tuple[Float[Array, ""], Float[Array, ""
     unless an atom stands in the way. Where laws are not resolved so far, the march's end is returned; NaN where it
     cannot start.
     """
+    atoms = curve.atoms()
     frozen, now = jax.lax.stop_gradient((curve, atoms))
     place = _outermost(frozen, now.rank)
     omega, unknowns = _critical_point(frozen, place)
@@ -144,7 +146,7 @@ def edges(curve: Curve, atoms: Atoms) -> tuple[Float[Array, ""], Float[Array, ""
     distance = jnp.abs(_along_way(omega.real) - _along_way(place.omega.real))
     critical = place.free & (distance < near) & ((omega.real > 1) == (place.omega.real > 1))
     omega, unknowns = (jnp.where(critical, x, -frozen.reach()) for x in (omega, unknowns))
-    omega = implicit_root(_slope, omega, (curve, unknowns), critical)
+    omega = implicit_root(with_slope(_slope), omega, (curve, unknowns), critical)
     point = curve.point(omega, unknowns)
     log_edge = jnp.where(critical, point.log_scale + jnp.log(magnitude(point.z)), place.log_z)
     apart = jnp.where(now.masses > 0, jnp.abs(now.log_locations - place.log_z[:, None]), jnp.inf)

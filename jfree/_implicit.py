@@ -7,12 +7,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PyTree
 
+Residual = Callable[..., tuple[Array, Array]]
+
 
 def implicit_root(
-    residual: Callable[..., Array], root: Array, args: tuple[PyTree, ...], found: Bool[Array, "..."] | bool = True
+    residual: Residual, root: Array, args: tuple[PyTree, ...], found: Bool[Array, "..."] | bool = True
 ) -> Array:
     """Gives `root` the derivatives of the solution of `residual(root, *args) = 0`, elementwise in `root`.
 
+    `residual` returns its value and its slope in `root`; `with_slope` makes it of a function that returns the value.
     How the root was found does not matter, and is never differentiated:
 
         d root = -(d residual / d root)^-1 sum_i (d residual / d args_i) d args_i.
@@ -22,6 +25,15 @@ def implicit_root(
     """
     dynamic, static = eqx.partition(args, eqx.is_inexact_array)
     return _attach(residual, (static, jnp.asarray(found)), jax.lax.stop_gradient(root), dynamic)
+
+
+def with_slope(fn: Callable[..., Array]) -> Residual:
+    """Where the slope is not at hand."""
+
+    def residual(root, *args):
+        return jax.jvp(lambda r: fn(r, *args), (root,), (jnp.ones_like(root),))
+
+    return residual
 
 
 @eqx.filter_custom_jvp
@@ -34,23 +46,20 @@ def _(primals, tangents):
     residual, (static, found), root, dynamic = primals
     *_, dynamic_tangent = tangents
 
-    def fn(root, dynamic):
-        value = residual(root, *eqx.combine(dynamic, static))
-        return jnp.where(found, value, root - jax.lax.stop_gradient(root))
-
-    def slope_at(root):
-        return jax.jvp(lambda r: fn(r, dynamic), (root,), (jnp.ones_like(root),))[1]
+    def at(root, dynamic):
+        value, slope = residual(root, *eqx.combine(dynamic, static))
+        return jnp.where(found, value, 0), jnp.where(found, slope, 1)
 
     # JAX forgets custom rules when it transposes a scan. The step of Newton's method, which goes nowhere, has the
     # derivatives of the root without one.
     root = _attach(residual, (static, found), root, dynamic)
-    root = root - fn(root, dynamic) / jax.lax.stop_gradient(slope_at(root))
-    slope = slope_at(root)
+    value, slope = at(root, dynamic)
+    root = root - value / jax.lax.stop_gradient(slope)
     dynamic_tangent = jax.tree.map(
         lambda x, t: jnp.zeros_like(x) if t is None and x is not None else t,
         dynamic,
         dynamic_tangent,
         is_leaf=lambda x: x is None,
     )
-    _, change = jax.jvp(lambda d: fn(root, d), (dynamic,), (dynamic_tangent,))
+    (_, slope), (change, _) = jax.jvp(lambda d: at(root, d), (dynamic,), (dynamic_tangent,))
     return root, -change / slope

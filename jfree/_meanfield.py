@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from ._activations import AbstractActivation, as_activation
-from ._implicit import implicit_root
+from ._implicit import implicit_root, with_slope
 from ._misc import check, inexact_asarray
 from ._show import counted, number, runs, Shown, Table
 
@@ -204,7 +204,7 @@ def fixed_point(activation: str | AbstractActivation, sigma_w: ArrayLike, sigma_
     last = jnp.where(jnp.all(jnp.abs(gain) <= rounding), grid.size - 1, last)
     low = grid[jnp.maximum(last, 0)]
     root = bisect(lambda v: -_variance_map(v, *jax.lax.stop_gradient(args)), low, low + (grid[1] - grid[0]))
-    q = jnp.exp(implicit_root(_variance_map, root, args))
+    q = jnp.exp(implicit_root(with_slope(_variance_map), root, args))
     return jnp.where(last < 0, 0, jnp.where(last == grid.size - 1, jnp.nan, q))
 
 
@@ -250,7 +250,7 @@ def critical_sigma_w(
     crossing = jnp.argmax((value[1:] > 0) & (value[:-1] <= 0))
     found = jnp.any((value[1:] > 0) & (value[:-1] <= 0))
     root = bisect(lambda v: _criticality(v, *frozen), grid[crossing], grid[crossing + 1])
-    q = jnp.exp(implicit_root(_criticality, root, args))
+    q = jnp.exp(implicit_root(with_slope(_criticality), root, args))
     q = jnp.where(flat, jnp.exp(grid[0]), q)
     sigma_w = jnp.sqrt((q - jnp.where(flat, 0, jnp.square(sigma_b))) / activation.second_moment(q))
     valid = found | flat

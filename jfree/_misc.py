@@ -121,5 +121,12 @@ def log_one_plus(x: Array, one: Array) -> Array:
     return jnp.where(small, near, log_lower(jnp.where(small, 1, one)))
 
 
+@jax.custom_jvp
 def _log_with_argument(z: Array, argument: Array) -> Array:
-    return jax.lax.complex(jnp.log(magnitude(z)), argument)
+    return jax.lax.complex(0.5 * jnp.log(squared(z)), argument)
+
+
+@_log_with_argument.defjvp
+def _(primals, tangents):
+    (z, argument), (dz, _) = primals, tangents
+    return _log_with_argument(z, argument), dz * reciprocal(z)

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ._curve import Curve
-from ._follow import solve
 from ._misc import complex_dtype, reciprocal
+from ._solver import solve
 
 
 @eqx.filter_jit

@@ -145,8 +145,9 @@ def _either(moments: Transform, w: Array, m: Array, one: Array) -> tuple[Array, 
 
 
 def _law_gap(w, law, m, one):
-    have, want = _either(law.transform(w), w, m, one)
-    return have - want
+    moments = law.transform(w)
+    have, want = _either(moments, w, m, one)
+    return have - want, -moments.slope
 
 
 def _relative(tangent: Array, value: Array) -> Array:

@@ -121,8 +121,7 @@ class ResidualBlock(AbstractOperation):
         signs, correction, mismatch, near, rough = carry
 
         # Newton's step for log(c / b): c moves by `gain` times it, b by minus that.
-        inverse_b, inverse_c = reciprocal(old.one_b), reciprocal(old.one_c)
-        per_b, per_c = reciprocal(old.b) + inverse_b, end.dz * reciprocal(old.c) - 2 * inverse_c
+        per_b, per_c = _per_part(old, end)
         gain = ratio * old.b * reciprocal(1 + ratio)
         steepness = gain * (per_c - per_b)
         # Where z of Y Y^T vanishes, at -rank, it does so linearly: next to an atom at 1.
@@ -213,10 +212,18 @@ def _block_ratio(split: _Split, end: Point) -> Array:
     return end.z * jnp.exp(end.log_scale) * split.b * split.one_b * inverse * inverse
 
 
+def _per_part(split: _Split, end: Point) -> tuple[Array, Array]:
+    """Derivatives of `log(b (1 + b))` in `b` and of `-log((1 + c)^2 / z)` in `c`."""
+    per_c = end.dz * reciprocal(split.c) - 2 * reciprocal(split.one_c)
+    return reciprocal(split.b) + reciprocal(split.one_b), per_c
+
+
 def _block_gap(ratio, branch, inner, m, one):
     split = _Split.of(m, one, ratio)
     end = branch.fold(lambda carry, *_: carry, None, split.branch_start(), jax.lax.stop_gradient(inner))[0]
-    return _block_ratio(split, end) - 1
+    per_b, per_c = _per_part(split, end)
+    found = _block_ratio(split, end)
+    return found - 1, found * (per_c - per_b) * split.b * reciprocal(1 + ratio)
 
 
 def _subordination(one: Array, split: _Split, t: Array) -> tuple[Array, Array, Array]:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ._activations import AbstractActivation
-from ._implicit import implicit_root
+from ._implicit import implicit_root, with_slope
 from ._meanfield import bisect, per_layer
 from ._networks import AbstractNetwork, MLP
 from ._resnet import ResNet
@@ -109,7 +109,7 @@ def criticality(q: float | None = None) -> Constraint:
             ends = jnp.asarray([-40.0, 40.0], phi2.dtype)
             root = bisect(lambda v: _log_chi(v, *frozen), *ends)
             found = jnp.abs(root) < 39.9
-            variance = jnp.where(found, jnp.exp(implicit_root(_log_chi, root, args, found)), jnp.nan)
+            variance = jnp.where(found, jnp.exp(implicit_root(with_slope(_log_chi), root, args, found)), jnp.nan)
             square, _ = _moments(net.activations, index, variance * phi2 + variance_b)
             return square, (jnp.sqrt(variance), variance_b)
 
