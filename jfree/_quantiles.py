@@ -52,10 +52,10 @@ def quantile(curve: Curve, p: Array) -> Array:
     return jnp.where(p <= now.zero, jnp.where(now.zero > 0, 0, lower), found)
 
 
-_KNOWN = 2.0  # stands for a level whose quantile is known
+_KNOWN = -1  # stands for a level whose quantile is known
 
 
-@over_lanes
+@over_lanes(idle=_KNOWN)
 @eqx.filter_jit
 def _quantile_between(tabulated, p):
     curve, places, heights, *roots = tabulated

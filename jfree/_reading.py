@@ -29,24 +29,30 @@ class Solution(eqx.Module):
     num_steps: Int[Array, "..."]
 
 
-def over_lanes(method):
-    """Lets `method(curve, lanes)` take arrays of any shape: at most eight sizes per doubling are compiled."""
+def over_lanes(idle: float):
+    """Lets `method(curve, lanes)` take arrays of any shape: at most eight sizes per doubling are compiled.
 
-    def wrapped(curve, x):
-        if x.size == 0:
-            raise ValueError("At least one point is needed, got an empty array.")
-        grain = max(16, 2 ** (x.size - 1).bit_length() // 8)
-        padding = -x.size % grain
-        if padding == 0 and x.ndim == 1:
-            return method(curve, x)
-        return _unpadded(method(curve, jnp.pad(x.ravel(), (0, padding), mode="edge")), x.shape)
+    Lanes that are `idle` ask for no work. They come first, where what is not solved stands in a sorted grid.
+    """
 
-    return wrapped
+    def over(method):
+        def wrapped(curve, x):
+            if x.size == 0:
+                raise ValueError("At least one point is needed, got an empty array.")
+            grain = max(16, 2 ** (x.size - 1).bit_length() // 8)
+            padding = -x.size % grain
+            if padding == 0 and x.ndim == 1:
+                return method(curve, x)
+            return _unpadded(method(curve, jnp.pad(x.ravel(), (padding, 0), constant_values=idle)), x.shape)
+
+        return wrapped
+
+    return over
 
 
 @partial(jax.jit, static_argnums=1)
 def _unpadded(tree, shape: tuple[int, ...]):
-    return jax.tree.map(lambda y: y[: math.prod(shape)].reshape(shape), tree)
+    return jax.tree.map(lambda y: y[y.shape[0] - math.prod(shape) :].reshape(shape), tree)
 
 
 # Compiled apart from what is read off the roots, and so once for all of it.
@@ -68,7 +74,7 @@ def _read_values(curve: Curve, z: Array, roots: Roots) -> tuple[Array, Array]:
     return jnp.where(roots.certified, point.side * point.m, nan), jnp.where(roots.certified, G, nan)
 
 
-@over_lanes
+@over_lanes(idle=0)
 def solution(curve: Curve, z: Array) -> Solution:
     roots = find_roots(curve, z)
     m, G = _read_values(curve, z, roots)
@@ -95,7 +101,7 @@ def _read_density(curve: Curve, x: Array, z: Array, roots: Roots) -> Array:
     return jnp.where(x < 0, 0, density)
 
 
-@over_lanes
+@over_lanes(idle=-1)
 def density(curve: Curve, x: Array) -> Array:
     z = _density_points(curve, x)
     return _read_density(curve, x, z, find_roots(curve, z))
@@ -112,7 +118,7 @@ def _read_smoothed_density(curve: Curve, z: Array, roots: Roots) -> Array:
     return -G.imag / jnp.pi
 
 
-@over_lanes
+@over_lanes(idle=0)
 def _smoothed_density(curve, z):
     return _read_smoothed_density(curve, z, find_roots(curve, z))
 
@@ -148,7 +154,7 @@ def read_cdf(curve: Curve, x: Array, roots: Roots) -> Array:
     return jnp.where(x < 0, 0, jnp.where(x == 0, curve.atoms().zero, cdf))
 
 
-@over_lanes
+@over_lanes(idle=-1)
 def cdf(curve: Curve, x: Array) -> Array:
     return read_cdf(curve, x, find_roots(curve, off_atoms(curve, x)))
 
@@ -161,7 +167,7 @@ def _read_log_potential(curve: Curve, x: Array, roots: Roots) -> Array:
     return jnp.where(x == 0, at_zero, potential)
 
 
-@over_lanes
+@over_lanes(idle=0)
 def log_potential(curve: Curve, x: Array) -> Array:
-    z = jax.lax.complex(jnp.where(x == 0, 1, x), jnp.zeros_like(x))
+    z = jax.lax.complex(x, jnp.zeros_like(x))
     return _read_log_potential(curve, x, find_roots(curve, z))

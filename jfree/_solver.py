@@ -260,7 +260,10 @@ def _work_through(curve: Curve, z: Array, work: _Work, max_steps: int, nodes: _N
 
 
 def _in_rows(num_lanes: int) -> tuple[Int[Array, "rows chunk"], int]:
-    """Lanes in rows that are worked on one after the other, and a stride: first all at this distance, then the rest."""
+    """Lanes in rows that are worked on one after the other, and a stride: first all at this distance, then the rest.
+
+    The last row is filled up with lanes that are not there.
+    """
     chunk, _ = _widths()
     stride = -(-num_lanes // chunk)
     if stride == 1:
@@ -268,8 +271,7 @@ def _in_rows(num_lanes: int) -> tuple[Int[Array, "rows chunk"], int]:
     num_rows = -(-(num_lanes - -(-num_lanes // stride)) // chunk)
     rank = jnp.arange(num_rows * chunk)
     between = rank // (stride - 1) * stride + rank % (stride - 1) + 1
-    lanes = jnp.concatenate([stride * jnp.arange(chunk), between]).reshape(-1, chunk)
-    return jnp.minimum(lanes, num_lanes - 1), stride
+    return jnp.concatenate([stride * jnp.arange(chunk), between]).reshape(-1, chunk), stride
 
 
 def _work_through_rows(
@@ -309,10 +311,12 @@ def solve(
     in_order = jnp.all(distance[1:] >= distance[:-1])  # as grids are: sorting is slow
     order = jax.lax.cond(in_order, lambda: jnp.arange(num_lanes), lambda: jnp.argsort(distance))
     lanes, stride = _in_rows(num_lanes)
-    order = order[lanes]
-    target, work = _take((target, _work_on(frozen, target, valid, guess)), order)
+    there, lanes = lanes < num_lanes, jnp.minimum(lanes, num_lanes - 1)
+    target, work = _take((target, _work_on(frozen, target, valid, guess)), order[lanes])
+    work = eqx.tree_at(lambda w: w.attempts, work, jnp.where(there, work.attempts, 2))
     work = _work_through_rows(frozen, target, work, lanes, stride, max_steps)
-    back = jnp.zeros(num_lanes, order.dtype).at[order.ravel()].set(jnp.arange(order.size))
+    places = jnp.where(there, order[lanes], num_lanes).ravel()
+    back = jnp.zeros(num_lanes, order.dtype).at[places].set(jnp.arange(places.size), mode="drop")
     return _as_roots(curve, z, _take(work, back))
 
 
