@@ -52,7 +52,7 @@ def quantile(curve: Curve, p: Array) -> Array:
     return jnp.where(p <= now.zero, jnp.where(now.zero > 0, 0, lower), found)
 
 
-_KNOWN = -1  # stands for a level whose quantile is known
+_KNOWN = -1.0  # stands for a level whose quantile is known
 
 
 @over_lanes(idle=_KNOWN)

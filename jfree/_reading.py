@@ -74,7 +74,7 @@ def _read_values(curve: Curve, z: Array, roots: Roots) -> tuple[Array, Array]:
     return jnp.where(roots.certified, point.side * point.m, nan), jnp.where(roots.certified, G, nan)
 
 
-@over_lanes(idle=0)
+@over_lanes(idle=0.0)
 def solution(curve: Curve, z: Array) -> Solution:
     roots = find_roots(curve, z)
     m, G = _read_values(curve, z, roots)
@@ -101,7 +101,7 @@ def _read_density(curve: Curve, x: Array, z: Array, roots: Roots) -> Array:
     return jnp.where(x < 0, 0, density)
 
 
-@over_lanes(idle=-1)
+@over_lanes(idle=-1.0)
 def density(curve: Curve, x: Array) -> Array:
     z = _density_points(curve, x)
     return _read_density(curve, x, z, find_roots(curve, z))
@@ -118,7 +118,7 @@ def _read_smoothed_density(curve: Curve, z: Array, roots: Roots) -> Array:
     return -G.imag / jnp.pi
 
 
-@over_lanes(idle=0)
+@over_lanes(idle=0.0)
 def _smoothed_density(curve, z):
     return _read_smoothed_density(curve, z, find_roots(curve, z))
 
@@ -154,7 +154,7 @@ def read_cdf(curve: Curve, x: Array, roots: Roots) -> Array:
     return jnp.where(x < 0, 0, jnp.where(x == 0, curve.atoms().zero, cdf))
 
 
-@over_lanes(idle=-1)
+@over_lanes(idle=-1.0)
 def cdf(curve: Curve, x: Array) -> Array:
     return read_cdf(curve, x, find_roots(curve, off_atoms(curve, x)))
 
@@ -167,7 +167,7 @@ def _read_log_potential(curve: Curve, x: Array, roots: Roots) -> Array:
     return jnp.where(x == 0, at_zero, potential)
 
 
-@over_lanes(idle=0)
+@over_lanes(idle=0.0)
 def log_potential(curve: Curve, x: Array) -> Array:
     z = jax.lax.complex(x, jnp.zeros_like(x))
     return _read_log_potential(curve, x, find_roots(curve, z))
