@@ -9,12 +9,14 @@ A root is accepted for its certificate, never for how it was found. Two things a
   `gamma` bounded by the distances of `1/m` to the singularities of `f`, of which an atom, `m` infinite, is none.
 """
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Complex, Float, Int
 
-from ._curve import Curve, Point, Signs
+from ._curve import AbstractOperation, Curve, Point, Signs, Step
 from ._misc import log_max, logarithm, magnitude, reciprocal, squared
 
 
@@ -35,7 +37,7 @@ class RESULTS(eqx.Enumeration):
 def as_results(code: Int[Array, " lanes"]) -> RESULTS:  # pyright: ignore[reportInvalidTypeForm]
     """The enumeration item of every lane's code, its position in the enumeration."""
 
-    def one(code):
+    def one(code: Array) -> Any:
         item = RESULTS.successful
         for k, other in enumerate(_ORDER):
             item = RESULTS.where(code == k, other, item)
@@ -67,7 +69,7 @@ class Newton(eqx.Module):
 
 
 def newton_step(curve: Curve, z: Array, omega: Array, unknowns: Array) -> Newton:
-    def largest(sizes, before, operation, step):
+    def largest(sizes: tuple[Array, Array], before: Point, operation: AbstractOperation, step: Step):
         return jnp.maximum(sizes[0], step.correction), jnp.maximum(sizes[1], step.mismatch)
 
     zero = jnp.zeros_like(z.real)
@@ -75,7 +77,9 @@ def newton_step(curve: Curve, z: Array, omega: Array, unknowns: Array) -> Newton
     return _newton_at(curve, z, point, found, tangents, *sizes)
 
 
-def _newton_at(curve, z, point, unknowns, tangents, error, size) -> Newton:
+def _newton_at(
+    curve: Curve, z: Array, point: Point, unknowns: Array, tangents: Array, error: Array, size: Array
+) -> Newton:
     origin = curve.origin()
     moved = reciprocal(point.z - origin)
     ratio = (point.z - origin) * reciprocal(z - origin)
@@ -114,7 +118,7 @@ def certify(
     start = curve.start(omega)
     per_start = squared(start.m) / jnp.maximum(magnitude(start.dm), info.tiny)
 
-    def visit(carry, before, operation, step):
+    def visit(carry: Any, before: Point, operation: AbstractOperation, step: Step) -> Any:
         signs, others, zeros, rough, error = carry
         # One over the distance to the operation's singularities, measured in the 1/m of the start.
         stretch = magnitude(before.dm) / (before.side * squared(before.m)) * per_start

@@ -9,7 +9,8 @@ next to `m` stands `n = m + rank`, so that `1 + b m` keeps its relative accuracy
 """
 
 import abc
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -254,8 +255,8 @@ class Curve(eqx.Module):
         identity = Cumulants(zero, zero, zero, zero - jnp.inf)
         self.cumulants = self._propagated(lambda operation, c: operation.cumulants(c), identity)
 
-    def _propagated(self, apply, state):
-        def layer(state, operations):
+    def _propagated(self, apply: Callable[[AbstractOperation, Any], Any], state: Any) -> Any:
+        def layer(state: Any, operations: tuple[AbstractOperation, ...]) -> tuple[Any, None]:
             for operation in operations:
                 state = apply(operation, state)
             return state, None
@@ -273,7 +274,7 @@ class Curve(eqx.Module):
         """The same spectrum, with neutral layers before the first, and room for more atoms."""
         extra = num_layers - self.num_layers
 
-        def pad(x, neutral):
+        def pad(x: Array, neutral: Array) -> Array:
             return jnp.concatenate([jnp.broadcast_to(neutral[:1], (extra, *x.shape[1:])), x])
 
         operations = tuple(jax.tree.map(pad, operation, operation.neutral()) for operation in self.operations)
@@ -309,7 +310,7 @@ class Curve(eqx.Module):
     def initial_unknowns(self, start: Point) -> Complex[Array, "layers unknowns lanes"]:
         """Exact at infinity, and where every guess starts."""
 
-        def layer(point, operations):
+        def layer(point: Point, operations: tuple[AbstractOperation, ...]) -> tuple[Point, Array]:
             guesses = []
             for operation in operations:
                 guesses.append(operation.guess(point))
@@ -318,18 +319,24 @@ class Curve(eqx.Module):
 
         return jax.lax.scan(layer, start, self.operations)[1]
 
-    def fold(self, visit, carry, start: Point, unknowns: Complex[Array, "layers unknowns lanes"]):
+    def fold(
+        self,
+        visit: Callable[[Any, Point, AbstractOperation, Step], Any],
+        carry: Any,
+        start: Point,
+        unknowns: Complex[Array, "layers unknowns lanes"],
+    ) -> tuple[Point, Any, tuple[Array, Array]]:
         """Runs points through all operations; `visit(carry, before, operation, step) -> carry` sees each.
 
         **Returns:** the last points, the last carry, and the corrected unknowns with their tangents.
         """
 
-        def apply(operation, point, carry, guesses):
+        def apply(operation: AbstractOperation, point: Point, carry: Any, guesses: Array):
             step = operation.advance(point, guesses)
             carry = visit(carry, point, operation, step) if operation.moves_points else carry
             return step.point, carry, step.unknowns, step.tangents
 
-        def layer(state, xs):
+        def layer(state: tuple[Point, Any], xs: tuple[tuple[AbstractOperation, ...], Array]):
             point, carry = state
             operations, guesses = xs
             found, tangents, k = [], [], 0
@@ -357,15 +364,15 @@ class Curve(eqx.Module):
         unknowns = self.initial_unknowns(start)
         tolerance = jnp.finfo(omega.dtype).eps ** 0.3  # of the last correction: the rest is its square
 
-        def largest(size, before, operation, step):
+        def largest(size: Array, before: Point, operation: AbstractOperation, step: Step) -> Array:
             return jnp.maximum(size, step.correction)
 
-        def correct(state):
+        def correct(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             k, unknowns, _ = state
             _, size, (unknowns, _) = self.fold(largest, jnp.zeros_like(omega.real), start, unknowns)
             return k + 1, unknowns, size
 
-        def unfinished(state):
+        def unfinished(state: tuple[Array, Array, Array]) -> Array:
             k, _, size = state
             return (k < max_steps) & jnp.any(size > tolerance)
 
@@ -417,7 +424,7 @@ class Curve(eqx.Module):
     def potential_from(self, start: Point, unknowns: Array) -> tuple[Point, tuple[Array, Array]]:
         """The last point with `Psi` and `log z`, both less `log_scale`, from a point on the curve of the identity."""
 
-        def visit(carry, before, operation, step):
+        def visit(carry: tuple[Array, Array], before: Point, operation: AbstractOperation, step: Step):
             return operation.potential(*carry, before, step)
 
         return self.fold(visit, self.initial_potential(start), start, unknowns)[:2]

@@ -7,10 +7,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Complex, Float
 
 from ._certificate import rises, tolerated_roughness
-from ._curve import Curve, Signs
+from ._curve import AbstractOperation, Curve, Point, Signs, Step
 from ._implicit import implicit_root, with_slope
 from ._laws import Atoms
 from ._misc import complex_dtype, magnitude, reciprocal
@@ -43,13 +44,16 @@ class _Place(eqx.Module):
     free: Bool[Array, " lanes"]
 
 
+_Carry = tuple[Signs, Array, Array, tuple[Array, Array]]
+
+
 def _place(curve: Curve, total: Array, upper: Bool[Array, " lanes"], omega: Array, unknowns: Array) -> _Place:
     """What is at `omega`, from a guess of the unknowns next to them; `total` is the mass off 0."""
     eps = float(jnp.finfo(omega.real.dtype).eps)
     for _ in range(2 if curve.num_unknowns else 0):
         unknowns = curve.corrected(omega, unknowns)
 
-    def visit(carry, before, operation, step):
+    def visit(carry: _Carry, before: Point, operation: AbstractOperation, step: Step) -> _Carry:
         signs, rough, correction, potential = carry
         rough, correction = jnp.maximum(rough, step.roughness), jnp.maximum(correction, step.correction)
         return signs & step.signs, rough, correction, operation.potential(*potential, before, step)
@@ -68,7 +72,7 @@ def _place(curve: Curve, total: Array, upper: Bool[Array, " lanes"], omega: Arra
     return _Place(omega, unknowns, tangents, log_z, point.dz.real, positive, free)
 
 
-def _precision(dtype) -> float:
+def _precision(dtype: DTypeLike) -> float:
     return max(1e-6, float(jnp.finfo(dtype).eps) ** 0.5)
 
 
@@ -79,7 +83,7 @@ def _march(curve: Curve, total: Array, way: Array, s: Array, last: Array, place:
     shares = jnp.arange(1, number + 1, dtype=s.dtype) / number
     upper = jnp.repeat(way == _DOWN, number)
 
-    def step(state):
+    def step(state: tuple[Array, Array, Array, _Place]):
         k, s, stride, place = state
         ahead = jnp.minimum(s[:, None] + stride[:, None] * shares, last[:, None])
         omega = _on_way(way[:, None], ahead).ravel().astype(place.omega.dtype)
@@ -97,7 +101,7 @@ def _march(curve: Curve, total: Array, way: Array, s: Array, last: Array, place:
         stride = jnp.where(count == number, stride * max(number, 2), stride / max(number, 4))
         return k + 1, s, jnp.minimum(stride, last - s), place
 
-    def unfinished(state):
+    def unfinished(state: tuple[Array, Array, Array, _Place]):
         k, _, stride, _ = state
         return (k < 300) & jnp.any(stride > _precision(s.dtype))
 
@@ -113,7 +117,7 @@ def _outermost(curve: Curve, total: Array) -> _Place:
     whole = 1.5 * half
     down, up, negative = (jnp.full(1, way) for way in (_DOWN, _UP, _NEGATIVE))
 
-    def start(way):
+    def start(way: Array) -> _Place:
         omega = _on_way(way, far).astype(complex_dtype(far.dtype))
         return _place(curve, total, way == _DOWN, omega, curve.settle(omega))
 
@@ -163,7 +167,7 @@ def _slope(omega: Complex[Array, " lanes"], curve: Curve, unknowns: Array) -> Co
 def _critical_point(curve: Curve, place: _Place, num_steps: int = 5) -> tuple[Array, Array]:
     """Newton's method for `d log z / du = 0`, from next to it."""
 
-    def correct(_, state):
+    def correct(_: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         omega, unknowns = state
         slope, curvature = jax.jvp(lambda o: _slope(o, curve, unknowns), (omega,), (omega,))
         step = -slope * reciprocal(curvature)

@@ -19,7 +19,7 @@ def limited(step: Array, tangents: Array, limit: Array | float) -> Array:
     return step * jnp.minimum(1, limit / jnp.maximum(size, jnp.finfo(size.dtype).tiny))
 
 
-def moved(omega, unknowns, tangents, step):
+def moved(omega: Array, unknowns: Array, tangents: Array, step: Array) -> tuple[Array, Array]:
     """Updates are multiplicative: what is real stays real."""
     return omega * exponential(step), unknowns * exponential(tangents * step)
 
@@ -131,7 +131,7 @@ def follow(curve: Curve, z: Array, lanes: Array, trust: Array, max_steps: int) -
         active = path.phase != _DONE
         taken = active & good
 
-        def accepted(new, old):
+        def accepted(new: Array, old: Array) -> Array:
             return jnp.where(taken, new, old)
 
         return _Path(
@@ -148,7 +148,7 @@ def follow(curve: Curve, z: Array, lanes: Array, trust: Array, max_steps: int) -
             path.num_steps + active,
         )
 
-    def unfinished(carry):
+    def unfinished(carry: tuple[Array | int, _Path]) -> Array:
         k, path = carry
         return (k < max_steps) & jnp.any(path.phase != _DONE)
 

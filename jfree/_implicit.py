@@ -1,17 +1,18 @@
 """One derivative rule for everything that is found by a solver: the implicit function theorem."""
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, Bool
 
 Residual = Callable[..., tuple[Array, Array]]
 
 
 def implicit_root(
-    residual: Residual, root: Array, args: tuple[PyTree, ...], found: Bool[Array, "..."] | bool = True
+    residual: Residual, root: Array, args: tuple[Any, ...], found: Bool[Array, "..."] | bool = True
 ) -> Array:
     """Gives `root` the derivatives of the solution of `residual(root, *args) = 0`, elementwise in `root`.
 
@@ -30,23 +31,23 @@ def implicit_root(
 def with_slope(fn: Callable[..., Array]) -> Residual:
     """Where the slope is not at hand."""
 
-    def residual(root, *args):
+    def residual(root: Array, *args: Any) -> tuple[Array, Array]:
         return jax.jvp(lambda r: fn(r, *args), (root,), (jnp.ones_like(root),))
 
     return residual
 
 
 @eqx.filter_custom_jvp
-def _attach(residual, static, root, dynamic):
+def _attach(residual: Residual, static: Any, root: Array, dynamic: Any) -> Array:
     return root
 
 
 @_attach.def_jvp
-def _(primals, tangents):
+def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
     residual, (static, found), root, dynamic = primals
     *_, dynamic_tangent = tangents
 
-    def at(root, dynamic):
+    def at(root: Array, dynamic: Any) -> tuple[Array, Array]:
         value, slope = residual(root, *eqx.combine(dynamic, static))
         return jnp.where(found, value, 0), jnp.where(found, slope, 1)
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._curve import Curve
+from ._curve import Curve, Point
 from ._misc import complex_dtype, reciprocal
 from ._solver import solve
 
@@ -25,22 +25,22 @@ def log_moment(curve: Curve, k: int) -> Float[Array, ""]:
     circle = jax.lax.complex(jnp.cos(angle), jnp.sin(angle))
     tolerance = float(jnp.finfo(angle.dtype).eps) ** 0.5
 
-    def power(point, k):
+    def power(point: Point, k: int) -> Array:
         return jnp.mean((point.z**k * point.side * point.m * point.dz).real)
 
-    def encloses(unknowns, omega):
+    def encloses(unknowns: Array, omega: Array) -> Array:
         point = frozen.point(omega, unknowns)
         mean = jnp.exp(cumulants.log_mean - point.log_scale)
         first, second = power(point, 1) / mean, power(point, 2) / jnp.square(mean)
         return (jnp.abs(first - 1) < tolerance) & (jnp.abs(second / (1 + cumulants.spread) - 1) < tolerance)
 
-    def grow(state):
+    def grow(state: tuple[Array, Array, Array, Array]):
         j, omega, *_ = state
         omega = 2 * omega
         unknowns = frozen.settle(omega)
         return j + 1, omega, unknowns, encloses(unknowns, omega)
 
-    def too_small(state):
+    def too_small(state: tuple[Array, Array, Array, Array]) -> Array:
         j, _, _, enclosed = state
         return (j < 40) & ~enclosed
 
@@ -102,7 +102,7 @@ def log_moments(curve: Curve) -> tuple[Float[Array, ""], Float[Array, ""]]:
     lost = jnp.sum(jnp.where(found, 0, density)) / jnp.sum(density)
     density = jnp.where(found, density, 0)
 
-    def moments(log_y, density):
+    def moments(log_y: Array, density: Array) -> tuple[Array, Array]:
         density = density / jnp.sum(density)
         mean = jnp.sum(density * log_y)
         return mean, jnp.sum(density * jnp.square(log_y - mean)) - jnp.pi**2 / 3

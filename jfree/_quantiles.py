@@ -1,6 +1,8 @@
 """Quantiles: Newton's method on the cdf, from a table of it."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -12,10 +14,10 @@ from ._edges import edges
 from ._implicit import implicit_root, with_slope
 from ._misc import exponential, log_max, magnitude, reciprocal
 from ._reading import find_atoms, find_roots, off_atoms, on_axis, over_lanes, read_cdf
-from ._solver import polish, solve
+from ._solver import polish, Roots, solve
 
 
-def _above_p(log_x, curve, p, guess):
+def _above_p(log_x: Array, curve: Curve, p: Array, guess: tuple[Array, Array]) -> Array:
     """`cdf(exp(log_x)) - p`, whose root is the quantile."""
     z = on_axis(jnp.exp(log_x))
     roots = solve(curve, z, guess)
@@ -57,7 +59,7 @@ _KNOWN = -1.0  # stands for a level whose quantile is known
 
 @over_lanes(idle=_KNOWN)
 @eqx.filter_jit
-def _quantile_between(tabulated, p):
+def _quantile_between(tabulated: tuple[Any, ...], p: Array) -> Array:
     curve, places, heights, *roots = tabulated
     dtype = p.dtype
     eps, tiny = float(jnp.finfo(dtype).eps), float(jnp.finfo(dtype).tiny)
@@ -75,7 +77,7 @@ def _quantile_between(tabulated, p):
 
     noise = 4 * eps * (1 + frozen.num_layers / 16)  # of the cdf
 
-    def correct(find, state):
+    def correct(find: Callable[[Curve, Array, tuple[Array, Array]], Roots], state: tuple[Any, ...]):
         k, x, (omega, unknowns), low, high, done, _ = state
         found = find(frozen, on_axis(jnp.exp(x)), (omega, unknowns))
         point, phi, _ = frozen.potential(found.omega, found.unknowns)
@@ -96,7 +98,7 @@ def _quantile_between(tabulated, p):
         done |= ended & (found.certified | (find is solve))
         return k + 1, new, roots, low, high, done, error
 
-    def unfinished(most, state):
+    def unfinished(most: int, state: tuple[Any, ...]) -> Array:
         k, *_, done, _ = state
         return (k < most) & ~jnp.all(done)
 

@@ -1,7 +1,9 @@
 """What is read off the roots: values, densities, cdfs and log-potentials."""
 
 import math
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -29,14 +31,14 @@ class Solution(eqx.Module):
     num_steps: Int[Array, "..."]
 
 
-def over_lanes(idle: float):
+def over_lanes(idle: float) -> Callable[[Callable[[Any, Array], Any]], Callable[[Any, Array], Any]]:
     """Lets `method(curve, lanes)` take arrays of any shape: at most eight sizes per doubling are compiled.
 
     Lanes that are `idle` ask for no work. They come first, where what is not solved stands in a sorted grid.
     """
 
-    def over(method):
-        def wrapped(curve, x):
+    def over(method: Callable[[Any, Array], Any]):
+        def wrapped(curve: Any, x: Array) -> Any:
             if x.size == 0:
                 raise ValueError("At least one point is needed, got an empty array.")
             grain = max(16, 2 ** (x.size - 1).bit_length() // 8)
@@ -51,7 +53,7 @@ def over_lanes(idle: float):
 
 
 @partial(jax.jit, static_argnums=1)
-def _unpadded(tree, shape: tuple[int, ...]):
+def _unpadded(tree: Any, shape: tuple[int, ...]) -> Any:
     return jax.tree.map(lambda y: y[y.shape[0] - math.prod(shape) :].reshape(shape), tree)
 
 
@@ -119,7 +121,7 @@ def _read_smoothed_density(curve: Curve, z: Array, roots: Roots) -> Array:
 
 
 @over_lanes(idle=0.0)
-def _smoothed_density(curve, z):
+def _smoothed_density(curve: Curve, z: Array) -> Array:
     return _read_smoothed_density(curve, z, find_roots(curve, z))
 
 

@@ -5,6 +5,7 @@ is followed itself.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -58,7 +59,7 @@ class _Work(eqx.Module):
         return (self.code != OK) & (self.attempts < 2)
 
 
-def _take(tree, index: Int[Array, " some"]):
+def _take(tree: Any, index: Int[Array, " some"]) -> Any:
     return jax.tree.map(lambda x: x[..., index], tree)
 
 
@@ -72,7 +73,7 @@ def _in_tiles(
     num_lanes, count = chosen.shape[0], jnp.sum(chosen)
     lanes = jnp.pad(jnp.nonzero(chosen, size=num_lanes)[0], (0, -num_lanes % width))
 
-    def update_tile(state):
+    def update_tile(state: tuple[Array, _Work]) -> tuple[Array, _Work]:
         first, work = state
         index = jax.lax.dynamic_slice(lanes, (first,), (width,))
         there = first + jnp.arange(width) < count
@@ -127,7 +128,7 @@ class _Nodes(eqx.Module):
         t = (log_z - log_left) * reciprocal(jnp.where(span == 0, 1, span))
         first_rate, last_rate = span * reciprocal(first.slope), span * reciprocal(last.slope)
 
-        def interpolated(start, end, first_rate, last_rate):
+        def interpolated(start: Array, end: Array, first_rate: Array, last_rate: Array) -> Array:
             rise = logarithm(end * reciprocal(start))
             change = t * (rise + (1 - t) * ((1 - t) * (first_rate - rise) - t * (last_rate - rise)))
             return jnp.where(span == 0, start, start * exponential(change))
@@ -140,7 +141,7 @@ class _Nodes(eqx.Module):
 def _polish(curve: Curve, z: Array, work: _Work, pending: Bool[Array, " lanes"], max_steps: int = 10) -> _Work:
     """Newton's method on the pending lanes, until certified; without the imaginary part where that is rounding only."""
 
-    def advance(state):
+    def advance(state: tuple[Array | int, Array, Array, _Work]) -> tuple[Array | int, Array, Array, _Work]:
         k, active, real, work = state
         newton, settled, code = certify(curve, z, work.omega, work.unknowns, real)
         step = limited(newton.step, newton.tangents, 1.0)
@@ -150,7 +151,7 @@ def _polish(curve: Curve, z: Array, work: _Work, pending: Bool[Array, " lanes"],
         strip = active & (settled | (k >= 3)) & ~real & as_good_as_real(z, newton.slope, omega)
         omega, unknowns = without_imaginary(real | strip, omega), without_imaginary(real | strip, unknowns)
 
-        def pick(new, old):
+        def pick(new: Array, old: Array) -> Array:
             return jnp.where(active, new, old)
 
         new = _Work(
@@ -164,7 +165,7 @@ def _polish(curve: Curve, z: Array, work: _Work, pending: Bool[Array, " lanes"],
         )
         return k + 1, active & (strip | ~settled), real | strip, new
 
-    def unfinished(state):
+    def unfinished(state: tuple[Array | int, Array, Array, _Work]) -> Array:
         k, active, *_ = state
         return (k < max_steps) & jnp.any(active)
 
@@ -176,7 +177,7 @@ def _polish(curve: Curve, z: Array, work: _Work, pending: Bool[Array, " lanes"],
     return eqx.tree_at(lambda w: w.code, found, code)
 
 
-def _residual(omega, curve, unknowns, z):
+def _residual(omega: Array, curve: Curve, unknowns: Array, z: Array) -> tuple[Array, Array]:
     point = curve.point(omega, unknowns)
     return logarithm(point.z * reciprocal(z * jnp.exp(-point.log_scale))), point.dz * reciprocal(omega)
 
@@ -214,18 +215,18 @@ def _work_through(curve: Curve, z: Array, work: _Work, max_steps: int, nodes: _N
     width = min(num_lanes, tile)
     log_z = log_upper(z - curve.origin())
 
-    def search(tile, index, chosen):
+    def search(tile: _Work, index: Array, chosen: Array) -> _Work:
         return _search(curve, z[index], tile, chosen, max_steps)
 
-    def fill_in(work, nodes, chosen):
+    def fill_in(work: _Work, nodes: _Nodes, chosen: Array) -> _Work:
         """Newton's method on the chosen lanes, from between the nodes."""
 
-        def guessed(tile, index, chosen):
+        def guessed(tile: _Work, index: Array, chosen: Array) -> _Work:
             guess = nodes.between(log_z[index], index)
             guess = jax.tree.map(lambda x, y: jnp.where(chosen, x, y), guess, (tile.omega, tile.unknowns))
             return eqx.tree_at(lambda w: (w.omega, w.unknowns), tile, guess)
 
-        def polish(tile, index, chosen):
+        def polish(tile: _Work, index: Array, chosen: Array) -> _Work:
             return _polish(curve, z[index], tile, chosen)
 
         if curve.num_unknowns > 0:
@@ -238,14 +239,14 @@ def _work_through(curve: Curve, z: Array, work: _Work, max_steps: int, nodes: _N
 
     known = jnp.asarray(False) if nodes is None else jnp.any(nodes.work.code == OK)
 
-    def round_of(state):
+    def round_of(state: tuple[Array, _Work]) -> tuple[Array, _Work]:
         k, work = state
         pending, before = work.pending, work.attempts
         number = jnp.where(k == 0, 0, jnp.where(k == 1, _ANCHORS, some))
         work = _in_tiles(search, work, _spread(pending, number), min(some, tile // 2))
         arrived = (work.attempts > before) & (work.code != MAX_STEPS)
 
-        def fill(level, work):
+        def fill(level: Array, work: _Work) -> _Work:
             waiting = pending & (work.code != OK)
             anchors = (work.code == OK) | (arrived & (level == 0))
             between = _Nodes(log_z, work, *_neighbours(anchors))
@@ -279,10 +280,10 @@ def _work_through_rows(
 ) -> _Work:
     """Solves the first row, then every other from between its lanes."""
 
-    def as_nodes(z, work):
+    def as_nodes(z: Array, work: _Work) -> _Nodes:
         return _Nodes(log_upper(z - curve.origin()), work, *_neighbours(work.code == OK))
 
-    def row_of(few, row):
+    def row_of(few: _Nodes, row: tuple[Array, Array, Array, _Work]) -> tuple[_Nodes, _Work]:
         first, lanes, z, work = row
         left, right = lanes // stride, jnp.minimum(-(-lanes // stride), z.size - 1)
         work = _work_through(curve, z, work, most, _Nodes(few.log_z, few.work, few.left[left], few.right[right]))

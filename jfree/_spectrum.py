@@ -1,7 +1,7 @@
 """The spectrum of a random matrix, read off its curve."""
 
-from collections.abc import Sequence
-from typing import Literal, TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TYPE_CHECKING
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -209,7 +209,7 @@ class Spectrum(Shown):
     def _real(self, x: Reals) -> Array:
         return check(floats("x", x, self._dtype), is_finite, "`x` must be finite.")
 
-    def _complex(self, z: ArrayLike | Sequence[complex], allowed, message: str) -> Array:
+    def _complex(self, z: ArrayLike | Sequence[complex], allowed: Callable[[Any], Any], message: str) -> Array:
         return check(jnp.asarray(z, complex_dtype(self._dtype)), allowed, message)
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import jfree
+from jfree._memory import check_memory
 from jfree.empirical import (
     fisher_eigenvalues,
     full_fisher_eigenvalues,
@@ -143,6 +144,17 @@ def test_what_does_not_fit_is_refused():
         jacobian_eigenvalues(RELU, KEY, width=10**6)
     with pytest.raises(MemoryError, match=r"`num_inputs` or `width` must be smaller"):
         full_fisher_eigenvalues(RELU, KEY, 10**4, width=1000)
+
+
+def test_refuses_what_its_container_cannot_hold(monkeypatch, tmp_path):
+    for name, text in (("max", "4000000"), ("current", "3500000"), ("stat", "anon 9\ninactive_file 250000\n")):
+        (tmp_path / f"memory.{name}").write_text(text)
+    monkeypatch.setattr("jfree._memory._CONTAINER", tmp_path)
+    check_memory("`width`", 750_000)
+    with pytest.raises(MemoryError, match="`width` must be smaller"):
+        check_memory("`width`", 750_001)
+    (tmp_path / "memory.max").write_text("max\n")
+    check_memory("`width`", 750_001)
 
 
 def test_samples_do_not_depend_on_how_many_are_drawn_at_once(monkeypatch):
