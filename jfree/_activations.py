@@ -49,7 +49,7 @@ class AbstractTwoSlopes(AbstractActivation):
     def slopes(self, q: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """`(alpha, gamma)`."""
 
-    def slope_moment(self, q):
+    def slope_moment(self, q: Array) -> Array:
         alpha, gamma = self.slopes(q)
         return alpha * gamma
 
@@ -64,45 +64,45 @@ class AbstractManySlopes(AbstractActivation):
         A network in which no other layer has such a law needs more: its subordination points come down to the axis.
         """
 
-    def slope_moment(self, q):
+    def slope_moment(self, q: Array) -> Array:
         return jnp.exp(self.slope_law(q).log_mean)
 
 
 class Linear(AbstractTwoSlopes):
     """`x`."""
 
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         return x
 
-    def derivative(self, x):
+    def derivative(self, x: Array) -> Array:
         return jnp.ones_like(x)
 
-    def second_moment(self, q):
+    def second_moment(self, q: Array) -> Array:
         return q
 
-    def mean(self, q):
+    def mean(self, q: Array) -> Array:
         return jnp.zeros_like(q)
 
-    def slopes(self, q):
+    def slopes(self, q: Array) -> tuple[Array, Array]:
         return jnp.ones_like(q), jnp.ones_like(q)
 
 
 class ReLU(AbstractTwoSlopes):
     """`max(x, 0)`."""
 
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         return jnp.maximum(x, 0)
 
-    def derivative(self, x):
+    def derivative(self, x: Array) -> Array:
         return jnp.where(x > 0, 1, 0).astype(x.dtype)
 
-    def second_moment(self, q):
+    def second_moment(self, q: Array) -> Array:
         return q / 2
 
-    def mean(self, q):
+    def mean(self, q: Array) -> Array:
         return jnp.sqrt(q / (2 * jnp.pi))
 
-    def slopes(self, q):
+    def slopes(self, q: Array) -> tuple[Array, Array]:
         return jnp.full_like(q, 0.5), jnp.ones_like(q)
 
 
@@ -117,19 +117,19 @@ class LeakyReLU(AbstractManySlopes):
     def __init__(self, negative_slope: ArrayLike = 0.01):
         self.negative_slope = _finite("negative_slope", negative_slope)
 
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         return jnp.where(x > 0, x, self.negative_slope * x)
 
-    def derivative(self, x):
+    def derivative(self, x: Array) -> Array:
         return jnp.where(x > 0, jnp.ones_like(x), self.negative_slope)
 
-    def second_moment(self, q):
+    def second_moment(self, q: Array) -> Array:
         return q * (1 + jnp.square(self.negative_slope)) / 2
 
-    def mean(self, q):
+    def mean(self, q: Array) -> Array:
         return (1 - self.negative_slope) * jnp.sqrt(q / (2 * jnp.pi))
 
-    def slope_law(self, q, refine=1):
+    def slope_law(self, q: Array, refine: int = 1) -> Law:
         square = jnp.square(self.negative_slope).astype(q.dtype)
         half = jnp.asarray(0.5, q.dtype)
         zero = jnp.where(square == 0, half, 0)
@@ -151,21 +151,21 @@ class ShiftedReLU(AbstractTwoSlopes):
     def __init__(self, shift: ArrayLike):
         self.shift = _finite("shift", shift)
 
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         return jnp.maximum(x, self.shift)
 
-    def derivative(self, x):
+    def derivative(self, x: Array) -> Array:
         return jnp.where(x > self.shift, 1, 0).astype(x.dtype)
 
-    def second_moment(self, q):
+    def second_moment(self, q: Array) -> Array:
         t = self.shift / jnp.sqrt(q)
         return q * (ndtr(-t) + t * _normal(t)) + jnp.square(self.shift) * ndtr(t)
 
-    def mean(self, q):
+    def mean(self, q: Array) -> Array:
         t = self.shift / jnp.sqrt(q)
         return jnp.sqrt(q) * _normal(t) + self.shift * ndtr(t)
 
-    def slopes(self, q):
+    def slopes(self, q: Array) -> tuple[Array, Array]:
         return ndtr(-self.shift / jnp.sqrt(q)), jnp.ones_like(q)
 
 
@@ -182,44 +182,44 @@ class HardTanh(AbstractTwoSlopes):
         self.gain = _positive("gain", gain)
         self.limit = _positive("limit", limit)
 
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         return jnp.clip(self.gain * x, -self.limit, self.limit)
 
-    def derivative(self, x):
+    def derivative(self, x: Array) -> Array:
         return jnp.where(jnp.abs(self.gain * x) < self.limit, self.gain, jnp.zeros_like(x))
 
-    def second_moment(self, q):
+    def second_moment(self, q: Array) -> Array:
         r = q * jnp.square(self.gain / self.limit)
         p = erf(1 / jnp.sqrt(2 * r))
         inside = r * (p - jnp.sqrt(2 / (jnp.pi * r)) * jnp.exp(-1 / (2 * r)))
         return jnp.square(self.limit) * (inside + erfc(1 / jnp.sqrt(2 * r)))
 
-    def mean(self, q):
+    def mean(self, q: Array) -> Array:
         return jnp.zeros_like(q)
 
-    def slopes(self, q):
+    def slopes(self, q: Array) -> tuple[Array, Array]:
         return erf(self.limit / (self.gain * jnp.sqrt(2 * q))), jnp.broadcast_to(jnp.square(self.gain), q.shape)
 
 
 class HardSine(AbstractTwoSlopes):
     """The triangle wave of slope 1 and period 4, `2/pi arcsin(sin(pi x / 2))`."""
 
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         return jnp.abs(jnp.mod(x - 1, 4) - 2) - 1
 
-    def derivative(self, x):
+    def derivative(self, x: Array) -> Array:
         return jnp.where(jnp.mod(x - 1, 4) < 2, -jnp.ones_like(x), 1)
 
-    def second_moment(self, q):
+    def second_moment(self, q: Array) -> Array:
         n = jnp.arange(1, 80, dtype=q.dtype)
         signs = jnp.where(n % 2 == 0, 1, -1)
         series = 1 / 3 + 4 / jnp.pi**2 * jnp.sum(signs * jnp.exp(-q * jnp.square(jnp.pi * n) / 2) / jnp.square(n))
         return jnp.where(q < 0.01, q, series)  # below, P(|h| > 1) < 1e-22 and the series is long
 
-    def mean(self, q):
+    def mean(self, q: Array) -> Array:
         return jnp.zeros_like(q)
 
-    def slopes(self, q):
+    def slopes(self, q: Array) -> tuple[Array, Array]:
         return jnp.ones_like(q), jnp.ones_like(q)
 
 
@@ -238,7 +238,7 @@ class AbstractSmooth(AbstractManySlopes):
     def bend(self, x: Float[Array, " nodes"], q: Float[Array, ""]) -> Float[Array, " nodes"]:
         """Imaginary part of the contour above `x`."""
 
-    def slope_law(self, q, refine=1):
+    def slope_law(self, q: Array, refine: int = 1) -> Law:
         x, weights, coarse = graded_nodes(q, refine * self.num_nodes, even=self.even, clusters=self.clusters)
         bend = lambda x: self.bend(x, jax.lax.stop_gradient(q))  # noqa: E731
         height, rise = jax.jvp(bend, (x,), (jnp.ones_like(x),))
@@ -247,13 +247,13 @@ class AbstractSmooth(AbstractManySlopes):
         points = jnp.square(self.derivative(h))
         return Law.from_points(points, measure * weights, measure * coarse, Atoms.none(q.dtype))
 
-    def second_moment(self, q):
+    def second_moment(self, q: Array) -> Array:
         return self._expect(lambda x: jnp.square(self(x)), q)
 
-    def mean(self, q):
+    def mean(self, q: Array) -> Array:
         return self._expect(self, q)
 
-    def _expect(self, fn, q):
+    def _expect(self, fn: Callable[[Array], Array], q: Array) -> Array:
         x, weights, _ = graded_nodes(q, 400, even=False)  # to the last digit for all of them
         # Normalised by the rule's own mass, which removes what is cut off beyond its reach.
         measure = weights * gaussian_density(x, q)
@@ -272,16 +272,16 @@ class Tanh(AbstractSmooth):
     even = True
     clusters = ((0.0, 1e-4),)
 
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         return jnp.tanh(x)
 
-    def derivative(self, x):
+    def derivative(self, x: Array) -> Array:
         return _sech_square(x)
 
-    def mean(self, q):
+    def mean(self, q: Array) -> Array:
         return jnp.zeros_like(q)
 
-    def bend(self, x, q):
+    def bend(self, x: Array, q: Array) -> Array:
         return 0.39 * jnp.tanh(1.25 * x)
 
 
@@ -292,16 +292,16 @@ class Sigmoid(AbstractSmooth):
     even = True
     clusters = ((0.0, 1e-4),)
 
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         return jax.nn.sigmoid(x)
 
-    def derivative(self, x):
+    def derivative(self, x: Array) -> Array:
         return _sech_square(x / 2) / 4
 
-    def mean(self, q):
+    def mean(self, q: Array) -> Array:
         return jnp.full_like(q, 0.5)
 
-    def bend(self, x, q):
+    def bend(self, x: Array, q: Array) -> Array:
         return 0.78 * jnp.tanh(0.63 * x)
 
 
@@ -312,19 +312,19 @@ class Erf(AbstractSmooth):
     even = True
     clusters = ((0.0, 1e-4),)
 
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         return erf(x)
 
-    def derivative(self, x):
+    def derivative(self, x: Array) -> Array:
         return 2 / math.sqrt(math.pi) * jnp.exp(-jnp.square(x))
 
-    def second_moment(self, q):
+    def second_moment(self, q: Array) -> Array:
         return 2 / jnp.pi * jnp.arctan(2 * q / jnp.sqrt(1 + 4 * q))
 
-    def mean(self, q):
+    def mean(self, q: Array) -> Array:
         return jnp.zeros_like(q)
 
-    def bend(self, x, q):
+    def bend(self, x: Array, q: Array) -> Array:
         return 0.5 * x / (1 + 1.27 * jnp.square(x))
 
 
@@ -335,13 +335,13 @@ class Softplus(AbstractSmooth):
     even = False
     clusters = ()
 
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         return jax.nn.softplus(x)
 
-    def derivative(self, x):
+    def derivative(self, x: Array) -> Array:
         return _logistic(x)
 
-    def bend(self, x, q):
+    def bend(self, x: Array, q: Array) -> Array:
         return jnp.broadcast_to(-_limited(0.78, q), x.shape)
 
 
@@ -352,14 +352,14 @@ class SiLU(AbstractSmooth):
     even = False
     clusters = ((-2.3993572805154674, 1e-3), (-1.2784645427610738, 1e-7), (2.3993572805154674, 1e-3))
 
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         return jax.nn.silu(x)
 
-    def derivative(self, x):
+    def derivative(self, x: Array) -> Array:
         s = _logistic(x)
         return s * (1 + x * _logistic(-x))
 
-    def bend(self, x, q):
+    def bend(self, x: Array, q: Array) -> Array:
         return _limited(0.6, q) * _signs(x, -2.3993572805154674, -1.2784645427610738, 2.3993572805154674)
 
 
@@ -370,14 +370,14 @@ class GELU(AbstractSmooth):
     even = False
     clusters = ((-1.4142135623730951, 1e-3), (-0.7517915240843226, 1e-7), (1.4142135623730951, 1e-3))
 
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         return x * ndtr(x)
 
-    def derivative(self, x):
+    def derivative(self, x: Array) -> Array:
         cdf = complex_ndtr(x) if jnp.iscomplexobj(x) else ndtr(x)
         return cdf + x * _normal(x)
 
-    def bend(self, x, q):
+    def bend(self, x: Array, q: Array) -> Array:
         decay = 1 / jnp.sqrt(1 + jnp.square(x) / 2)
         return _limited(0.5, q) * decay * _signs(x, -1.4142135623730951, -0.7517915240843226, 1.4142135623730951)
 

@@ -147,13 +147,13 @@ def _density(net: PaddedMLP, x: Float[Array, " points"]) -> Float[Array, " point
     return spectrum.density(t) * t * (2 * np.log(10)) / (1 - spectrum.mass_at_zero())
 
 
-def _chi(activation, sigma_w, q):
+def _chi(activation: AbstractActivation, sigma_w: Array, q: Array) -> Array:
     """`chi` at a fixed point, 0 and those beyond all bounds (NaN) included."""
     return jnp.square(sigma_w) * activation.slope_moment(in_range(jnp.where(jnp.isnan(q), np.exp(30), q)))
 
 
 _compiling = threading.Lock()  # the same program twice at once would take twice as long
-_compiled = set()
+_compiled: set[tuple[str, str]] = set()
 
 
 def is_compiled(settings: Settings) -> bool:
@@ -197,11 +197,11 @@ def phases(activation: str) -> Phases:
 
 
 @eqx.filter_jit
-def _phases(activation) -> Phases:
+def _phases(activation: AbstractActivation) -> Phases:
     sigma_w, sigma_b = _cells(SIGMA_W, _CELLS[0]), _cells(SIGMA_B, _CELLS[1])
     line = jnp.linspace(*SIGMA_B, 41)
 
-    def log_chi(sigma_w, sigma_b):
+    def log_chi(sigma_w: Array, sigma_b: Array) -> Array:
         return jnp.log(_chi(activation, sigma_w, fixed_point(activation, sigma_w, sigma_b)))
 
     grid = jax.vmap(lambda b: jax.vmap(lambda w: log_chi(w, b))(sigma_w))(sigma_b)
@@ -237,11 +237,11 @@ _descent = optax.chain(
 )
 
 
-def _sigma_w(net):
+def _sigma_w(net: PaddedMLP) -> Array:
     return net.net.sigma_w
 
 
-def _sigma_w_and_b(net):
+def _sigma_w_and_b(net: PaddedMLP) -> tuple[Array, Array]:
     return net.net.sigma_w, net.net.sigma_b
 
 

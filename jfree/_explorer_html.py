@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple, TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Array
+from numpy.typing import ArrayLike
 
 if TYPE_CHECKING:
     from ._explorer import Phases, Picture, Sample, Settings
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
 _BLUE, _ORANGE, _RED = "#4c8dd6", "#e0853a", "#d1495b"
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _BINS = 60
+
+_Ticks = list[tuple[float, str]]
 
 
 class _Frame(NamedTuple):
@@ -25,15 +29,15 @@ class _Frame(NamedTuple):
 
     left, right, top, bottom = 52, 14, 12, 44
 
-    def across(self, x) -> Any:
+    def across(self, x: ArrayLike) -> Any:
         share = (np.asarray(x) - self.x[0]) / (self.x[1] - self.x[0])
         return self.left + share * (self.width - self.left - self.right)
 
-    def down(self, y) -> Any:
+    def down(self, y: ArrayLike) -> Any:
         share = (np.asarray(y) - self.y[0]) / (self.y[1] - self.y[0])
         return self.height - self.bottom - share * (self.height - self.top - self.bottom)
 
-    def line(self, x, y, name: str, color: str) -> str:
+    def line(self, x: Array | np.ndarray, y: Array | np.ndarray, name: str, color: str) -> str:
         """A line through the points, broken where one is NaN."""
         x, y = self.across(x), self.down(y)
         runs = np.ma.clump_unmasked(np.ma.masked_invalid(x + y))
@@ -57,7 +61,7 @@ class _Frame(NamedTuple):
         side = "end" if a > 0.8 * self.width else "start"
         return line + ' stroke-width="2"/>' + self.dot(x, height, "atom", _ORANGE) + _text(a, b + 4, text, side, 9)
 
-    def svg(self, parts: Iterable[str], x_ticks, y_ticks, x_label: str, y_label: str, name: str) -> str:
+    def svg(self, parts: Iterable[str], x_ticks: _Ticks, y_ticks: _Ticks, x_label: str, y_label: str, name: str) -> str:
         inner = self.width - self.left - self.right, self.height - self.top - self.bottom
         floor, middle = self.height - self.bottom, self.left + inner[0] / 2
         clip = f'<clipPath id="{name}-frame"><rect x="{self.left}" y="{self.top - 6}" '
@@ -131,7 +135,7 @@ def _bars(sample: "Sample", ends: tuple[float, float]) -> list[tuple[tuple[float
     return [((a, b), height) for a, b, height in zip(edges[:-1], edges[1:], heights.tolist(), strict=True)]
 
 
-def _decades(ends: tuple[float, float]) -> list[tuple[float, str]]:
+def _decades(ends: tuple[float, float]) -> _Ticks:
     """Ticks of a logarithmic axis."""
     low, high = math.ceil(ends[0] - 1e-9), math.floor(ends[1] + 1e-9)
     if ends[1] - ends[0] <= 3:
@@ -141,7 +145,7 @@ def _decades(ends: tuple[float, float]) -> list[tuple[float, str]]:
     return [(k, "10" + str(k).translate(_SUPERSCRIPTS)) for k in range(low, high + 1) if k % step == 0]
 
 
-def _ticks(ends: tuple[float, float]) -> list[tuple[float, str]]:
+def _ticks(ends: tuple[float, float]) -> _Ticks:
     span = ends[1] - ends[0]
     unit = 10.0 ** math.floor(math.log10(span / 3))
     step = next(unit * k for k in (1, 2, 5, 10) if span / (unit * k) <= 6)

@@ -54,20 +54,20 @@ class FromFunction(AbstractManySlopes):
             raise ValueError(f"`num_nodes` must be 8 at least, got {num_nodes}.")
         self.num_nodes = num_nodes
 
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         return jnp.vectorize(self.fn)(x)
 
-    def derivative(self, x):
+    def derivative(self, x: Array) -> Array:
         return jnp.vectorize(jax.grad(self.fn))(x)
 
-    def _panels(self, q, refine=1):
+    def _panels(self, q: Array, refine: int = 1) -> tuple[Array, Array, Array]:
         # A knot at 0 in any case: half of all activations have their structure there.
         knots = tuple(sorted({*self.knots, 0.0}))
         nodes, weights, coarse = panel_nodes(q, knots, refine * self.num_nodes // 2)
         density = gaussian_density(nodes, q)
         return nodes, weights * density, coarse * density
 
-    def _expect(self, fn, q):
+    def _expect(self, fn: Callable[[Array], Array], q: Array) -> Array:
         """`E fn(sqrt(q) Z)`, NaN where the quadrature does not resolve it."""
         nodes, weights, coarse = self._panels(q, refine=4)
         values = fn(nodes)
@@ -76,16 +76,16 @@ class FromFunction(AbstractManySlopes):
         tolerance = max(4e-9, 100 * float(jnp.finfo(q.dtype).eps))  # of kinks the finer rule sees a quarter
         return jnp.where(jnp.abs(fine - rough) <= tolerance * size, fine, jnp.nan)
 
-    def second_moment(self, q):
+    def second_moment(self, q: Array) -> Array:
         return self._expect(lambda x: jnp.square(self(x)), q)
 
-    def mean(self, q):
+    def mean(self, q: Array) -> Array:
         return self._expect(self, q)
 
-    def slope_moment(self, q):
+    def slope_moment(self, q: Array) -> Array:
         return self._expect(lambda x: jnp.square(self.derivative(x)), q)
 
-    def slope_law(self, q, refine=1):
+    def slope_law(self, q: Array, refine: int = 1) -> Law:
         nodes, weights, coarse = self._panels(q, refine)
         points = jnp.square(self.derivative(nodes))
         # Off by more than 1e-7 in its mean it is another law.

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from ._activations import (
@@ -75,7 +76,7 @@ class ResidualMLP(eqx.Module):
         use_bias: bool = True,
         in_size: int | None = None,
         out_size: int | None = None,
-        dtype=None,
+        dtype: DTypeLike | None = None,
         *,
         key: PRNGKeyArray,
     ):
@@ -208,11 +209,11 @@ def _from_residual(model: ResidualMLP, q0: ArrayLike, weights: str | AbstractWei
     return ResNet(depth, activation, weights, sigma_w, sigma_b, sigma_w.shape[1], q0)
 
 
-def _is_linear(node) -> bool:
+def _is_linear(node: Any) -> bool:
     return isinstance(node, eqx.nn.Linear)
 
 
-def _linears(model) -> list[eqx.nn.Linear]:
+def _linears(model: eqx.Module) -> list[eqx.nn.Linear]:
     """The layers that a network consists of."""
     trunk = model.blocks if isinstance(model, ResidualMLP) else model
     return [node for node in jax.tree.leaves(trunk, is_leaf=_is_linear) if _is_linear(node)]
@@ -342,6 +343,8 @@ def _activation(fn: Activation) -> AbstractActivation:
             return LeakyReLU(**options)
         case partial(func=func) if func is jax.nn.gelu:
             return GELU()
+        case _:
+            pass
     for kind, function in (*_FUNCTIONS.items(), *_MORE_FUNCTIONS):
         if fn is function:
             return kind()

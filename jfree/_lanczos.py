@@ -37,7 +37,7 @@ class LanczosDensity(eqx.Module):
         left = total - jnp.where(self.converged, 1, 0.5) * self.weights
         right = jnp.where(self.converged, total, left)
 
-        def one(nodes, left, right):
+        def one(nodes: Array, left: Array, right: Array) -> Array:
             heights = jnp.stack([left, right], axis=1).ravel()
             return jnp.where(x >= nodes[-1], 1, jnp.interp(x, jnp.repeat(nodes, 2), heights, left=0))
 
@@ -104,7 +104,7 @@ def _quadrature(
     eps = float(jnp.finfo(x.dtype).eps)
     decompose = hessenberg(num_steps, reortho="full", custom_vjp=False)
 
-    def one(vector):
+    def one(vector: Array) -> tuple[Array, Array, Array]:
         found = decompose(lambda v: pull(push(v))[0], vector / jnp.linalg.norm(vector))
         assert isinstance(found.J_small, Array)
         diagonal = jnp.diagonal(found.J_small)

@@ -3,6 +3,7 @@
 import equinox as eqx
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Complex, Float, Inexact
 
 from ._misc import log_upper, reciprocal, squared
@@ -16,11 +17,11 @@ class Atoms(eqx.Module):
     masses: Float[Array, "... atoms"]
 
     @staticmethod
-    def none(dtype) -> "Atoms":
+    def none(dtype: DTypeLike) -> "Atoms":
         return Atoms(jnp.ones((), dtype), jnp.zeros(1, dtype), jnp.zeros(1, dtype))
 
     @staticmethod
-    def identity(size: int, dtype) -> "Atoms":
+    def identity(size: int, dtype: DTypeLike) -> "Atoms":
         masses = jnp.zeros(size, dtype).at[0].set(1)
         return Atoms(jnp.ones((), dtype), jnp.zeros(size, dtype), masses)
 
@@ -110,15 +111,15 @@ class Law(eqx.Module):
         return Law(points, weights, weighted, jnp.abs(weighted), unresolved, jnp.log(mean), spread, atoms)
 
     @staticmethod
-    def point_mass(dtype) -> "Law":
+    def point_mass(dtype: DTypeLike) -> "Law":
         one, zero = jnp.ones(1, dtype), jnp.zeros((), dtype)
         return Law(one, one, one, one, 0 * one, zero, zero, Atoms(one[0], jnp.zeros(1, dtype), one))
 
-    def resized(self, num_points: int, num_atoms: int, dtype) -> "Law":
+    def resized(self, num_points: int, num_atoms: int, dtype: DTypeLike) -> "Law":
         """Padded with points of weight zero, so that laws of several layers stack."""
         extra = num_points - self.points.shape[-1]
 
-        def pad(x, value, dtype=dtype):
+        def pad(x: Array, value: float, dtype: DTypeLike = dtype) -> Array:
             return jnp.pad(x.astype(dtype), [(0, 0)] * (x.ndim - 1) + [(0, extra)], constant_values=value)
 
         return Law(

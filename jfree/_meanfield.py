@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float
 
 from ._activations import AbstractActivation, as_activation
@@ -64,7 +65,7 @@ def _per_layer(stacks: list[AbstractActivation], layers: Layers, method: Callabl
     for k, mine in enumerate(layers):
         slot[list(mine)], kind[list(mine)] = np.arange(len(mine)), k
 
-    def branch(stack):
+    def branch(stack: AbstractActivation) -> Callable[..., Any]:
         return lambda layer, q: method(jax.tree.map(lambda x: x[jnp.asarray(slot)[layer]], stack), q)
 
     branches = [branch(stack) for stack in stacks]
@@ -81,7 +82,7 @@ def every_layer(activations: tuple[AbstractActivation, ...], method: Callable[..
 def _every_layer(stacks: list[AbstractActivation], layers: Layers, method: Callable[..., Any]) -> Callable[..., Any]:
     order = np.argsort(np.concatenate(layers))
 
-    def apply(q):
+    def apply(q: Array):
         parts = [jax.vmap(method)(stack, q[np.asarray(mine)]) for stack, mine in zip(stacks, layers, strict=True)]
         return jax.tree.map(lambda *xs: jnp.concatenate(xs)[order], *parts)
 
@@ -96,7 +97,7 @@ def in_range(q: Array) -> Array:
     return jnp.maximum(q, _homogeneous(q.dtype))
 
 
-def _homogeneous(dtype) -> float:
+def _homogeneous(dtype: DTypeLike) -> float:
     return 100 * float(jnp.finfo(dtype).eps) ** 2
 
 
@@ -142,7 +143,7 @@ def _second_moments(
 ) -> Float[Array, " layers"]:
     moment = _per_layer(stacks, layers, second_moment)
 
-    def layer(phi2, xs):
+    def layer(phi2: Array, xs: tuple[Array, Array, Array]):
         index, *variance = xs
         phi2 = moment(index, _preactivations(phi2, *variance))
         return phi2, phi2
@@ -151,14 +152,14 @@ def _second_moments(
 
 
 @_second_moments.def_jvp
-def _(primals, tangents):
+def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
     """All layers' own derivatives at once, and their product by an associative scan: no loop to be transposed."""
     layers, stacks, variances, q0 = primals
     phi2 = _second_moments(*primals)
     before = jnp.append(q0, phi2[:-1])
     dynamic, static = eqx.partition(stacks, eqx.is_inexact_array)
 
-    def after(before, dynamic, variances):
+    def after(before: Array, dynamic: Any, variances: tuple[Array, Array]) -> Array:
         moments = _every_layer(eqx.combine(dynamic, static), layers, second_moment)
         return moments(_preactivations(before, *variances))
 
@@ -173,13 +174,13 @@ def _(primals, tangents):
     start = jnp.zeros_like(before).at[0].set(changes[2])
     _, direct = jax.jvp(after, (before, dynamic, variances), (start, *changes[:2]))
 
-    def join(first, last):
+    def join(first: tuple[Array, Array], last: tuple[Array, Array]) -> tuple[Array, Array]:
         return first[0] * last[0], last[0] * first[1] + last[1]
 
     return phi2, jax.lax.associative_scan(join, (slope, direct))[1]
 
 
-def _variance_map(log_q, activation, sigma_w, sigma_b):
+def _variance_map(log_q: Array, activation: AbstractActivation, sigma_w: Array, sigma_b: Array) -> Array:
     q = jnp.exp(log_q)
     return jnp.log(jnp.square(sigma_w) * activation.second_moment(q) + jnp.square(sigma_b)) - log_q
 
@@ -208,10 +209,10 @@ def fixed_point(activation: str | AbstractActivation, sigma_w: ArrayLike, sigma_
     return jnp.where(last < 0, 0, jnp.where(last == grid.size - 1, jnp.nan, q))
 
 
-def bisect(fn, low, high):
+def bisect(fn: Callable[[Array], Array], low: Array, high: Array) -> Array:
     """The sign change of a scalar function that goes from negative to positive."""
 
-    def halve(_, bracket):
+    def halve(_: Array, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bracket
         middle = 0.5 * (low + high)
         below = fn(middle) < 0
@@ -220,7 +221,7 @@ def bisect(fn, low, high):
     return jax.lax.fori_loop(0, 60, halve, (low, high))[0]
 
 
-def _criticality(log_q, activation, sigma_b):
+def _criticality(log_q: Array, activation: AbstractActivation, sigma_b: Array) -> Array:
     """Positive where `chi > 1` at the `sigma_w` that makes `q` a fixed point."""
     q = jnp.exp(log_q)
     variance_w = (q - jnp.square(sigma_b)) / activation.second_moment(q)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float
 
 from ._activations import AbstractActivation, as_activation, Linear
@@ -125,7 +126,7 @@ def from_weights(
     return MeasuredMLP(sizes[:-1] / sizes[1:], _Spectra.of(eigenvalues), _Spectra.of(slopes), field)
 
 
-def _finite(name: str, value: ArrayLike, dtype) -> Array:
+def _finite(name: str, value: ArrayLike, dtype: DTypeLike) -> Array:
     return check(floats(name, value, dtype), is_finite, f"`{name}` must be finite.")
 
 
@@ -145,7 +146,7 @@ def _widths(weights: list[Array], x: Array) -> list[int]:
     return widths
 
 
-def _biases(biases: Sequence[ArrayLike | None], sizes: list[int], dtype) -> list[Array]:
+def _biases(biases: Sequence[ArrayLike | None], sizes: list[int], dtype: DTypeLike) -> list[Array]:
     if len(biases) != len(sizes):
         raise ValueError(f"`biases` must have one entry per layer: {len(sizes)}, got {len(biases)}.")
     filled = [
@@ -157,7 +158,9 @@ def _biases(biases: Sequence[ArrayLike | None], sizes: list[int], dtype) -> list
     return filled
 
 
-def _activations(activations, depth: int) -> tuple[AbstractActivation, ...]:
+def _activations(
+    activations: str | AbstractActivation | Sequence[str | AbstractActivation], depth: int
+) -> tuple[AbstractActivation, ...]:
     if isinstance(activations, str | AbstractActivation):
         return (as_activation(activations, "activations"),) * (depth - 1) + (Linear(),)
     return several("activations", activations, lambda a: as_activation(a, "activations"), depth, "layer")

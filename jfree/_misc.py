@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike
 
 Reals = ArrayLike | Sequence[float]
@@ -32,11 +33,11 @@ def is_interactive() -> bool:
     return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
-def is_concrete(x) -> bool:
+def is_concrete(x: object) -> bool:
     return not isinstance(x, Tracer)
 
 
-def check(x: Array, allowed, message: str) -> Array:
+def check(x: Array, allowed: Callable[[Any], Any], message: str) -> Array:
     """Returns `x` if `allowed(x)` holds everywhere.
 
     **Raises:** `ValueError` with `message` for concrete values; under `jit` the traced equivalent, `eqx.error_if`.
@@ -61,12 +62,12 @@ def is_finite(x: Array | np.ndarray) -> Array | np.ndarray:
     return np.isfinite(x) if isinstance(x, np.ndarray) else jnp.isfinite(x)
 
 
-def log_max(dtype) -> float:
+def log_max(dtype: DTypeLike) -> float:
     """Logarithm of the largest float. Squares of complex numbers' parts must fit: use up to half of it."""
     return math.log(float(jnp.finfo(dtype).max))
 
 
-def complex_dtype(dtype) -> jnp.dtype:
+def complex_dtype(dtype: DTypeLike) -> jnp.dtype:
     return jnp.result_type(dtype, jnp.complex64)
 
 
@@ -127,6 +128,6 @@ def _log_with_argument(z: Array, argument: Array) -> Array:
 
 
 @_log_with_argument.defjvp
-def _(primals, tangents):
+def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     (z, argument), (dz, _) = primals, tangents
     return _log_with_argument(z, argument), dz * reciprocal(z)

@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from ._activations import (
@@ -20,7 +21,7 @@ from ._activations import (
     HardSine,
     Linear,
 )
-from ._curve import Curve
+from ._curve import AbstractOperation, Curve
 from ._laws import Atoms, Law
 from ._meanfield import every_layer, forward, in_range, MeanField, per_layer
 from ._misc import check, common_dtype, Reals
@@ -187,19 +188,24 @@ class MLP(AbstractNetwork):
         return Curve(operations, (), jnp.ones_like(ratio[0]), num_atoms)
 
 
-def as_network(net) -> AbstractNetwork:
+def as_network(net: object) -> AbstractNetwork:
     if not isinstance(net, AbstractNetwork):
         hint = "; `jfree.from_equinox` makes one" if isinstance(net, eqx.Module) else ""
         raise ValueError(f"`net` must be a jfree network, got {type(net).__name__}{hint}.")
     return net
 
 
-def where_layers(layers: Bool[Array, " layers"], some, others):
+def where_layers(layers: Bool[Array, " layers"], some: AbstractOperation, others: AbstractOperation):
     """Operations layer by layer from one of two."""
     return jax.tree.map(lambda x, y: jnp.where(layers.reshape(-1, *(1,) * (x.ndim - 1)), x, y), some, others)
 
 
-def curve_of(operations, last, input_per_output: Array, num_atoms: int) -> Curve:
+def curve_of(
+    operations: tuple[AbstractOperation, ...],
+    last: tuple[AbstractOperation, ...],
+    input_per_output: Array,
+    num_atoms: int,
+) -> Curve:
     """A curve whose parameter starts at the rank that its last operation leaves, so that `omega = 0` at `z = 0`."""
     last = tuple(jax.tree.map(lambda x: x[0], operation) for operation in last)
     curve = Curve(operations, last, jnp.ones_like(input_per_output), num_atoms)
@@ -212,7 +218,7 @@ def slope_atoms(activations: tuple[AbstractActivation, ...]) -> int:
     return max([1, *(law.atoms.masses.shape[-1] for law in shapes)])
 
 
-def _distinct(activations):
+def _distinct(activations: list[AbstractManySlopes]) -> list[AbstractManySlopes]:
     """One activation of every structure: shapes depend on that alone."""
     return list({jax.tree.structure(a): a for a in activations}.values())
 
@@ -231,7 +237,7 @@ def slope_factors(
     size = slope_atoms(activations)
     laws = [a for a in activations if isinstance(a, AbstractManySlopes)]
 
-    def two_slopes(activation, q):
+    def two_slopes(activation: AbstractActivation, q: Array) -> Factor:
         if isinstance(activation, AbstractTwoSlopes):
             alpha, gamma = activation.slopes(q)
             alpha, gamma = jnp.asarray(alpha, dtype), jnp.asarray(gamma, dtype)
@@ -249,7 +255,7 @@ def slope_factors(
     num_points = max(law.points.shape[-1] for law in shapes)
     kind = jnp.result_type(*(law.points.dtype for law in shapes))
 
-    def many_slopes(activation, q):
+    def many_slopes(activation: AbstractActivation, q: Array) -> Law:
         if isinstance(activation, AbstractManySlopes):
             return activation.slope_law(q, refine).resized(num_points, size, kind)
         return Law.point_mass(dtype).resized(num_points, size, kind)
@@ -259,19 +265,19 @@ def slope_factors(
     return explicit, LawFactor(law)
 
 
-def positive(x):
+def positive(x: Array | np.ndarray) -> Array | np.ndarray:
     return (x > 0) & (x < np.inf)
 
 
-def nonnegative(x):
+def nonnegative(x: Array | np.ndarray) -> Array | np.ndarray:
     return (x >= 0) & (x < np.inf)
 
 
-def cast(tree, dtype):
+def cast(tree: Any, dtype: DTypeLike):
     return jax.tree.map(lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, tree)
 
 
-def several(name: str, values, parse: Callable[[Any], Any], number: int, unit: str) -> tuple[Any, ...]:
+def several(name: str, values: Any, parse: Callable[[Any], Any], number: int, unit: str) -> tuple[Any, ...]:
     """Parses a sequence of one value per layer, or block."""
     if not isinstance(values, Sequence | np.ndarray):
         hint = " `jfree.activations.FromFunction` makes an activation of a function." if callable(values) else ""
@@ -281,7 +287,7 @@ def several(name: str, values, parse: Callable[[Any], Any], number: int, unit: s
     return tuple(parse(value) for value in values)
 
 
-def floats(name: str, value: Reals, dtype) -> Array:
+def floats(name: str, value: Reals, dtype: DTypeLike) -> Array:
     try:
         if jnp.issubdtype(getattr(value, "dtype", dtype), jnp.complexfloating):
             raise TypeError
@@ -290,20 +296,22 @@ def floats(name: str, value: Reals, dtype) -> Array:
         raise ValueError(f"`{name}` must be numbers, got {value!r}.") from error
 
 
-def scalar(name: str, value: ArrayLike, dtype, allowed, adjective: str) -> Array:
+def scalar(name: str, value: ArrayLike, dtype: DTypeLike, allowed: Callable[[Any], Any], adjective: str) -> Array:
     array = floats(name, value, dtype)
     if array.ndim:
         raise ValueError(f"`{name}` must be a scalar, got shape {array.shape}.")
     return check(array, allowed, f"`{name}` must be {adjective}.")
 
 
-def _per_layer(name: str, value: Array, depth: int, allowed, adjective: str) -> Array:
+def _per_layer(name: str, value: Array, depth: int, allowed: Callable[[Any], Any], adjective: str) -> Array:
     if value.shape not in ((), (depth,)):
         raise ValueError(f"`{name}` must be a scalar or of shape ({depth},), one per layer, got {value.shape}.")
     return check(value, allowed, f"`{name}` must be {adjective} and finite.")
 
 
-def weight_laws(weights, number: int, unit: str) -> tuple[AbstractWeights, ...]:
+def weight_laws(
+    weights: str | AbstractWeights | Sequence[str | AbstractWeights], number: int, unit: str
+) -> tuple[AbstractWeights, ...]:
     if isinstance(weights, str | AbstractWeights):
         return (as_weights(weights),) * number
     return several("weights", weights, as_weights, number, unit)

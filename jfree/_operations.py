@@ -23,7 +23,7 @@ class Factor(AbstractOperation):
     b: Float[Array, " layers"]
     law_atoms: Atoms
 
-    def advance(self, point, unknowns):
+    def advance(self, point: Point, unknowns: Array) -> Step:
         num, den = point.one_plus(self.b), point.one_plus(self.a)
         inverse = reciprocal(num * den)
         ratio = num * num * inverse
@@ -38,14 +38,14 @@ class Factor(AbstractOperation):
         signs = Signs.of(own, down) & Signs.of(new.z, new.dz)
         return Step.explicit(new, signs, pole, jnp.square(pole), zero)
 
-    def potential(self, psi, log_z, before, step):
+    def potential(self, psi: Array, log_z: Array, before: Point, step: Step) -> tuple[Array, Array]:
         log_ratio = log_lower(before.one_plus(self.b)) - log_lower(before.one_plus(self.a))
         return psi - _log_moebius(self.a, before) + _log_moebius(self.b, before), log_z + log_ratio
 
-    def cumulants(self, c):
+    def cumulants(self, c: Cumulants) -> Cumulants:
         return c.times(jnp.log(self.mean), self.b - self.a)
 
-    def atoms(self, atoms):
+    def atoms(self, atoms: Atoms) -> Atoms:
         return atoms.times(self.law_atoms)
 
     def neutral(self):
@@ -84,10 +84,10 @@ class LawFactor(AbstractOperation):
     def reach(self):
         return 3 * jnp.max(jnp.abs(self.law.points))
 
-    def guess(self, point):
+    def guess(self, point: Point) -> Array:
         return (point.one_plus(1) * reciprocal(point.side * point.m))[None]
 
-    def advance(self, point, unknowns):
+    def advance(self, point: Point, unknowns: Array) -> Step:
         (unknown,) = unknowns
         m, dm, one = point.on_side()
         w = implicit_root(_law_gap, unknown, (self.law, m, one))
@@ -118,17 +118,17 @@ class LawFactor(AbstractOperation):
         bounds = (closeness * spread, curvature * spread, to_pole * spread)
         return Step(new, w[None], dw[None], signs, correction, mismatch, *bounds, moments.roughness)
 
-    def potential(self, psi, log_z, before, step):
+    def potential(self, psi: Array, log_z: Array, before: Point, step: Step) -> tuple[Array, Array]:
         (w,) = step.unknowns
         log_one = log_one_plus(before.side * before.m, before.one_plus(1))
         log_ratio = log_lower(before.side * before.m) + log_upper(w) - log_one
         own = self.law.log_transform(w) + log_one
         return psi + own / before.side + log_ratio, log_z + log_ratio
 
-    def cumulants(self, c):
+    def cumulants(self, c: Cumulants) -> Cumulants:
         return c.times(self.law.log_mean, self.law.spread)
 
-    def atoms(self, atoms):
+    def atoms(self, atoms: Atoms) -> Atoms:
         return atoms.times(self.law.atoms)
 
     def neutral(self):
@@ -144,7 +144,7 @@ def _either(moments: Transform, w: Array, m: Array, one: Array) -> tuple[Array, 
     return jnp.where(near_zero, rest, moments.m), jnp.where(near_zero, one, m)
 
 
-def _law_gap(w, law, m, one):
+def _law_gap(w: Array, law: Law, m: Array, one: Array) -> tuple[Array, Array]:
     moments = law.transform(w)
     have, want = _either(moments, w, m, one)
     return have - want, -moments.slope
@@ -161,17 +161,17 @@ class ChangeSide(AbstractOperation):
 
     moves_points = False
 
-    def advance(self, point, unknowns):
+    def advance(self, point: Point, unknowns: Array) -> Step:
         new = eqx.tree_at(lambda p: p.side, point, point.side * self.ratio)
         return Step.explicit(new, Signs.none(point.z))
 
-    def potential(self, psi, log_z, before, step):
+    def potential(self, psi: Array, log_z: Array, before: Point, step: Step) -> tuple[Array, Array]:
         return psi, log_z
 
-    def cumulants(self, c):
+    def cumulants(self, c: Cumulants) -> Cumulants:
         return Cumulants(c.log_mean + jnp.log(self.ratio), (c.spread + 1) / self.ratio - 1, c.log_scale, c.log_floor)
 
-    def atoms(self, atoms):
+    def atoms(self, atoms: Atoms) -> Atoms:
         return atoms.other_side(self.ratio)
 
     def neutral(self):
@@ -186,7 +186,7 @@ class Shift(AbstractOperation):
     moves_zeros = True
     starts_far = True
 
-    def advance(self, point, unknowns):
+    def advance(self, point: Point, unknowns: Array) -> Step:
         share = self.amount * jnp.exp(-point.log_scale) * reciprocal(point.z)
         one, growth = point.one_plus(1), 1 + share
         growth = jnp.where(growth == 0, jnp.finfo(share.dtype).eps, growth)
@@ -198,16 +198,16 @@ class Shift(AbstractOperation):
         new = Point(point.z * growth, m, rest, dz, dm, unit, unit, point.log_scale)
         return Step.explicit(new, Signs.of(new.z, new.dz))
 
-    def potential(self, psi, log_z, before, step):
+    def potential(self, psi: Array, log_z: Array, before: Point, step: Step) -> tuple[Array, Array]:
         return before.side * psi + (1 - before.side) * log_z, log_upper(step.point.z)
 
-    def cumulants(self, c):
+    def cumulants(self, c: Cumulants) -> Cumulants:
         log_amount = jnp.where(self.amount > 0, jnp.log(jnp.where(self.amount > 0, self.amount, 1)), -jnp.inf)
         log_mean = jnp.logaddexp(c.log_mean, log_amount)
         floor = jnp.where(self.amount > 0, log_amount, c.log_floor)
         return Cumulants(log_mean, c.spread * jnp.exp(2 * (c.log_mean - log_mean)), c.log_scale, floor)
 
-    def atoms(self, atoms):
+    def atoms(self, atoms: Atoms) -> Atoms:
         return atoms.plus(self.amount)
 
     def neutral(self):

@@ -1,6 +1,7 @@
 """Residual networks: the block `I + Y` as an operation, and the networks made of it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Complex, Float
 
 from ._activations import AbstractActivation, as_activation, BY_NAME as ACTIVATIONS, LeakyReLU, Linear, ReLU
-from ._curve import AbstractOperation, Curve, Point, Signs, Step
+from ._curve import AbstractOperation, Cumulants, Curve, Point, Signs, Step
 from ._implicit import implicit_root
 from ._laws import Atoms
 from ._meanfield import first_moment, in_range, MeanField, per_layer, second_moment
@@ -91,7 +92,7 @@ class ResidualBlock(AbstractOperation):
         """Of one block: `1 + y_1`, with `y_1` the mean of `Y Y^T`."""
         return jnp.log1p(jnp.exp(self.branch.cumulants.log_mean))
 
-    def guess(self, point):
+    def guess(self, point: Point) -> Array:
         mean = jnp.exp(self.branch.cumulants.log_mean)
         ratio = jnp.broadcast_to(mean, point.z.shape).astype(point.z.dtype)
         split = _Split.of(point.side * point.m, point.one_plus(1), ratio)
@@ -101,13 +102,15 @@ class ResidualBlock(AbstractOperation):
     def _of_branch(self, unknowns: Array) -> Array:
         return unknowns[1:].reshape(self.layers_per_block, self.branch.num_unknowns, unknowns.shape[-1])
 
-    def advance(self, point, unknowns):
+    def advance(self, point: Point, unknowns: Array) -> Step:
         inner = self._of_branch(unknowns)
         m, dm, one = point.on_side()
         ratio = implicit_root(_block_gap, unknowns[0], (self.branch, inner, m, one))
         old = _Split.of(m, one, ratio)
 
-        def visit(carry, before, operation, step):
+        def visit(
+            carry: tuple[Signs, Array, Array, Array, Array], before: Point, operation: AbstractOperation, step: Step
+        ):
             signs, correction, mismatch, distance, rough = carry
             # Distances in 1/m of the operation's own place, in units of c.
             near = jnp.maximum(step.closeness, step.closeness_to_zeros)
@@ -171,14 +174,14 @@ class ResidualBlock(AbstractOperation):
         bounds = (closeness, self.count * jnp.square(closeness), zero)
         return Step(after, found, tangents, signs, correction, mismatch, *bounds, rough)
 
-    def potential(self, psi, log_z, before, step):
+    def potential(self, psi: Array, log_z: Array, before: Point, step: Step) -> tuple[Array, Array]:
         m, one = before.side * before.m, before.one_plus(1)
         split = _Split.of(m, one, step.unknowns[0])
         inner = self._of_branch(step.unknowns)
         omega_1, omega_2, _ = _subordination(one, split, split.b * split.one_b)
         below_1, below_2 = _in_lower(omega_1), _in_lower(omega_2)
 
-        def mirrored(x, where):
+        def mirrored(x: Array, where: Array) -> Array:
             return jax.lax.complex(x.real, jnp.where(where, -x.imag, x.imag))
 
         mirror = jax.tree.map(lambda x: mirrored(x, below_2), split)
@@ -190,13 +193,13 @@ class ResidualBlock(AbstractOperation):
         new_log_z = log_upper(step.point.z)
         return psi + (change - (1 - before.side) * (new_log_z - log_z)) / before.side, new_log_z
 
-    def cumulants(self, c):
+    def cumulants(self, c: Cumulants) -> Cumulants:
         y = self.branch.cumulants
         mean = jnp.exp(y.log_mean)
         spread = (2 * mean + y.spread * jnp.square(mean)) / jnp.square(1 + mean)
         return c.times(self.count * self._log_mean, self.count * spread)
 
-    def atoms(self, atoms):
+    def atoms(self, atoms: Atoms) -> Atoms:
         missing = jnp.minimum(1, 2 * self.branch.atoms().rank)
         mass = jnp.maximum(0, 1 - self.count * missing)
         none = jnp.zeros_like(atoms.log_locations)
@@ -218,7 +221,7 @@ def _per_part(split: _Split, end: Point) -> tuple[Array, Array]:
     return reciprocal(split.b) + reciprocal(split.one_b), per_c
 
 
-def _block_gap(ratio, branch, inner, m, one):
+def _block_gap(ratio: Array, branch: Curve, inner: Array, m: Array, one: Array) -> tuple[Array, Array]:
     split = _Split.of(m, one, ratio)
     end = branch.fold(lambda carry, *_: carry, None, split.branch_start(), jax.lax.stop_gradient(inner))[0]
     per_b, per_c = _per_part(split, end)
@@ -238,7 +241,9 @@ def _in_lower(omega: Array) -> Bool[Array, " lanes"]:
     return (omega.real < 0) & (jnp.abs(omega.real) > 1e-6 * magnitude(omega))
 
 
-def _block_signs(one, dm, split, db, dc, t, dt) -> tuple[Signs, Bool[Array, " lanes"], Bool[Array, " lanes"]]:
+def _block_signs(
+    one: Array, dm: Array, split: _Split, db: Array, dc: Array, t: Array, dt: Array
+) -> tuple[Signs, Bool[Array, " lanes"], Bool[Array, " lanes"]]:
     """Of `W = zeta^2`, `1 / g` and both `omega`; where `W` is negative, and the square of `omega_2` below the axis."""
     omega_1, omega_2, inverse = _subordination(one, split, t)
     square = one * one * reciprocal(t)
@@ -271,7 +276,7 @@ class UniversalFactor(AbstractOperation):
 
     theta: Float[Array, " layers"]
 
-    def advance(self, point, unknowns):
+    def advance(self, point: Point, unknowns: Array) -> Step:
         m, dm, one = point.on_side()
         ratio, slope = exponential(2 * self.theta * m), 2 * self.theta * dm
         own = one * ratio * reciprocal(m)
@@ -281,16 +286,16 @@ class UniversalFactor(AbstractOperation):
         new = point.multiplied(ratio, slope, self.theta)
         return Step.explicit(new, Signs.of(own, down) & Signs.of(new.z, new.dz), size, curvature)
 
-    def potential(self, psi, log_z, before, step):
+    def potential(self, psi: Array, log_z: Array, before: Point, step: Step) -> tuple[Array, Array]:
         m = before.side * before.m
         change = self.theta * m * (m + 2)
         log_ratio = 2 * self.theta * m
         return psi + (change - (1 - before.side) * log_ratio) / before.side, log_z + log_ratio
 
-    def cumulants(self, c):
+    def cumulants(self, c: Cumulants) -> Cumulants:
         return c.times(self.theta, 2 * self.theta)
 
-    def atoms(self, atoms):
+    def atoms(self, atoms: Atoms) -> Atoms:
         return Atoms(atoms.rank, atoms.log_locations, jnp.zeros_like(atoms.masses))
 
     def neutral(self):
@@ -353,7 +358,7 @@ class ResNet(AbstractNetwork):
             "`mean0` must be at most sqrt(q0): the mean square of the input is at least its squared mean.",
         )
 
-    def _scales(self, name: str, value: Array, allowed, adjective: str) -> Array:
+    def _scales(self, name: str, value: Array, allowed: Callable[[Any], Any], adjective: str) -> Array:
         shapes = ((), (self.depth,), (self.depth, self.layers_per_block))
         if value.shape not in shapes:
             raise ValueError(f"`{name}` must be a scalar or of shape {shapes[1]} or {shapes[2]}, got {value.shape}.")
@@ -370,25 +375,25 @@ class ResNet(AbstractNetwork):
         """`sigma_w` and `sigma_b` of every layer, of shape `(depth, layers_per_block)`."""
         shape = (self.depth, self.layers_per_block)
 
-        def spread(x):
+        def spread(x: Array) -> Array:
             return jnp.broadcast_to(x[:, None] if x.ndim == 1 else x, shape)
 
         return spread(self.sigma_w), spread(self.sigma_b)
 
     def propagate(self) -> MeanField:
-        def moments_of(phi, q):
+        def moments_of(phi: AbstractActivation, q: Array) -> tuple[Array, Array, Array]:
             return second_moment(phi, q), first_moment(phi, q), phi.slope_moment(in_range(q))
 
         moments = per_layer(self.activations, moments_of)
 
-        def layer(state, xs):
+        def layer(state: tuple[Array, Array], xs: tuple[Array, Array, Array]):
             square, _ = state
             index, variance_w, variance_b = xs
             q = jnp.maximum(variance_w * square + variance_b, jnp.finfo(square.dtype).tiny)
             phi2, mean, slope = moments(index, q)
             return (phi2, mean), (q, phi2, variance_w * slope)
 
-        def block(state, xs):
+        def block(state: tuple[Array, Array], xs: tuple[Array, Array, Array]):
             square, mean = state
             (phi2, shift), found = jax.lax.scan(layer, state, xs)
             return (square + phi2 + 2 * mean * shift, mean + shift), found

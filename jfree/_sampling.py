@@ -75,7 +75,7 @@ def sample_layers(
 def _sample_layer(
     law: AbstractWeights, shape: tuple[int, int], sigma_w: Array, sigma_b: Array, keys: PRNGKeyArray
 ) -> tuple[Array, Array]:
-    def one(key):
+    def one(key: PRNGKeyArray) -> tuple[Array, Array]:
         weight_key, bias_key = jax.random.split(key)
         weight = _sample_weight(law, shape, sigma_w, weight_key)
         return weight, sigma_b * jax.random.normal(bias_key, shape[:1], weight.dtype)
@@ -94,4 +94,5 @@ def _sample_weight(law: AbstractWeights, shape: tuple[int, int], sigma_w: Array,
             q, r = jnp.linalg.qr(tall)
             q = q * jnp.where(jnp.diagonal(r) < 0, -1, 1)  # without these signs Q would not be Haar distributed
             return (q if num_out >= num_in else q.T) * (sigma_w * max(1, num_out / num_in) ** 0.5)
-    raise ValueError(f"`weights` of type {type(law).__name__} cannot be sampled.")
+        case _:
+            raise ValueError(f"`weights` of type {type(law).__name__} cannot be sampled.")

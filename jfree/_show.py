@@ -4,7 +4,7 @@ import dataclasses
 import html
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -30,7 +30,7 @@ class Table(NamedTuple):
     def as_html(self) -> str:
         """For notebooks."""
 
-        def row(tag, cells):
+        def row(tag: str, cells: Sequence[str]) -> str:
             return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
 
         body = "".join(row("td", cells) for cells in self.rows)
@@ -80,7 +80,7 @@ def name_of(module: eqx.Module, by_name: Mapping[str, Callable[[], eqx.Module]])
 
 
 def _values(module: eqx.Module) -> list[str]:
-    def short(value):
+    def short(value: Any) -> str:
         numeric = isinstance(value, jax.Array | np.ndarray | float | int) and np.ndim(value) == 0
         return number(value) if numeric else getattr(value, "__name__", "...")
 

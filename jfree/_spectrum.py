@@ -200,7 +200,7 @@ class Spectrum(Shown):
         """Its picture, for notebooks."""
         from .plot import as_png
 
-        return as_png(self)
+        return None if self._shown() is None else as_png(self)
 
     @property
     def _dtype(self):

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,14 +74,14 @@ def _resized(curve: Curve, depth: int, num_atoms: int) -> Curve:
 _padded_curve = eqx.filter_jit(Curve.padded)
 
 
-def _kind(item: AbstractNetwork | Spectrum):
+def _kind(item: AbstractNetwork | Spectrum) -> Hashable:
     leaves, structure = jax.tree.flatten(item)
     return structure, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
 
 
 def sweep(
     nets: Sequence[AbstractNetwork] | Sequence[Spectrum],
-    fn: Callable[[Any], PyTree],
+    fn: Callable[[Any], Any],
     path: str | os.PathLike[str] | None = None,
     chunk: int = 256,
     mesh: Mesh | None = None,
@@ -161,10 +161,10 @@ class _Chunk(eqx.Module):
     errors: dict[int, str]
 
 
-def _computed(work: Callable[..., Any], nets: list[Any], size: int, shape: PyTree) -> _Chunk:
+def _computed(work: Callable[..., Any], nets: list[Any], size: int, shape: Any) -> _Chunk:
     """All at once; where that raises, half by half."""
 
-    def values(nets):
+    def values(nets: list[Any]) -> list[np.ndarray]:
         padded = nets + nets[-1:] * (size - len(nets))
         return [np.asarray(leaf)[: len(nets)] for leaf in jax.tree.leaves(work(stack(padded)))]
 
@@ -190,7 +190,7 @@ def _message(error: Exception) -> str:
     return next(filter(None, [*raised, *lines]), type(error).__name__)
 
 
-def _gathered(chunks: list[np.ndarray], parts: list[_Chunk], shape: PyTree) -> Sweep:
+def _gathered(chunks: list[np.ndarray], parts: list[_Chunk], shape: Any) -> Sweep:
     back = np.argsort(np.concatenate(chunks))
     leaves = [np.concatenate(column)[back] for column in zip(*(part.leaves for part in parts), strict=True)]
     errors = {int(index[k]): text for index, part in zip(chunks, parts, strict=True) for k, text in part.errors.items()}

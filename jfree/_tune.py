@@ -189,11 +189,11 @@ class _State(eqx.Module):
 
 
 @eqx.filter_jit
-def _advance(problem: _Problem, state: _State, index: Array, steps: Array, stop_at: Array):
+def _advance(problem: _Problem, state: _State, index: Array, steps: Array, stop_at: Array) -> tuple[_State, Array]:
     """The next steps, those of `index` up to `steps`."""
 
-    def work(state):
-        def objective(free):
+    def work(state: _State) -> tuple[_State, Array]:
+        def objective(free: list[Array]) -> Array:
             return problem.objective(problem.network(free))
 
         value, grad = jax.value_and_grad(objective)(state.free)
@@ -206,7 +206,7 @@ def _advance(problem: _Problem, state: _State, index: Array, steps: Array, stop_
         done = ~finite | (value <= stop_at)
         return _State(free, optimizer, best, jnp.where(better, value, state.best_value), done), value
 
-    def step(state, k):
+    def step(state: _State, k: Array) -> tuple[_State, Array]:
         idle = state.done | (k > steps)
         return jax.lax.cond(idle, lambda s: (s, jnp.full_like(s.best_value, jnp.nan)), work, state)
 

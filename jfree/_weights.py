@@ -25,21 +25,21 @@ class AbstractWeights(eqx.Module):
 class Gaussian(AbstractWeights):
     """Independent entries `N(0, sigma_w^2 / N_in)`: `W^T W` is Marchenko-Pastur."""
 
-    def moebius(self, ratio):
+    def moebius(self, ratio: Array) -> tuple[Array, Array]:
         return jnp.zeros_like(ratio), ratio
 
-    def point_mass(self, ratio):
+    def point_mass(self, ratio: Array) -> Array:
         return jnp.zeros_like(ratio)
 
 
 class Orthogonal(AbstractWeights):
     """Haar distributed orthonormal rows or columns, times `sigma_w sqrt(max(1, N_out / N_in))`."""
 
-    def moebius(self, ratio):
+    def moebius(self, ratio: Array) -> tuple[Array, Array]:
         narrowing = ratio > 1
         return jnp.where(narrowing, 1, jnp.zeros_like(ratio)), jnp.where(narrowing, ratio, 0)
 
-    def point_mass(self, ratio):
+    def point_mass(self, ratio: Array) -> Array:
         return jnp.minimum(1, 1 / ratio)
 
 

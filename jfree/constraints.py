@@ -100,7 +100,7 @@ def criticality(q: float | None = None) -> Constraint:
         net = _mlp("criticality", net)
         sigma_b = jnp.broadcast_to(net.sigma_b, net.depth)
 
-        def layer(phi2, xs):
+        def layer(phi2: Array, xs: tuple[Array, Array]):
             index, variance_b = xs
             if q is not None:
                 variance_b = jnp.maximum(q - phi2 / _moments(net.activations, index, jnp.full_like(phi2, q))[1], 0)
@@ -126,7 +126,9 @@ def _moments(activations: tuple[AbstractActivation, ...], index: Array, q: Array
     return per_layer(activations, lambda phi, q: (phi.second_moment(q), phi.slope_moment(q)))(index, q)
 
 
-def _log_chi(log_variance, phi2, variance_b, activations, index):
+def _log_chi(
+    log_variance: Array, phi2: Array, variance_b: Array, activations: tuple[AbstractActivation, ...], index: Array
+) -> Array:
     variance = jnp.exp(log_variance)
     return jnp.log(variance * _moments(activations, index, variance * phi2 + variance_b)[1])
 

@@ -52,7 +52,7 @@ def jacobian_eigenvalues(
     num_numbers = 6 * max(widths) ** 2
     check_memory("`width`", num_numbers * net.sigma_w.dtype.itemsize)
 
-    def eigenvalues(keys):
+    def eigenvalues(keys: PRNGKeyArray) -> Array:
         return _squared_singular_values(_sample_jacobians(net, widths, keys), size)
 
     return _in_batches(eigenvalues, key, num_samples, num_numbers)
@@ -103,7 +103,7 @@ def full_fisher_eigenvalues(
     check_memory("`num_inputs` or `width`", num_numbers * net.sigma_w.dtype.itemsize)
     first, second = (np.arange(n), np.arange(n)) if block_diagonal else np.triu_indices(n)
 
-    def eigenvalues(keys):
+    def eigenvalues(keys: PRNGKeyArray) -> Array:
         blocks = _sample_fishers(net, widths, keys, n, first, second) / n
         if block_diagonal:
             return jnp.sort(jnp.linalg.eigvalsh(blocks).reshape(keys.shape[0], -1), axis=1)
@@ -130,7 +130,7 @@ def ks_distance(eigenvalues: Float[Array | np.ndarray, "..."], spectrum: Spectru
     return jnp.asarray(_distance(*_limit_at(eigenvalues, spectrum)))
 
 
-def _limit_at(eigenvalues, spectrum: Spectrum) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _limit_at(eigenvalues: Array | np.ndarray, spectrum: Spectrum) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The eigenvalues, on atoms where they cannot be told from them, and the limit's cdf at and just below each."""
     values = np.asarray(eigenvalues) + 0.0
     if not values.size or not np.all(np.isfinite(values)):

@@ -2,6 +2,7 @@
 # [tool.marimo.display]
 # theme = "system"
 # ///
+# pyright: standard
 """The page of `jfree explore`, a marimo app: sliders for a network, and what becomes of its spectrum."""
 
 import marimo

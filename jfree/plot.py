@@ -114,7 +114,7 @@ def _log_axis(ax: "Axes", ratio: float) -> None:
 def _phases(activation: AbstractActivation, sigma_w: Array, sigma_b: Array) -> tuple[Array, Array]:
     """`chi` at the fixed point, a row for every `sigma_b`, and the critical `sigma_w` of each."""
 
-    def chi(sigma_w, sigma_b):
+    def chi(sigma_w: Array, sigma_b: Array) -> Array:
         q = fixed_point(activation, sigma_w, sigma_b)
         return jnp.where(jnp.isnan(q), jnp.nan, jnp.square(sigma_w) * activation.slope_moment(in_range(q)))
 
@@ -139,8 +139,6 @@ def plot_history(history: Reals, ax: "Axes | None" = None) -> "Axes":
 
 def as_png(spectrum: "Spectrum") -> bytes | None:
     """The picture of a spectrum for notebooks, which print it where there is none: without matplotlib, say."""
-    if spectrum._shown() is None:
-        return None
     try:
         figure, ax = pyplot().subplots(figsize=(5, 3), layout="constrained")
     except ImportError:

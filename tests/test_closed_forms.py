@@ -10,6 +10,7 @@ import pytest
 
 import jfree
 from jfree._certificate import certify
+from jfree._solver import _in_rows
 
 
 def test_marchenko_pastur():
@@ -242,3 +243,9 @@ def test_more_points_than_a_chunk(activation):
     many, few = spectrum.density(x), spectrum.density(x[::100])
     np.testing.assert_allclose(many[::100], few, rtol=1e-9, atol=1e-12)
     assert np.isfinite(many).all()
+
+
+@pytest.mark.parametrize("number", [1, 16, 4096, 4097, 4100, 8193, 100_000])
+def test_every_point_stands_in_one_row_once(number):
+    lanes = np.asarray(_in_rows(number)[0]).ravel()
+    assert np.array_equal(np.sort(lanes[lanes < number]), np.arange(number))

@@ -29,7 +29,7 @@ class ExploreCommand:
         try:
             import marimo
             import uvicorn
-            import zmq  # noqa: F401, by marimo, for serving a page from this process
+            import zmq as zmq  # by marimo, for serving a page from this process
         except ImportError as error:
             raise ImportError("`jfree explore` needs marimo: pip install 'jfree[explore]'.") from error
         with _listening(self.port) as listener:

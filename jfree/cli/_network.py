@@ -119,7 +119,7 @@ def _config_value(key: str, value: Any) -> Any:
     many = typing.get_origin(kind) is tuple
     kind = typing.get_args(kind)[0] if many else kind
     values = tuple(value) if many and isinstance(value, list) else (value,)
-    allowed = {float: int | float, Path: str}.get(kind, kind)
+    allowed: Any = {float: int | float, Path: str}.get(kind, kind)
     too_large = any(isinstance(v, int) and abs(v) > 2**63 for v in values)
     if too_large or not all(isinstance(v, allowed) and not isinstance(v, bool) for v in values):
         value = "more digits than fit" if too_large else repr(value)

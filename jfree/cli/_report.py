@@ -33,7 +33,7 @@ def describe(net: "MLP", source: str) -> dict[str, Any]:
 def header(network: dict[str, Any]) -> str:
     """One line: `MLP 64, 256 x9, 10 | Orthogonal x10 | ...`."""
 
-    def runs(values):
+    def runs(values: Any) -> str:
         values = [values] if isinstance(values, float) else values
         texts = [value if isinstance(value, str) else f"{value:g}" for value in values]
         counts = [(text, len(list(group))) for text, group in itertools.groupby(texts)]
@@ -96,7 +96,8 @@ def finite(value: Any) -> Any:
             return [finite(item) for item in value]
         case float() if not math.isfinite(value):
             return None
-    return value
+        case _:
+            return value
 
 
 def check_seed(seed: int) -> None:

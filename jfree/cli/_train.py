@@ -1,6 +1,7 @@
 """Training a network of given weights, to see what an initialisation is worth."""
 
 import itertools
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -13,14 +14,15 @@ from .._activations import AbstractActivation
 from .._networks import MLP
 
 Weights = list[tuple[Array, Array]]
+Activations = tuple[AbstractActivation, ...]
 
 
-def forward(weights: Weights, activations: tuple[AbstractActivation, ...], x: Float[Array, "rows N_0"]) -> Array:
+def forward(weights: Weights, activations: Activations, x: Float[Array, "rows N_0"]) -> Array:
     """Outputs, one row per input; equal layers in a row are scanned."""
     layers = list(zip(weights, activations, strict=True))
     for _, run in itertools.groupby(layers, lambda layer: (layer[0][0].shape, jax.tree.structure(layer[1]))):
 
-        def apply(x, layer):
+        def apply(x: Array, layer: tuple[tuple[Array, Array], AbstractActivation]) -> tuple[Array, None]:
             (weight, bias), activation = layer
             return activation(x @ weight.T + bias), None
 
@@ -60,7 +62,7 @@ class Training(eqx.Module):
 
 def train(
     weights: Weights,
-    activations: tuple[AbstractActivation, ...],
+    activations: Activations,
     x: np.ndarray,
     y: np.ndarray,
     steps: int,
@@ -83,14 +85,21 @@ def train(
 
 
 @eqx.filter_jit
-def _loss(weights: Weights, activations, x: Float[Array, "rows N_0"], y: Int[Array, " rows"]) -> Array:
+def _loss(weights: Weights, activations: Activations, x: Float[Array, "rows N_0"], y: Int[Array, " rows"]) -> Array:
     outputs = forward(weights, activations, x)
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(outputs, y))
 
 
 @eqx.filter_jit
-def _train(weights, activations, x, y, picks: Int[Array, "steps batch"], optimizer):
-    def step(state, pick):
+def _train(
+    weights: Weights,
+    activations: Activations,
+    x: Float[Array, "rows N_0"],
+    y: Int[Array, " rows"],
+    picks: Int[Array, "steps batch"],
+    optimizer: optax.GradientTransformation,
+) -> tuple[Weights, Float[Array, " steps"]]:
+    def step(state: tuple[Any, optax.OptState], pick: Array) -> tuple[tuple[Any, optax.OptState], Array]:
         weights, memory = state
         loss, grad = jax.value_and_grad(_loss)(weights, activations, x[pick], y[pick])
         updates, memory = optimizer.update(grad, memory, weights)

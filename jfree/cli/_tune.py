@@ -226,9 +226,10 @@ def _toml(net: "MLP", data: Data) -> str:
 
 def _flag(module: Any) -> str:
     """The name that the flags have for a weight law or an activation."""
-    from .. import _activations, _weights
+    from .._activations import BY_NAME as ACTIVATIONS
+    from .._weights import BY_NAME as WEIGHT_LAWS
 
-    names = _activations.BY_NAME | _weights.BY_NAME
+    names = ACTIVATIONS | WEIGHT_LAWS
     return next(name for name, kind in names.items() if kind is type(module))
 
 
