@@ -6,6 +6,7 @@ Widths and scales are arrays, so that they never cause a compilation; here the d
 import dataclasses
 import functools
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.25, 1.5, 2.0, 3.0,
 # Layers that are compiled, and points of the density: as many as take no longer than a slider may.
 _EXPLICIT, _MANY_SLOPES = (100, 192), (12, 128)
 _CELLS = (50, 16)  # of the phase diagram
+_OPTIMISATION = "xla_backend_optimization_level"  # which `jfree explore` sets to 0: much is compiled, little is run
 _STEP = 0.2  # the largest change of log sigma in one gradient step
 _SAMPLED_WIDTH = 256
 
@@ -113,7 +115,17 @@ class Picture(NamedTuple):
     density: np.ndarray
 
 
-@eqx.filter_jit
+def _jit(fun: Callable[..., Any]) -> Callable[..., Any]:
+    """`fun` of a network, compiled as everything is, or with some care where many slopes make it worth the while."""
+    compiled, with_care = jax.jit(fun), jax.jit(fun, compiler_options={_OPTIMISATION: 1})
+
+    def of_network(net: PaddedMLP, *args: Array) -> Any:
+        return (with_care if _has_many_slopes(net.net.activations[0]) else compiled)(net, *args)
+
+    return of_network
+
+
+@_jit
 def _outline(net: PaddedMLP) -> Outline:
     spectrum, field = jacobian_spectrum(net), net.propagate()
     lower, upper = spectrum.edges()
@@ -140,7 +152,7 @@ def _outline(net: PaddedMLP) -> Outline:
     )
 
 
-@eqx.filter_jit
+@_jit
 def _density(net: PaddedMLP, x: Float[Array, " points"]) -> Float[Array, " points"]:
     spectrum = jacobian_spectrum(net)
     t = 10 ** (2 * x)
@@ -177,7 +189,11 @@ def deepest(activation: str) -> int:
 
 
 def _sizes(activation: AbstractActivation) -> tuple[int, int]:
-    return _MANY_SLOPES if isinstance(activation, AbstractManySlopes) else _EXPLICIT
+    return _MANY_SLOPES if _has_many_slopes(activation) else _EXPLICIT
+
+
+def _has_many_slopes(activation: AbstractActivation) -> bool:
+    return isinstance(activation, AbstractManySlopes)
 
 
 class Phases(eqx.Module):

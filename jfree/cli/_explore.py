@@ -79,6 +79,6 @@ def _listening(port: int) -> socket.socket:
 
 
 def _compile_quickly() -> None:
-    """Much is compiled here and little is run."""
+    """Much is compiled here and little is run: `_explorer.py` asks for more where it is run at every move."""
     flags = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
