@@ -26,13 +26,13 @@ class ExploreCommand:
     """Open no browser, only print the address."""
 
     def run(self) -> None:
-        try:
-            import marimo
-            import uvicorn
-            import zmq as zmq  # by marimo, for serving a page from this process
-        except ImportError as error:
-            raise ImportError("`jfree explore` needs marimo: pip install 'jfree[explore]'.") from error
         with _listening(self.port) as listener:
+            try:
+                import marimo
+                import uvicorn
+                import zmq as zmq  # by marimo, for serving a page from this process
+            except ImportError as error:
+                raise ImportError("`jfree explore` needs marimo: pip install 'jfree[explore]'.") from error
             _compile_quickly()
             from .. import _explorer
 
