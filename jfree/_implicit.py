@@ -51,16 +51,20 @@ def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array
         value, slope = residual(root, *eqx.combine(dynamic, static))
         return jnp.where(found, value, 0), jnp.where(found, slope, 1)
 
-    # JAX forgets custom rules when it transposes a scan. The step of Newton's method, which goes nowhere, has the
-    # derivatives of the root without one.
-    root = _attach(residual, (static, found), root, dynamic)
-    value, slope = at(root, dynamic)
-    root = root - value / jax.lax.stop_gradient(slope)
     dynamic_tangent = jax.tree.map(
         lambda x, t: jnp.zeros_like(x) if t is None and x is not None else t,
         dynamic,
         dynamic_tangent,
         is_leaf=lambda x: x is None,
     )
-    (_, slope), (change, _) = jax.jvp(lambda d: at(root, d), (dynamic,), (dynamic_tangent,))
+
+    def along(root: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+        return jax.jvp(lambda d: at(root, d), (dynamic,), (dynamic_tangent,))
+
+    # JAX forgets custom rules when it transposes a scan. The step of Newton's method, which goes nowhere, has the
+    # derivatives of the root without one; and so have roots inside the residual, as `jax.jvp` applies their rules.
+    root = _attach(residual, (static, found), root, dynamic)
+    (value, slope), _ = along(root)
+    root = root - value / jax.lax.stop_gradient(slope)
+    (_, slope), (change, _) = along(root)
     return root, -change / slope

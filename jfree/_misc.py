@@ -76,10 +76,17 @@ def scaled(factor: Array, z: Array) -> Array:
     return jax.lax.complex(factor * z.real, factor * z.imag)
 
 
+@jax.custom_jvp
 def reciprocal(z: Array) -> Array:
     """`1/z` for complex `z` without the overflow guards of a general division, which cost more than all the rest."""
     scale = 1 / squared(z)
     return jax.lax.complex(z.real * scale, -z.imag * scale)
+
+
+@reciprocal.defjvp
+def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    inverse = reciprocal(*primals)
+    return inverse, -inverse * inverse * tangents[0]
 
 
 def squared(z: Array) -> Array:

@@ -77,15 +77,33 @@ def test_first_and_second_order(kind, name):
     np.testing.assert_allclose(curvature, (high_tangent - low_tangent) / (2 * h), rtol=1e-4)
 
 
-def test_forward_over_reverse():
+TWICE = [("leaky", "density"), ("smooth", "cdf"), ("smooth", "log_variance"), ("fisher", "density")]
+TWICE += [("leaky", "log_potential"), ("residual", "density")] if FULL else []
+
+
+@pytest.mark.parametrize(("kind", "name"), TWICE)
+def test_forward_over_reverse(kind, name):
     """The way of Hessians, through the scan over layers and the unknowns of their laws."""
 
     def value(theta):
-        return spectrum_of("smooth", theta).log_variance()
+        spectrum = spectrum_of(kind, theta)
+        return jnp.sum(QUANTITIES[name](spectrum, *([INSIDE[kind]] if kind in INSIDE else [])))
 
     zero = jnp.zeros(())
     forward = jax.jit(jax.jacfwd(jax.jacfwd(value)))(zero)
     np.testing.assert_allclose(jax.jit(jax.jacfwd(jax.jacrev(value)))(zero), forward, rtol=1e-9)
+
+
+def test_second_order_next_to_zero():
+    """The density of a square Gaussian matrix is proportional to `x^(-1/2)` there; squares of `x` are out of range."""
+    spectrum = jfree.jacobian_spectrum(jfree.MLP([1.0, 1.0], "linear", "gaussian", 1.0))
+
+    def log_density(log_x):
+        return jnp.log(spectrum.density(jnp.exp(log_x)))
+
+    log_x = jnp.log(1e-60)
+    np.testing.assert_allclose(jax.grad(log_density)(log_x), -0.5, rtol=1e-9)
+    np.testing.assert_allclose(jax.grad(jax.grad(log_density))(log_x), 0, atol=1e-9)
 
 
 def test_reverse_mode_reaches_every_parameter():
