@@ -22,7 +22,7 @@ def _left_to_container() -> float:
     try:
         limit, used = (int((_CONTAINER / name).read_text()) for name in ("memory.max", "memory.current"))
         stat = dict(line.split() for line in (_CONTAINER / "memory.stat").read_text().splitlines())
-        return limit - used + int(stat["inactive_file"])
+        return max(0, limit - used + int(stat["inactive_file"]))
     except (OSError, ValueError, KeyError):  # no container, or one without a limit
         return math.inf
 
