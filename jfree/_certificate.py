@@ -119,7 +119,7 @@ def certify(
     per_start = squared(start.m) / jnp.maximum(magnitude(start.dm), info.tiny)
 
     def visit(carry: Any, before: Point, operation: AbstractOperation, step: Step) -> Any:
-        signs, others, zeros, rough, error = carry
+        signs, others, zeros, rough, error, size = carry
         # One over the distance to the operation's singularities, measured in the 1/m of the start.
         stretch = magnitude(before.dm) / (before.side * squared(before.m)) * per_start
         if operation.moves_zeros:
@@ -127,14 +127,14 @@ def certify(
         others &= _Nearness(step.closeness * stretch, step.curvature * jnp.square(stretch))
         zeros &= _Nearness.to(step.closeness_to_zeros * stretch)
         rough, error = jnp.maximum(rough, step.roughness), jnp.maximum(error, step.correction)
-        return signs & step.signs, others, zeros, rough, error
+        return signs & step.signs, others, zeros, rough, error, jnp.maximum(size, step.mismatch)
 
     at_start = magnitude(start.m) / jnp.maximum(magnitude(start.one_plus(1)), info.tiny)
     zero = jnp.zeros_like(z.real)
-    carry = (Signs.of(omega, jnp.ones_like(omega)), _Nearness.to(zero), _Nearness.to(at_start), zero, zero)
+    carry = (Signs.of(omega, jnp.ones_like(omega)), _Nearness.to(zero), _Nearness.to(at_start), zero, zero, zero)
     point, carry, (found, tangents) = curve.fold(visit, carry, start, unknowns)
-    signs, others, zeros, rough, error = carry
-    newton = _newton_at(curve, z, point, found, tangents, error, error)
+    signs, others, zeros, rough, error, size = carry
+    newton = _newton_at(curve, z, point, found, tangents, error, size)
     step, slope, residual = newton.step, newton.slope, newton.step * newton.slope
 
     rising = rises(point, signs)

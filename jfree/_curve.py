@@ -307,18 +307,6 @@ class Curve(eqx.Module):
         unit = jnp.ones_like(rank)
         return Point(one * inverse, m, n, dm * (reciprocal(one) - inverse), dm, rank, unit, jnp.zeros_like(rank))
 
-    def initial_unknowns(self, start: Point) -> Complex[Array, "layers unknowns lanes"]:
-        """Exact at infinity, and where every guess starts."""
-
-        def layer(point: Point, operations: tuple[AbstractOperation, ...]) -> tuple[Point, Array]:
-            guesses = []
-            for operation in operations:
-                guesses.append(operation.guess(point))
-                point = operation.advance(point, guesses[-1]).point
-            return point, jnp.concatenate(guesses)
-
-        return jax.lax.scan(layer, start, self.operations)[1]
-
     def fold(
         self,
         visit: Callable[[Any, Point, AbstractOperation, Step], Any],
@@ -327,6 +315,8 @@ class Curve(eqx.Module):
         unknowns: Complex[Array, "layers unknowns lanes"],
     ) -> tuple[Point, Any, tuple[Array, Array]]:
         """Runs points through all operations; `visit(carry, before, operation, step) -> carry` sees each.
+
+        An unknown that is 0 is not known: its operation's guess stands for it.
 
         **Returns:** the last points, the last carry, and the corrected unknowns with their tangents.
         """
@@ -342,6 +332,8 @@ class Curve(eqx.Module):
             found, tangents, k = [], [], 0
             for operation in operations:
                 mine = guesses[k : k + operation.num_unknowns]
+                if operation.num_unknowns:
+                    mine = jnp.where(mine == 0, jax.lax.stop_gradient(operation.guess(point)), mine)
                 point, carry, *new = apply(operation, point, carry, mine)
                 found.append(new[0])
                 tangents.append(new[1])
@@ -361,7 +353,7 @@ class Curve(eqx.Module):
         One Newton step short of full accuracy, which is taken where the curve is read; NaN where they are not found.
         """
         start = self.start(omega)
-        unknowns = self.initial_unknowns(start)
+        unknowns = jnp.zeros((self.num_layers, self.num_unknowns, omega.size), omega.dtype)
         tolerance = jnp.finfo(omega.dtype).eps ** 0.3  # of the last correction: the rest is its square
 
         def largest(size: Array, before: Point, operation: AbstractOperation, step: Step) -> Array:

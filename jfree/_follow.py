@@ -1,6 +1,9 @@
-"""Paths along the curve: from the negative axis, where it is real and monotone, along the arc from `-|z|` to `z`.
+"""How a lane comes to its root: from a guess, or by a path that starts on the negative axis.
 
-An arc has the same length at every scale, so that spectra of forty decades need no more steps than narrow ones.
+Newton's method polishes a guess until it is certified. Where that fails, or nothing is known, a path is followed. On
+the negative axis the curve is real and monotone, and Newton's method finds the root at `-|z|`. Predictor and corrector
+carry it along the arc from there to `z`, where it is polished. An arc has the same length at every scale, so that
+spectra of forty decades need no more steps than narrow ones. Every phase evaluates the curve once per step.
 """
 
 import equinox as eqx
@@ -8,9 +11,53 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Complex, Float, Int
 
-from ._certificate import newton_step
+from ._certificate import as_good_as_real, certify, INVALID, MAX_STEPS, Newton, NO_ROOT, OK, UNRESOLVED
 from ._curve import Curve
 from ._misc import exponential, log_upper, magnitude, reciprocal
+
+# Steps of one path, on the axis and along the arc, and steps after it until Newton's method is next to the root. The
+# hardest that were seen took half as many.
+_MOST_ON_PATH = 100
+# Paths to one point: the second is followed in short strides.
+_MOST_PATHS = 2
+# Steps next to a root: one will do from a good guess, and five square the error of any that converges.
+_MOST_POLISHED = 10
+# From so many such steps on a root counts as real if it is as good as real, as certified if its certificate holds, and
+# as none if its alpha test fails; before, only once Newton's method has ended.
+_STRIPPED_AFTER, _CERTIFIED_AFTER, _REFUSED_AFTER = 3, 4, 8
+
+# By how much a logarithm may change in a step: beyond that, its linear prediction says nothing.
+_LONGEST, _LONGEST_ON_AXIS = 1.0, 3.0
+# Newton's last correction on the axis; the corrector of the arc takes it from there.
+_NEAR_ON_AXIS = 1e-2
+# Correction on the arc that is accepted: on the first path, and on the second.
+_TRUST, _TRUST_AGAIN = 0.3, 0.02
+# The first stride, as a share of the arc. Strides then aim at a share of the trusted correction, which grows with their
+# square, and change by limited factors.
+_FIRST_STRIDE, _CAUTION, _LEAST_FACTOR, _MOST_FACTOR = 0.2, 0.8, 0.25, 4.0
+
+
+class Lanes(eqx.Module):
+    """What is known of every lane: its root so far, with slope and tangents there; OK, or why there is no root; and how
+    many steps it took.
+
+    An `omega` that is 0 is not known, nor is an unknown.
+    """
+
+    omega: Complex[Array, " lanes"]
+    unknowns: Complex[Array, "layers unknowns lanes"]
+    slope: Complex[Array, " lanes"]
+    tangents: Complex[Array, "layers unknowns lanes"]
+    code: Int[Array, " lanes"]
+    num_steps: Int[Array, " lanes"]
+
+    @staticmethod
+    def unknown(curve: Curve, valid: Bool[Array, " lanes"]) -> "Lanes":
+        """Before any work."""
+        zero = jnp.zeros(valid.shape, jnp.result_type(curve.rank, jnp.complex64))
+        nothing = jnp.zeros((curve.num_layers, curve.num_unknowns, *valid.shape), zero.dtype)
+        code, count = jnp.where(valid, MAX_STEPS, INVALID), jnp.zeros(valid.shape, int)
+        return Lanes(omega=zero, unknowns=nothing, slope=zero + 1, tangents=nothing, code=code, num_steps=count)
 
 
 def limited(step: Array, tangents: Array, limit: Array | float) -> Array:
@@ -43,114 +90,212 @@ def _bend(old: Array, new: Array, step: Array) -> Array:
     return jnp.where(size < 1e3, bend * jnp.minimum(1, 2 / size), 0)
 
 
-def _on_arc(curve: Curve, z: Array, ahead: Array | float) -> Array:
-    """The circle through `z` around 0, or a spiral where not all of the negative axis is on the curve."""
+def _turn(curve: Curve, z: Array) -> Array:
+    """From the negative axis to `z`, as `log z` seen from the origin: a circle, or a spiral where not all of that axis
+    is on the curve.
+    """
     origin = curve.origin()
-    radius = jnp.maximum(magnitude(z), curve.far())
-    start, end = jax.lax.complex(-radius, jnp.zeros_like(radius)) - origin, z - origin
-    turn = jnp.where(magnitude(start) == 0, 0, log_upper(start) - log_upper(end))
-    return origin + end * exponential(ahead * turn)
+    start = -_radius(curve, z) - origin
+    return jnp.where(magnitude(start) == 0, 0, log_upper(start) - log_upper(z - origin))
 
 
-def without_imaginary(real: Bool[Array, " lanes"], x: Array) -> Array:
-    return jax.lax.complex(x.real, jnp.where(real, 0, x.imag))
+def _on_arc(curve: Curve, z: Array, turn: Array, ahead: Array) -> Array:
+    """The point from which the share `ahead` of the arc leads to `z`."""
+    origin = curve.origin()
+    there = origin + (z - origin) * exponential(ahead * turn)
+    return jnp.where(ahead == 0, z, _without_imaginary(ahead == 1, there))
 
 
-_AXIS, _ARC, _POLISH, _DONE = range(4)
+def _radius(curve: Curve, z: Array) -> Array:
+    return jnp.maximum(magnitude(z), curve.far())
+
+
+def _start(curve: Curve, z: Array) -> Array:
+    """`omega` on the negative axis: like `z` at infinity, towards 0 like a root of `z`, the higher the wider the
+    spectrum.
+    """
+    radius = _radius(curve, z)
+    spread = curve.cumulants.spread
+    omega = -curve.rank * jnp.where(radius < 1, radius ** (1 / (1 + jnp.maximum(spread, 0))), radius)
+    return jax.lax.complex(omega, jnp.zeros_like(radius))
+
+
+_START, _AXIS, _ARC, _POLISH, _DONE = range(5)
 
 
 class _Path(eqx.Module):
-    """What every lane is at. Newton's method finds a root on the negative axis, where `log|z|` is a monotone function
-    of `log|omega|`; predictor and corrector carry it along an arc to `z`; Newton's method polishes it there.
+    """Where the lanes are on their way.
 
-    `omega` and `unknowns` are the last accepted point, with its slope and tangents. It lies at `ahead` on the arc,
-    which runs from 1, on the axis, to 0, at `z`; `stride` is how far the next step goes, and `growth` by what factor it
-    may grow, less after a refusal. `bend` tells powers of `u` from exponentials, see `_ahead`.
+    The last accepted point lies at `ahead` on the arc, which runs from 1, on the axis, to 0, at `z`; `stride` is how
+    far the next step goes, and `growth` by what factor it may grow, less after a refusal. `turn` is all of the arc, and
+    `bend` tells powers of `u` from exponentials, see `_ahead`. `paths` are those followed so far, `steps` those of the
+    last, and `polished` counts the steps next to a root. Off the support roots are `real`.
     """
 
+    lanes: Lanes
     phase: Int[Array, " lanes"]
     ahead: Float[Array, " lanes"]
     stride: Float[Array, " lanes"]
     growth: Float[Array, " lanes"]
-    omega: Complex[Array, " lanes"]
-    unknowns: Complex[Array, "layers unknowns lanes"]
-    slope: Complex[Array, " lanes"]
     bend: Complex[Array, " lanes"]
-    tangents: Complex[Array, "layers unknowns lanes"]
-    num_in_phase: Int[Array, " lanes"]
-    num_steps: Int[Array, " lanes"]
-
-    @property
-    def arrived(self) -> Bool[Array, " lanes"]:
-        return (self.phase == _DONE) & (self.ahead == 0)
+    turn: Complex[Array, " lanes"]
+    paths: Int[Array, " lanes"]
+    steps: Int[Array, " lanes"]
+    polished: Int[Array, " lanes"]
+    real: Bool[Array, " lanes"]
 
 
-def _start(curve: Curve, z: Array, lanes: Array) -> _Path:
-    """Omega grows like z at infinity; towards 0 like a root of z, the higher the wider the spectrum."""
-    radius = jnp.maximum(magnitude(z), curve.far())
-    spread = curve.cumulants.spread
-    omega = -curve.rank * jnp.where(radius < 1, radius ** (1 / (1 + jnp.maximum(spread, 0))), radius)
-    omega = jax.lax.complex(omega, jnp.zeros_like(radius))
-    unknowns = curve.initial_unknowns(curve.start(omega))
-    one, count, slope = jnp.ones_like(radius), jnp.zeros(z.shape, int), jnp.ones_like(omega)
-    phase = jnp.where(lanes, _AXIS, _DONE)
-    tangents = jnp.zeros_like(unknowns)
-    return _Path(phase, one, 0.2 * one, 4 * one, omega, unknowns, slope, 0 * slope, tangents, count, count)
+class _Target(eqx.Module):
+    """The next place of a path, and the step that is expected to lead there."""
+
+    ahead: Float[Array, " lanes"]
+    z: Complex[Array, " lanes"]
+    step: Complex[Array, " lanes"]
 
 
-def follow(curve: Curve, z: Array, lanes: Array, trust: Array, max_steps: int) -> _Path:
-    """Takes `lanes` to `z`; a step along the arc is accepted when its correction is at most `trust`."""
+class _Progress(eqx.Module):
+    """What becomes of a step: the rest of it, whether it is accepted, and how the path goes on."""
+
+    step: Complex[Array, " lanes"]
+    longest: Float[Array, " lanes"]
+    good: Bool[Array, " lanes"]
+    phase: Int[Array, " lanes"]
+    stride: Float[Array, " lanes"]
+    growth: Float[Array, " lanes"]
+    bend: Complex[Array, " lanes"]
+
+
+def walk(curve: Curve, z: Complex[Array, " lanes"], lanes: Lanes, search: Bool[Array, ""]) -> Lanes:
+    """Takes every lane to its root from what is known of it; in `search` of one it follows paths, too."""
     eps = float(jnp.finfo(z.dtype).eps)
-    origin = curve.origin()
-    arc = log_upper(_on_arc(curve, z, 1.0) - origin) - log_upper(z - origin)
+    num_layers, num_unknowns, num_lanes = lanes.unknowns.shape
+    one, zero, count = jnp.ones_like(z.real), jnp.zeros_like(z), jnp.zeros(num_lanes, int)
 
-    def advance(path: _Path) -> _Path:
-        on_axis, on_arc, polishing = (path.phase == phase for phase in (_AXIS, _ARC, _POLISH))
-        ahead = jnp.where(on_arc, jnp.maximum(path.ahead - path.stride, 0), path.ahead)
-        predicted = limited(_ahead((ahead - path.ahead) * arc, path.slope, path.bend), path.tangents, 1.0)
-        omega, unknowns = moved(path.omega, path.unknowns, path.tangents, predicted)
-        target = _on_arc(curve, z, ahead)
-        target = jnp.where(on_axis, without_imaginary(on_axis, target), jnp.where(ahead == 0, z, target))
-        newton = newton_step(curve, target, omega, unknowns)
-        bend = jnp.where(on_arc, _bend(path.slope, newton.slope, predicted), 0)
+    def begun(path: _Path) -> _Path:
+        """The lanes that start a path, at its start."""
+        there = path.phase == _START
+        start = _Path(
+            lanes=eqx.tree_at(lambda known: known.omega, Lanes.unknown(curve, count == 0), _start(curve, z)),
+            phase=count + _AXIS,
+            ahead=one,
+            stride=_FIRST_STRIDE * one,
+            growth=_MOST_FACTOR * one,
+            bend=zero,
+            turn=_turn(curve, z),
+            paths=path.paths + 1,
+            steps=count,
+            polished=count,
+            real=count > 0,
+        )
+        start = eqx.tree_at(lambda path: path.lanes.num_steps, start, path.lanes.num_steps)
+        return jax.tree.map(lambda x, y: jnp.where(there, x, y), start, path)
+
+    def predicted(path: _Path) -> _Target:
+        ahead = jnp.where(path.phase == _ARC, jnp.maximum(path.ahead - path.stride, 0), path.ahead)
+        step = _ahead((ahead - path.ahead) * path.turn, path.lanes.slope, path.bend)
+        return _Target(ahead, _on_arc(curve, z, path.turn, ahead), limited(step, path.lanes.tangents, _LONGEST))
+
+    def corrected(path: _Path, target: _Target, newton: Newton) -> _Progress:
+        """On the arc a step is accepted if its correction is small; then come longer ones, else shorter ones."""
+        on_axis, on_arc = path.phase == _AXIS, path.phase == _ARC
+        trust = jnp.where(path.paths < _MOST_PATHS, _TRUST, _TRUST_AGAIN).astype(one.dtype)
+        bend = jnp.where(on_arc, _bend(path.lanes.slope, newton.slope, target.step), 0)
         missing = newton.step * newton.slope
-        step = limited(_ahead(missing, newton.slope, bend), newton.tangents, jnp.where(on_axis, 3.0, 1.0))
-        omega, unknowns = moved(omega, newton.unknowns, newton.tangents, step)
-
-        # The correction grows with the square of the stride.
         size = jnp.maximum(newton.size, magnitude(bend * missing))
         good = ~on_arc | (size <= trust)
-        factor = jnp.clip(0.8 * jnp.sqrt(trust / jnp.maximum(size, 1e-6 * trust)), 0.25, path.growth)
-        stride = (path.ahead - ahead) * jnp.where(good, factor, jnp.minimum(factor, 0.5))
+        factor = _CAUTION * jnp.sqrt(trust / jnp.maximum(size, 1e-6 * trust))
+        factor = jnp.clip(factor, _LEAST_FACTOR, path.growth)
+        stride = (path.ahead - target.ahead) * jnp.where(good, factor, jnp.minimum(factor, 0.5))
         stuck = on_arc & ~good & (stride < 16 * eps)
+        phase = jnp.where(on_axis & (newton.error <= _NEAR_ON_AXIS), _ARC, path.phase)
+        phase = jnp.where(on_arc & good & (target.ahead == 0), _POLISH, phase)
+        return _Progress(
+            step=_ahead(missing, newton.slope, bend),
+            longest=jnp.where(on_axis, _LONGEST_ON_AXIS, _LONGEST).astype(one.dtype),
+            good=good,
+            phase=jnp.where(stuck, _START, phase),
+            stride=jnp.where(on_arc, stride, path.stride),
+            growth=jnp.where(good, jnp.minimum(2 * path.growth, _MOST_FACTOR), 1),
+            bend=jnp.where(good, bend, path.bend),
+        )
 
-        phase = jnp.where(on_axis & (newton.error <= 1e-2), _ARC, path.phase)
-        phase = jnp.where(on_arc & good & (ahead == 0), _POLISH, phase)
-        ended = (newton.error <= eps**0.4) | (path.num_in_phase >= 40)
-        phase = jnp.where(stuck | (polishing & ended), _DONE, phase)
-        active = path.phase != _DONE
-        taken = active & good
+    def polished(path: _Path, target: _Target, newton: Newton) -> _Progress:
+        return _Progress(newton.step, one, one > 0, path.phase, path.stride, path.growth, path.bend)
+
+    def advance(path: _Path) -> _Path:
+        path = jax.lax.cond(jnp.any(path.phase == _START), begun, lambda path: path, path)
+        lanes, polishing, active = path.lanes, path.phase == _POLISH, path.phase != _DONE
+        on_way = jnp.any(path.phase < _POLISH)
+        target = jax.lax.cond(on_way, predicted, lambda path: _Target(path.ahead, z, zero), path)
+        omega, unknowns = moved(lanes.omega, lanes.unknowns, lanes.tangents, target.step)
+        newton, settled, code = certify(curve, target.z, omega, unknowns, path.real)
+        progress = jax.lax.cond(on_way, corrected, polished, path, target, newton)
+        step = limited(progress.step, newton.tangents, progress.longest)
+        omega, unknowns = moved(omega, newton.unknowns, newton.tangents, step)
+
+        # At z the root is polished until Newton's method ends, without the imaginary part where that is rounding. At
+        # the end of a path it may still be far from the root, next to an edge.
+        close = polishing & ((path.paths == 0) | (newton.error <= eps**0.4))
+        num_polished = path.polished + close
+        ended = settled & ((code != NO_ROOT) | (num_polished > _REFUSED_AFTER))
+        ended |= (num_polished > _CERTIFIED_AFTER) & (code == OK)
+        strip = (ended | (num_polished > _STRIPPED_AFTER)) & ~path.real & as_good_as_real(z, newton.slope, omega)
+        real = path.real | (polishing & strip)
+        ended = ended & ~strip & close
+        code = jnp.where(ended | (code != OK), code, NO_ROOT)
+        done = ended | (num_polished >= _MOST_POLISHED)
+        lost = (path.steps >= _MOST_ON_PATH) | (done & (code != OK)) | (active & (progress.phase == _START))
+        again = search & (path.paths < _MOST_PATHS)
+        phase = jnp.where(done | lost, jnp.where(lost & again, _START, _DONE), progress.phase)
+        taken = active & progress.good
 
         def accepted(new: Array, old: Array) -> Array:
             return jnp.where(taken, new, old)
 
+        omega, unknowns = _without_imaginary(real, omega), _without_imaginary(real, unknowns)
+        new = Lanes(
+            omega=accepted(omega, lanes.omega),
+            unknowns=accepted(unknowns, lanes.unknowns),
+            slope=accepted(newton.slope, lanes.slope),
+            tangents=accepted(newton.tangents, lanes.tangents),
+            code=jnp.where(active & (done | lost), _verdict(lanes.code, jnp.where(done, code, MAX_STEPS)), lanes.code),
+            num_steps=lanes.num_steps + active,
+        )
         return _Path(
-            phase,
-            accepted(ahead, path.ahead),
-            jnp.where(on_arc, stride, path.stride),
-            jnp.where(good, jnp.minimum(2 * path.growth, 4), 1),
-            accepted(omega, path.omega),
-            accepted(unknowns, path.unknowns),
-            accepted(newton.slope, path.slope),
-            accepted(bend, path.bend),
-            accepted(newton.tangents, path.tangents),
-            jnp.where(phase == path.phase, path.num_in_phase + 1, 0),
-            path.num_steps + active,
+            lanes=new,
+            phase=jnp.where(active, phase, _DONE),
+            ahead=accepted(target.ahead, path.ahead),
+            stride=progress.stride,
+            growth=progress.growth,
+            bend=progress.bend,
+            turn=path.turn,
+            paths=path.paths,
+            steps=path.steps + 1,
+            polished=num_polished,
+            real=real,
         )
 
-    def unfinished(carry: tuple[Array | int, _Path]) -> Array:
-        k, path = carry
-        return (k < max_steps) & jnp.any(path.phase != _DONE)
+    known = lanes.omega != 0
+    start = _Path(
+        lanes=lanes,
+        phase=jnp.where(lanes.code == INVALID, _DONE, jnp.where(known, _POLISH, jnp.where(search, _START, _DONE))),
+        ahead=0 * one,
+        stride=one,
+        growth=one,
+        bend=zero,
+        turn=zero,
+        paths=count,
+        steps=count,
+        polished=count,
+        real=known & (lanes.omega.imag == 0) & (z.imag == 0),
+    )
+    return jax.lax.while_loop(lambda path: jnp.any(path.phase != _DONE), advance, start).lanes
 
-    start = (0, _start(curve, z, lanes))
-    return jax.lax.while_loop(unfinished, lambda carry: (carry[0] + 1, advance(carry[1])), start)[1]
+
+def _verdict(before: Array, code: Array) -> Array:
+    """What is said of a lane: that a law is not resolved tells more than that no root was found."""
+    return jnp.where((before == UNRESOLVED) & (code != OK), before, code)
+
+
+def _without_imaginary(real: Bool[Array, " lanes"], x: Array) -> Array:
+    return jax.lax.complex(x.real, jnp.where(real, 0, x.imag))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+polish = lambda curve, z, guess: solve(curve, z, guess, False)
 from typing import Any
 
 import equinox as eqx
@@ -14,7 +15,7 @@ from ._edges import edges
 from ._implicit import implicit_root, with_slope
 from ._misc import exponential, log_max, magnitude, reciprocal
 from ._reading import find_atoms, find_roots, off_atoms, on_axis, over_lanes, read_cdf
-from ._solver import polish, Roots, solve
+from ._solver import Roots, solve
 
 
 def _above_p(log_x: Array, curve: Curve, p: Array, guess: tuple[Array, Array]) -> Array:

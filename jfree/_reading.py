@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Int
 
-from ._certificate import RESULTS
+from ._certificate import as_results, RESULTS
 from ._curve import Curve
 from ._laws import Atoms
 from ._misc import log_max, reciprocal
 from ._moments import mean_log
-from ._solver import Roots, solve
+from ._solver import differentiable, find_roots as search, Guess, Roots
 
 
 class Solution(eqx.Module):
@@ -57,8 +57,12 @@ def _unpadded(tree: Any, shape: tuple[int, ...]) -> Any:
     return jax.tree.map(lambda y: y[y.shape[0] - math.prod(shape) :].reshape(shape), tree)
 
 
-# Compiled apart from what is read off the roots, and so once for all of it.
-find_roots = jax.jit(solve)
+_search = jax.jit(search)
+
+
+def find_roots(curve: Curve, z: Array, guess: Guess | None = None, search: bool = True) -> Roots:
+    """Compiled apart from what is read off the roots, and so once for all of it; without derivatives."""
+    return _search(*jax.lax.stop_gradient((curve, z, guess)), search)
 
 
 @jax.jit
@@ -69,6 +73,7 @@ def find_atoms(curve: Curve) -> Atoms:
 @jax.jit
 def _read_values(curve: Curve, z: Array, roots: Roots) -> tuple[Array, Array]:
     """`m` and `G`, NaN where they are not certified."""
+    roots = differentiable(curve, z, roots)
     point = curve.point(roots.omega, roots.unknowns)
     scale = jnp.exp(-point.log_scale)
     G = point.one_plus(1) * reciprocal(jnp.where(roots.certified, z, 1) * scale) * scale
@@ -80,7 +85,7 @@ def _read_values(curve: Curve, z: Array, roots: Roots) -> tuple[Array, Array]:
 def solution(curve: Curve, z: Array) -> Solution:
     roots = find_roots(curve, z)
     m, G = _read_values(curve, z, roots)
-    return Solution(m, G, roots.result, roots.num_steps)
+    return Solution(m, G, as_results(roots.code), roots.num_steps)
 
 
 def on_axis(x: Array) -> Array:
@@ -148,6 +153,7 @@ def off_atoms(curve: Curve, x: Array) -> Array:
 
 @jax.jit
 def read_cdf(curve: Curve, x: Array, roots: Roots) -> Array:
+    roots = differentiable(curve, off_atoms(curve, x), roots)
     point, phi, _ = curve.potential(roots.omega, roots.unknowns)
     mass, below = _atom_at(curve, x)
     up_to_atom = jnp.maximum(-point.one_plus(1).imag, 0) * jnp.where(mass > 0, 1 - below / jnp.where(mass > 0, x, 1), 0)
@@ -163,6 +169,7 @@ def cdf(curve: Curve, x: Array) -> Array:
 
 @jax.jit
 def _read_log_potential(curve: Curve, x: Array, roots: Roots) -> Array:
+    roots = differentiable(curve, jax.lax.complex(x, jnp.zeros_like(x)), roots)
     phi = curve.potential(roots.omega, roots.unknowns)[1]
     potential = jnp.where(roots.certified, phi.real, jnp.nan)
     at_zero = jnp.where(curve.atoms().zero > 0, -jnp.inf, mean_log(curve))

@@ -95,9 +95,7 @@ class ResidualBlock(AbstractOperation):
     def guess(self, point: Point) -> Array:
         mean = jnp.exp(self.branch.cumulants.log_mean)
         ratio = jnp.broadcast_to(mean, point.z.shape).astype(point.z.dtype)
-        split = _Split.of(point.side * point.m, point.one_plus(1), ratio)
-        inner = self.branch.initial_unknowns(split.branch_start())
-        return jnp.concatenate([ratio[None], inner.reshape(-1, *ratio.shape)])
+        return jnp.zeros((self.num_unknowns, *ratio.shape), ratio.dtype).at[0].set(ratio)
 
     def _of_branch(self, unknowns: Array) -> Array:
         return unknowns[1:].reshape(self.layers_per_block, self.branch.num_unknowns, unknowns.shape[-1])
