@@ -73,17 +73,14 @@ class Point(eqx.Module):
 
     def signs(self, w: Complex[Array, " lanes"], dw: Complex[Array, " lanes"]) -> "Signs":
         """Those of a subordination point `w`, known up to a positive factor, with `dw = d log w / du`."""
-        height = w.imag / (_size(w) * (1 + _size(dw)))
-        rise = w.real * dw.real - w.imag * dw.imag
+        (x, y), (dx, dy) = (w.real, w.imag), (dw.real, dw.imag)
+        height = y / ((jnp.abs(x) + jnp.abs(y)) * (1 + jnp.abs(dx) + jnp.abs(dy)))
+        rise = x * dx - y * dy
         return Signs(height, height, rise * jax.lax.sign(self.dm.real) < 0)
 
     def own_signs(self) -> "Signs":
         """Those of `z`."""
         return self.signs(self.z, self.dz)
-
-
-def _size(z: Array) -> Array:
-    return jnp.abs(z.real) + jnp.abs(z.imag)
 
 
 def _snap(x: Array) -> Array:
@@ -162,8 +159,12 @@ class Step(eqx.Module):
     ) -> "Step":
         """Without unknowns: nothing is corrected, and nothing rough."""
         none, zero = no_unknowns(point.z), jnp.zeros_like(point.z.real)
-        pole, bend, root = (zero + bound for bound in (closeness, curvature, closeness_to_zeros))
+        pole, bend, root = (_like(zero, bound) for bound in (closeness, curvature, closeness_to_zeros))
         return Step(point, none, none, signs, zero, zero, pole, bend, root, zero)
+
+
+def _like(lanes: Float[Array, " lanes"], bound: Array | float) -> Float[Array, " lanes"]:
+    return jnp.broadcast_to(jnp.asarray(bound, lanes.dtype), lanes.shape)
 
 
 def no_unknowns(like: Complex[Array, "*layers lanes"]) -> Complex[Array, "*layers 0 lanes"]:

@@ -37,8 +37,9 @@ class Factor(AbstractOperation):
         return Step.explicit(new, signs, pole, pole, zero)
 
     def potential(self, psi: Array, log_z: Array, before: Point, step: Step) -> tuple[Array, Array]:
-        log_ratio = log_lower(before.one_plus(self.b)) - log_lower(before.one_plus(self.a))
-        return psi - _log_moebius(self.a, before) + _log_moebius(self.b, before), log_z + log_ratio
+        log_num, log_den = _log_moebius(self.b, before), _log_moebius(self.a, before)
+        gained = _gained(self.b, before, log_num) - _gained(self.a, before, log_den)
+        return psi + gained, log_z + log_num - log_den
 
     def cumulants(self, c: Cumulants) -> Cumulants:
         return c.times(jnp.log(self.mean), self.b - self.a)
@@ -58,11 +59,14 @@ def point_masses(location: Float[Array, " layers"], num_atoms: int) -> Factor:
 
 
 def _log_moebius(a: Array, point: Point) -> Array:
+    """`log(1 + a m)`."""
+    return log_one_plus(scaled(a * point.side, point.m), point.one_plus(a))
+
+
+def _gained(a: Array, point: Point, log_moebius: Array) -> Array:
     """`(m+1) log(1 + a m) - int_0^m log(1 + a m') dm'`, with `m` and `a` as counted at the start."""
-    safe = jnp.where(a == 0, 1, a)
-    inverse = 1 / (safe * point.side)
-    value = (1 - inverse) * log_one_plus(safe * point.side * point.m, point.one_plus(safe)) + point.m
-    return jnp.where(a == 0, 0, value)
+    share = 1 - 1 / (jnp.where(a == 0, 1, a) * point.side)
+    return jnp.where(a == 0, 0, scaled(share, log_moebius) + point.m)
 
 
 class LawFactor(AbstractOperation):
