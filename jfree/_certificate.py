@@ -80,22 +80,28 @@ def newton_step(curve: Curve, z: Array, omega: Array, unknowns: Array) -> Newton
 def _newton_at(
     curve: Curve, z: Array, point: Point, unknowns: Array, tangents: Array, error: Array, size: Array
 ) -> Newton:
-    origin = curve.origin()
-    moved = reciprocal(point.z - origin)
-    ratio = (point.z - origin) * reciprocal(z - origin)
-    slope = point.dz * point.z * moved
+    measured, target, slope = point.z, z, point.dz
+    if curve.has_shifts:
+        origin = curve.origin()
+        measured, target = point.z - origin, z - origin
+        slope = point.dz * point.z * reciprocal(measured)
+    ratio = measured * reciprocal(target)
     # A far guess may leave the range of floats, thousands of layers deep: go back by as much as that range.
     far = log_max(z.dtype) / 2
-    above, below = ~jnp.isfinite(magnitude(ratio)), magnitude(ratio) == 0
+    size_of_ratio = magnitude(ratio)
+    above, below = ~jnp.isfinite(size_of_ratio), size_of_ratio == 0
     residual = jnp.where(above, far, jnp.where(below, -far, logarithm(ratio)))
     step = -residual * reciprocal(slope)
-    error = jnp.maximum(error, magnitude(step))
-    size = jnp.maximum(size, jnp.maximum(error, magnitude(step) * magnitude(point.dm) / magnitude(point.m)))
+    change = magnitude(step)
+    error = jnp.maximum(error, change)
+    size = jnp.maximum(size, jnp.maximum(error, change * magnitude(point.rate)))
     return Newton(step, slope, unknowns, tangents, error, jnp.where(jnp.isfinite(size), size, jnp.inf))
 
 
 class _Nearness(eqx.Module):
-    """One over the distance to the next singularity, and a bound of the second derivative of `log z`."""
+    """One over the squared distance to the next singularity, and a bound of the second derivative of `log z`, which of
+    a logarithmic singularity is the same.
+    """
 
     closeness: Float[Array, " lanes"]
     curvature: Float[Array, " lanes"]
@@ -103,7 +109,10 @@ class _Nearness(eqx.Module):
     @staticmethod
     def to(closeness: Float[Array, " lanes"]) -> "_Nearness":
         """A logarithmic singularity."""
-        return _Nearness(closeness, jnp.square(closeness))
+        return _Nearness(closeness, closeness)
+
+    def times(self, stretch: Float[Array, " lanes"]) -> "_Nearness":
+        return _Nearness(self.closeness * stretch, self.curvature * stretch)
 
     def __and__(self, other: "_Nearness") -> "_Nearness":
         return _Nearness(jnp.maximum(self.closeness, other.closeness), self.curvature + other.curvature)
@@ -116,43 +125,50 @@ def certify(
     info = jnp.finfo(z.dtype)
     rounding = 256 * float(info.eps) * (1 + curve.num_layers / 16)
     start = curve.start(omega)
-    per_start = squared(start.m) / jnp.maximum(magnitude(start.dm), info.tiny)
+    # Distances are measured in the 1/m of the start, and relative to it; only shifts change relative ones.
+    per_start = 1 / jnp.maximum(squared(start.rate), info.tiny)
 
     def visit(carry: Any, before: Point, operation: AbstractOperation, step: Step) -> Any:
-        signs, others, zeros, rough, error, size = carry
-        # One over the distance to the operation's singularities, measured in the 1/m of the start.
-        stretch = magnitude(before.dm) / (before.side * squared(before.m)) * per_start
-        if operation.moves_zeros:
-            zeros = _Nearness.to(zero)
-        others &= _Nearness(step.closeness * stretch, step.curvature * jnp.square(stretch))
-        zeros &= _Nearness.to(step.closeness_to_zeros * stretch)
-        rough, error = jnp.maximum(rough, step.roughness), jnp.maximum(error, step.correction)
-        return signs & step.signs, others, zeros, rough, error, jnp.maximum(size, step.mismatch)
+        signs, near, zeros, rough, error, size = carry
+        here, zero_here = _Nearness(step.closeness, step.curvature), _Nearness.to(step.closeness_to_zeros)
+        if curve.has_shifts:
+            stretch = squared(before.rate) * per_start
+            near &= here.times(stretch)
+            zeros = zero_here if operation.moves_zeros else zeros & zero_here.times(stretch)
+        else:
+            near &= here & zero_here
+        if operation.num_unknowns:
+            rough, error = jnp.maximum(rough, step.roughness), jnp.maximum(error, step.correction)
+            size = jnp.maximum(size, step.mismatch)
+        return signs & step.signs, near, zeros, rough, error, size
 
-    at_start = magnitude(start.m) / jnp.maximum(magnitude(start.one_plus(1)), info.tiny)
+    at_start = _Nearness.to(1 / jnp.maximum(squared(start.one_plus(1.0)), info.tiny))
     zero = jnp.zeros_like(z.real)
-    carry = (Signs.of(omega, jnp.ones_like(omega)), _Nearness.to(zero), _Nearness.to(at_start), zero, zero, zero)
-    point, carry, (found, tangents) = curve.fold(visit, carry, start, unknowns)
-    signs, others, zeros, rough, error, size = carry
+    signs = start.signs(omega, jnp.ones_like(omega))
+    near, zeros = (_Nearness.to(zero), at_start) if curve.has_shifts else (at_start, None)
+    point, carry, (found, tangents) = curve.fold(visit, (signs, near, zeros, zero, zero, zero), start, unknowns)
+    signs, near, zeros, rough, error, size = carry
     newton = _newton_at(curve, z, point, found, tangents, error, size)
-    step, slope, residual = newton.step, newton.slope, newton.step * newton.slope
+    step, slope, residual = magnitude(newton.step), magnitude(newton.slope), magnitude(newton.step * newton.slope)
 
     rising = rises(point, signs)
     # A point may lie below the axis by what it moves with a rounding, or with the rest of Newton's step.
-    upper = signs.below <= jnp.maximum(rounding, 2 * magnitude(step))
-    clear = omega.imag > 4 * magnitude(step) * magnitude(omega)  # of the axis: the step does not lead there
-    interior = upper & clear & (point.m.imag < 0) & ~as_good_as_real(z, slope, omega)
-    steepness = magnitude(slope) * per_start
-    near = others & zeros & _Nearness.to(jnp.where(curve.floor() > 0, steepness, 0))
-    gamma = jnp.maximum(near.curvature / (2 * steepness), near.closeness)
+    upper = -signs.lowest <= jnp.maximum(rounding, 2 * step)
+    clear = omega.imag > 4 * step * magnitude(omega)  # of the axis: the step does not lead there
+    interior = upper & clear & (point.m.imag < 0) & ~as_good_as_real(z, newton.slope, omega)
+    per_start = jnp.sqrt(per_start)
+    steepness = slope * per_start
+    if curve.has_shifts:
+        near &= zeros & _Nearness.to(jnp.where(curve.floor() > 0, jnp.square(steepness), 0))
+    gamma = jnp.maximum(near.curvature / (2 * steepness), jnp.sqrt(near.closeness))
     # Where the curve is steep, next to z = 0 of a shift, only the step can be small.
-    error = jnp.maximum(error, jnp.minimum(magnitude(residual), magnitude(step)))
+    error = jnp.maximum(error, jnp.minimum(residual, step))
     # Expanding layers magnify rounding, so that Newton's method may end well above it.
     tolerance = max(rounding, float(info.eps) ** 0.6)
     # Newton's method squares what is left.
-    left = jnp.maximum(error, magnitude(step))
+    left = jnp.maximum(error, step)
     settled = (error <= rounding) | ((real | clear) & (2 * left / per_start * gamma * left <= rounding))
-    root = (settled | (error <= tolerance)) & (magnitude(residual) / steepness * gamma < 0.157)
+    root = (settled | (error <= tolerance)) & (residual / steepness * gamma < 0.157)
     code = jnp.where(jnp.where(real, rising, interior), OK, WRONG_BRANCH)
     code = jnp.where(root, code, NO_ROOT)
     code = jnp.where(rough > tolerated_roughness(float(info.eps)), UNRESOLVED, code)
@@ -165,9 +181,8 @@ def tolerated_roughness(eps: float) -> float:
 
 
 def rises(point: Point, signs: Signs) -> Bool[Array, " lanes"]:
-    """First order along the real axis, off the support: all subordination points rise with `z`, and `m` falls."""
-    rise = point.z * point.dz
-    return signs.rises_with(rise) & (rise.real * point.dm.real < 0)
+    """First order along the real axis, off the support: `z` and all subordination points rise where `m` falls."""
+    return signs.rising & point.own_signs().rising
 
 
 def as_good_as_real(z: Array, slope: Array, omega: Array) -> Bool[Array, " lanes"]:

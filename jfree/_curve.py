@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Bool, Complex, Float
 
 from ._laws import Atoms
@@ -24,31 +25,38 @@ from ._misc import log_lower, reciprocal, scaled
 class Point(eqx.Module):
     """Points of a curve, one per lane, with their tangents along the curve parameter `u`.
 
-    In units of its own: the point is `exp(log_scale) z` and `side m`, `n = m + rank`; `dz` is `d log z / du`, `dm` is
-    `dm / du`. A change of side, or of scale, touches no lane.
+    In units of its own: the point is `exp(log_scale) z` and `side m`, `n = m + rank`; `dz` is `d log z / du`, `rate` is
+    `d log m / du`. A change of side, or of scale, touches no lane.
     """
 
     z: Complex[Array, " lanes"]
     m: Complex[Array, " lanes"]
     n: Complex[Array, " lanes"]
     dz: Complex[Array, " lanes"]
-    dm: Complex[Array, " lanes"]
+    rate: Complex[Array, " lanes"]
     rank: Float[Array, ""]
     side: Float[Array, ""]
     log_scale: Float[Array, ""]
 
+    @property
+    def dm(self) -> Complex[Array, " lanes"]:
+        """`dm / du`."""
+        return self.m * self.rate
+
     def one_plus(self, b: ArrayLike) -> Complex[Array, " lanes"]:
         """`1 + b M(z)`."""
-        b = jnp.asarray(b) * self.side
+        b = self.side * b
         at_zero = 1 - b * self.rank
         # Far from vanishing at m = -rank: there n, next to rank, would lose the digits of a small m.
         far = at_zero < -1
-        step = scaled(b, jnp.where(far, self.m, self.n))
-        return jax.lax.complex(jnp.where(far, 1, _snap(at_zero)) + step.real, step.imag)
+        step = scaled(b, jax.lax.select(far, self.m, self.n))
+        offset = jax.lax.select(far, jnp.ones_like(at_zero), _snap(at_zero))
+        return jax.lax.complex(offset + step.real, step.imag)
 
     def on_side(self) -> tuple[Complex[Array, " lanes"], Complex[Array, " lanes"], Complex[Array, " lanes"]]:
         """`m`, `dm` and `1 + m` in units of the side."""
-        return scaled(self.side, self.m), scaled(self.side, self.dm), self.one_plus(1.0)
+        m = scaled(self.side, self.m)
+        return m, m * self.rate, self.one_plus(1.0)
 
     def multiplied(self, ratio: Array, slope: Array, log_scale: Array) -> "Point":
         """The point with `z` times `exp(log_scale) ratio`, `slope = d log ratio / du`, at the same `m`."""
@@ -57,69 +65,66 @@ class Point(eqx.Module):
             self.m,
             self.n,
             self.dz + slope,
-            self.dm,
+            self.rate,
             self.rank,
             self.side,
             self.log_scale + log_scale,
         )
 
+    def signs(self, w: Complex[Array, " lanes"], dw: Complex[Array, " lanes"]) -> "Signs":
+        """Those of a subordination point `w`, known up to a positive factor, with `dw = d log w / du`."""
+        (x, y), (dx, dy) = (w.real, w.imag), (dw.real, dw.imag)
+        height = y / ((jnp.abs(x) + jnp.abs(y)) * (1 + jnp.abs(dx) + jnp.abs(dy)))
+        rise = x * dx - y * dy
+        return Signs(height, height, rise * jax.lax.sign(self.dm.real) < 0)
+
+    def own_signs(self) -> "Signs":
+        """Those of `z`."""
+        return self.signs(self.z, self.dz)
+
 
 def _snap(x: Array) -> Array:
     """Takes away the rounding that `1 - b rank` leaves where it is zero, but not its derivative."""
-    return x - jax.lax.stop_gradient(jnp.where(jnp.abs(x) < 8 * jnp.finfo(x.dtype).eps, x, 0))
+    rounding = jax.lax.select(jnp.abs(x) < 8 * jnp.finfo(x.dtype).eps, x, jnp.zeros_like(x))
+    return x - jax.lax.stop_gradient(rounding)
 
 
 class Signs(eqx.Module):
-    """Where subordination points lie: how far `below` and `above` the real axis at most, in units of what a rounding of
-    `u` could move them, and between which signs they rise with `u` along it. The half-plane certificate asks no more.
+    """Where subordination points lie: the heights of the `lowest` and the `highest` over the real axis, in units of
+    what a rounding of `u` could move them, and whether all are `rising` along it where `m` falls, as `z` does off the
+    support. The half-plane certificate asks no more.
     """
 
-    below: Float[Array, " lanes"]
-    above: Float[Array, " lanes"]
-    low: Float[Array, " lanes"]
-    high: Float[Array, " lanes"]
+    lowest: Float[Array, " lanes"]
+    highest: Float[Array, " lanes"]
+    rising: Bool[Array, " lanes"]
 
     @staticmethod
-    def of(w: Complex[Array, " lanes"], dw: Complex[Array, " lanes"]) -> "Signs":
-        """Of points `w` with `dw = d log w / du`."""
-        height = w.imag / ((jnp.abs(w.real) + jnp.abs(w.imag)) * (1 + jnp.abs(dw.real) + jnp.abs(dw.imag)))
-        rise = jnp.sign(w.real * dw.real - w.imag * dw.imag)
-        return Signs(-height, height, rise, rise)
-
-    @staticmethod
-    def known(right: Bool[Array, " lanes"]) -> "Signs":
+    def known(right: Bool[Array, " lanes"], dtype: DTypeLike) -> "Signs":
         """Of points known to lie right, or not to."""
-        far = jnp.where(right, jnp.inf, -jnp.inf)
-        return Signs(-far, -far, far, -far)
+        far = jnp.where(right, jnp.asarray(jnp.inf, dtype), -jnp.inf)
+        return Signs(far, -far, right)
 
     @staticmethod
     def none(like: Complex[Array, " lanes"]) -> "Signs":
         """Of no points."""
-        return Signs.known(jnp.ones(like.shape, bool))
-
-    def rises_with(self, dz: Complex[Array, " lanes"]) -> Bool[Array, " lanes"]:
-        """Whether all points rise where `z` does, real with `dz / du`."""
-        direction = jnp.sign(dz.real)
-        return (self.low >= direction) & (self.high <= direction)
+        return Signs.known(jnp.ones(like.shape, bool), like.real.dtype)
 
     def where(self, there: Bool[Array, " lanes"], other: "Signs") -> "Signs":
         return jax.tree.map(lambda x, y: jnp.where(there, x, y), self, other)
 
+    def seen(self, below: Bool[Array, " lanes"], together: Bool[Array, " lanes"]) -> "Signs":
+        """From another point, whose `m` moves `together` with this one's; from the lower half plane against it."""
+        lowest = jnp.where(below, -self.highest, self.lowest)
+        highest = jnp.where(below, -self.lowest, self.highest)
+        return Signs(lowest, highest, self.rising & (together != below))
+
     def __and__(self, other: "Signs") -> "Signs":
         return Signs(
-            jnp.maximum(self.below, other.below),
-            jnp.maximum(self.above, other.above),
-            jnp.minimum(self.low, other.low),
-            jnp.maximum(self.high, other.high),
+            jnp.minimum(self.lowest, other.lowest),
+            jnp.maximum(self.highest, other.highest),
+            self.rising & other.rising,
         )
-
-    def along(self, dv: Complex[Array, " lanes"]) -> "Signs":
-        """For a parameter `u` in place of `v`, which rises with it or falls as `dv / du` says."""
-        return Signs(self.below, self.above, -self.high, -self.low).where(dv.real < 0, self)
-
-    def flipped(self, where: Bool[Array, " lanes"]) -> "Signs":
-        """As seen from the lower half plane."""
-        return Signs(self.above, self.below, -self.high, -self.low).where(where, self)
 
 
 class Step(eqx.Module):
@@ -128,9 +133,9 @@ class Step(eqx.Module):
     `unknowns` are the operation's own, corrected by one Newton step, with their logarithmic tangents. `signs` are
     those of its subordination points, and of the new `z`. `correction` is the size of the Newton step, and `mismatch`
     that of the equations it solves, both in logarithms: next to an atom, a pole of `M`, only the second tells how far
-    the solution is. As functions of `1/m`, `closeness` bounds one over the distance to the operation's next
-    singularities and `curvature` the second derivative of its `log z`, but for zeros of `z`, singular for `log z` only,
-    which have their own closeness; `roughness` is the quadrature's relative error.
+    the solution is. As functions of `1/m`, and relative to it, `closeness` bounds one over the squared distance to the
+    operation's next singularities and `curvature` the second derivative of its `log z`, but for zeros of `z`, singular
+    for `log z` only, which have their own closeness; `roughness` is the quadrature's relative error.
     """
 
     point: Point
@@ -148,14 +153,22 @@ class Step(eqx.Module):
     def explicit(
         point: Point,
         signs: Signs,
-        closeness: Array | float = 0,
-        curvature: Array | float = 0,
-        closeness_to_zeros: Array | float = 0,
+        closeness: Array | float = 0.0,
+        curvature: Array | float = 0.0,
+        closeness_to_zeros: Array | float = 0.0,
     ) -> "Step":
-        """Without unknowns."""
-        none, zero = jnp.zeros((0, *point.z.shape), point.z.dtype), jnp.zeros_like(point.z.real)
-        pole, bend, root = zero + closeness, zero + curvature, zero + closeness_to_zeros
+        """Without unknowns: nothing is corrected, and nothing rough."""
+        none, zero = no_unknowns(point.z), jnp.zeros_like(point.z.real)
+        pole, bend, root = (_like(zero, bound) for bound in (closeness, curvature, closeness_to_zeros))
         return Step(point, none, none, signs, zero, zero, pole, bend, root, zero)
+
+
+def _like(lanes: Float[Array, " lanes"], bound: Array | float) -> Float[Array, " lanes"]:
+    return jnp.broadcast_to(jnp.asarray(bound, lanes.dtype), lanes.shape)
+
+
+def no_unknowns(like: Complex[Array, "*layers lanes"]) -> Complex[Array, "*layers 0 lanes"]:
+    return jnp.zeros((*like.shape[:-1], 0, like.shape[-1]), like.dtype)
 
 
 class Cumulants(eqx.Module):
@@ -179,7 +192,7 @@ class AbstractOperation(eqx.Module):
     """A matrix operation, as it acts on a curve. Leaves carry a leading axis over layers; methods see one layer."""
 
     moves_points: ClassVar[bool] = True  # or else changes their units only
-    moves_zeros: ClassVar[bool] = False  # of z, so that those before it are no longer singular
+    moves_zeros: ClassVar[bool] = False  # of z, so that those before it are no longer singular; others leave m alone
     starts_far: ClassVar[bool] = False  # on the negative axis guesses are good far from 0 only
     blurs_atoms: ClassVar[bool] = False  # next to them most of the digits are lost
 
@@ -200,7 +213,7 @@ class AbstractOperation(eqx.Module):
 
     def guess(self, point: Point) -> Complex[Array, "unknowns lanes"]:
         """The unknowns at infinity."""
-        return jnp.zeros((0, *point.z.shape), point.z.dtype)
+        return no_unknowns(point.z)
 
     @abc.abstractmethod
     def advance(self, point: Point, unknowns: Complex[Array, "unknowns lanes"]) -> Step:
@@ -227,6 +240,10 @@ class AbstractOperation(eqx.Module):
     @abc.abstractmethod
     def neutral(self) -> "AbstractOperation":
         """As many layers of it that leave every curve as it is."""
+
+
+def _joined(parts: tuple[Array, ...]) -> Array:
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
 
 
 class Curve(eqx.Module):
@@ -288,7 +305,7 @@ class Curve(eqx.Module):
     @property
     def has_shifts(self) -> bool:
         """Whether the end of the curve at `z = 0` lies at some `omega < 0`, rather than at 0."""
-        return any(operation.moves_zeros for operation in self.operations)
+        return any(operation.moves_zeros for operation in self.operations + self.last)
 
     def next_to_atoms(self) -> Float[Array, ""]:
         """How near to an atom points are certified, relative to it: closer than a bulk around it is wide."""
@@ -299,13 +316,14 @@ class Curve(eqx.Module):
 
     def start(self, omega: Complex[Array, " lanes"]) -> Point:
         rank = self.rank
-        m = rank * reciprocal(omega - 1)
+        inverse = omega - 1
+        m = scaled(rank, reciprocal(inverse))
         n = omega * m
-        dm = -m * n / rank
+        per_rank = 1 / rank
+        rate = scaled(-per_rank, n)
         one = _snap(1 - rank) + n
-        inverse = reciprocal(m)
-        unit = jnp.ones_like(rank)
-        return Point(one * inverse, m, n, dm * (reciprocal(one) - inverse), dm, rank, unit, jnp.zeros_like(rank))
+        z, dz = scaled(per_rank, one * inverse), -rate * reciprocal(one)
+        return Point(z, m, n, dz, rate, rank, jnp.ones_like(rank), jnp.zeros_like(rank))
 
     def fold(
         self,
@@ -324,28 +342,30 @@ class Curve(eqx.Module):
         def apply(operation: AbstractOperation, point: Point, carry: Any, guesses: Array):
             step = operation.advance(point, guesses)
             carry = visit(carry, point, operation, step) if operation.moves_points else carry
-            return step.point, carry, step.unknowns, step.tangents
+            return step.point, carry, (step.unknowns, step.tangents)
 
-        def layer(state: tuple[Point, Any], xs: tuple[tuple[AbstractOperation, ...], Array]):
+        def layer(state: tuple[Point, Any], xs: tuple[tuple[AbstractOperation, ...], Array | None]):
             point, carry = state
             operations, guesses = xs
-            found, tangents, k = [], [], 0
+            found, k = [], 0
             for operation in operations:
-                mine = guesses[k : k + operation.num_unknowns]
-                if operation.num_unknowns:
+                number = operation.num_unknowns
+                mine = none
+                if number:
+                    mine = guesses[k : k + number]
                     mine = jnp.where(mine == 0, jax.lax.stop_gradient(operation.guess(point)), mine)
-                point, carry, *new = apply(operation, point, carry, mine)
-                found.append(new[0])
-                tangents.append(new[1])
-                k += operation.num_unknowns
-            return (point, carry), (jnp.concatenate(found), jnp.concatenate(tangents))
+                point, carry, new = apply(operation, point, carry, mine)
+                found += [new] if number else []
+                k += number
+            return (point, carry), tuple(map(_joined, zip(*found, strict=True)))
 
+        none, known = no_unknowns(start.z), self.num_unknowns > 0
         (point, carry), found = jax.lax.scan(
-            jax.checkpoint(layer, prevent_cse=False), (start, carry), (self.operations, unknowns)
+            jax.checkpoint(layer, prevent_cse=False), (start, carry), (self.operations, unknowns if known else None)
         )
         for operation in self.last:
-            point, carry, *_ = apply(operation, point, carry, unknowns[0, :0])
-        return point, carry, found
+            point, carry, _ = apply(operation, point, carry, none)
+        return point, carry, found if known else (unknowns, unknowns)
 
     def settle(self, omega: Complex[Array, " lanes"], max_steps: int = 100) -> Complex[Array, "layers unknowns lanes"]:
         """The unknowns at given `omega`: the equations of the layers' laws, without one for `z`.

@@ -59,7 +59,7 @@ def _place(curve: Curve, total: Array, upper: Bool[Array, " lanes"], omega: Arra
         return signs & step.signs, rough, correction, operation.potential(*potential, before, step)
 
     start, zero = curve.start(omega), jnp.zeros_like(omega.real)
-    carry = (Signs.of(omega, jnp.ones_like(omega)), zero, zero, curve.initial_potential(start))
+    carry = (start.signs(omega, jnp.ones_like(omega)), zero, zero, curve.initial_potential(start))
     point, carry, (unknowns, tangents) = curve.fold(visit, carry, start, unknowns)
     signs, rough, correction, potential = carry
     above = curve.full_potential(point, *potential)[0].imag / jnp.pi

@@ -73,14 +73,16 @@ def complex_dtype(dtype: DTypeLike) -> jnp.dtype:
 
 def scaled(factor: Array, z: Array) -> Array:
     """`factor * z` for a real factor, a third of the operations of a complex one."""
+    factor = jnp.broadcast_to(factor, jnp.broadcast_shapes(jnp.shape(factor), z.shape))
     return jax.lax.complex(factor * z.real, factor * z.imag)
 
 
 @jax.custom_jvp
 def reciprocal(z: Array) -> Array:
     """`1/z` for complex `z` without the overflow guards of a general division, which cost more than all the rest."""
-    scale = 1 / squared(z)
-    return jax.lax.complex(z.real * scale, -z.imag * scale)
+    x, y = z.real, z.imag
+    scale = 1 / (x * x + y * y)
+    return jax.lax.complex(x * scale, -y * scale)
 
 
 @reciprocal.defjvp
@@ -120,13 +122,18 @@ def log_lower(z: Array) -> Array:
     return _log_with_argument(z, -jnp.arctan2(jnp.maximum(-z.imag, 0), z.real))
 
 
+@jax.custom_jvp
 def log_one_plus(x: Array, one: Array) -> Array:
     """`log(1 + x)` on the closed lower half plane, `one = 1 + x`, to full relative accuracy."""
-    small = squared(x) < 0.1
-    y = jnp.where(small, x, 0)
-    size = 0.5 * jnp.log1p(y.real * (2 + y.real) + jnp.square(y.imag))
-    near = jax.lax.complex(size, jnp.arctan2(jnp.minimum(y.imag, 0), 1 + y.real))
-    return jnp.where(small, near, log_lower(jnp.where(small, 1, one)))
+    near = jnp.log1p(x.real * (2 + x.real) + jnp.square(x.imag))
+    size = jnp.where(squared(x) < 0.1, near, jnp.log(squared(one)))
+    return jax.lax.complex(0.5 * size, -jnp.arctan2(jnp.maximum(-one.imag, 0), one.real))
+
+
+@log_one_plus.defjvp
+def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    (x, one), (dx, _) = primals, tangents
+    return log_one_plus(x, one), dx * reciprocal(one)
 
 
 @jax.custom_jvp

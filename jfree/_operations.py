@@ -1,6 +1,5 @@
 """The operations networks are made of: factors, changes of side, shifts."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -25,22 +24,22 @@ class Factor(AbstractOperation):
 
     def advance(self, point: Point, unknowns: Array) -> Step:
         num, den = point.one_plus(self.b), point.one_plus(self.a)
-        inverse = reciprocal(num * den)
-        ratio = num * num * inverse
-        m, dm, one = point.on_side()
-        slope = scaled(self.b - self.a, inverse * dm)
-        inverse_m = reciprocal(m)
-        own = one * ratio * inverse_m
-        down = dm * (reciprocal(one) - inverse_m) + slope
-        size = magnitude(m) * (self.a != self.b)
-        pole, zero = size / magnitude(den), size / magnitude(num)
+        per_num, per_den = reciprocal(num), reciprocal(den)
+        ratio = num * per_den
+        _, dm, one = point.on_side()
+        slope = scaled(self.b - self.a, dm * per_num * per_den)
         new = point.multiplied(ratio, slope, jnp.log(self.mean))
-        signs = Signs.of(own, down) & Signs.of(new.z, new.dz)
-        return Step.explicit(new, signs, pole, jnp.square(pole), zero)
+        # Its own subordination point (1 + m) / (m S(m)), but for a positive factor.
+        own = one * jax.lax.conj(point.m) * ratio
+        signs = point.signs(own, slope - point.rate * reciprocal(one)) & new.own_signs()
+        moves = (self.a != self.b).astype(self.a.dtype)
+        pole, zero = moves * squared(per_den), moves * squared(per_num)
+        return Step.explicit(new, signs, pole, pole, zero)
 
     def potential(self, psi: Array, log_z: Array, before: Point, step: Step) -> tuple[Array, Array]:
-        log_ratio = log_lower(before.one_plus(self.b)) - log_lower(before.one_plus(self.a))
-        return psi - _log_moebius(self.a, before) + _log_moebius(self.b, before), log_z + log_ratio
+        log_num, log_den = _log_moebius(self.b, before), _log_moebius(self.a, before)
+        gained = _gained(self.b, before, log_num) - _gained(self.a, before, log_den)
+        return psi + gained, log_z + log_num - log_den
 
     def cumulants(self, c: Cumulants) -> Cumulants:
         return c.times(jnp.log(self.mean), self.b - self.a)
@@ -60,11 +59,14 @@ def point_masses(location: Float[Array, " layers"], num_atoms: int) -> Factor:
 
 
 def _log_moebius(a: Array, point: Point) -> Array:
+    """`log(1 + a m)`."""
+    return log_one_plus(scaled(a * point.side, point.m), point.one_plus(a))
+
+
+def _gained(a: Array, point: Point, log_moebius: Array) -> Array:
     """`(m+1) log(1 + a m) - int_0^m log(1 + a m') dm'`, with `m` and `a` as counted at the start."""
-    safe = jnp.where(a == 0, 1, a)
-    inverse = 1 / (safe * point.side)
-    value = (1 - inverse) * log_one_plus(safe * point.side * point.m, point.one_plus(safe)) + point.m
-    return jnp.where(a == 0, 0, value)
+    share = 1 - 1 / (jnp.where(a == 0, 1, a) * point.side)
+    return jnp.where(a == 0, 0, scaled(share, log_moebius) + point.m)
 
 
 class LawFactor(AbstractOperation):
@@ -106,14 +108,15 @@ class LawFactor(AbstractOperation):
         new = point.multiplied(m * w * reciprocal(one), slope, self.law.log_mean)
         # The inverse of M is analytic in a disk of this radius: Smale's bound for M, whose k-th Taylor coefficient
         # at w is at most total / distance^(k-1), with 0.13 for his 0.17 since those of the inverse may grow like k.
-        closeness = squared(m) * moments.total / (0.13 * squared(moments.slope) * moments.distance)
-        # It is univalent there: |w''| <= 4 closeness |w'|, and w' stays of the size of w next to a pole of M.
-        rate = magnitude(dw) * squared(m) / magnitude(dm)
-        curvature = jnp.minimum(jnp.square(closeness), rate * (4 * closeness + rate))
+        near = magnitude(m) * moments.total / (0.13 * squared(moments.slope) * moments.distance)
+        closeness = jnp.square(near)
+        # It is univalent there: |w''| <= 4 near |w'|, and w' stays of the size of w next to a pole of M.
+        rate = magnitude(dw) / magnitude(point.rate)
+        curvature = jnp.minimum(closeness, rate * (4 * near + rate))
         mismatch = magnitude(change)
-        signs = Signs.of(w, dw) & Signs.of(new.z, new.dz)
+        signs = point.signs(w, dw) & new.own_signs()
         # Where w does not vanish with it, 1 + m leaves a pole.
-        to_pole = jnp.where(self.law.atoms.rank < 1, magnitude(m) / magnitude(one), 0)
+        to_pole = jnp.where(self.law.atoms.rank < 1, 1 / squared(one), 0)
         spread = self.law.spread != 0  # or else w is linear in 1/m
         bounds = (closeness * spread, curvature * spread, to_pole * spread)
         return Step(new, w[None], dw[None], signs, correction, mismatch, *bounds, moments.roughness)
@@ -162,7 +165,9 @@ class ChangeSide(AbstractOperation):
     moves_points = False
 
     def advance(self, point: Point, unknowns: Array) -> Step:
-        new = eqx.tree_at(lambda p: p.side, point, point.side * self.ratio)
+        new = Point(
+            point.z, point.m, point.n, point.dz, point.rate, point.rank, point.side * self.ratio, point.log_scale
+        )
         return Step.explicit(new, Signs.none(point.z))
 
     def potential(self, psi: Array, log_z: Array, before: Point, step: Step) -> tuple[Array, Array]:
@@ -191,12 +196,14 @@ class Shift(AbstractOperation):
         one, growth = point.one_plus(1), 1 + share
         growth = jnp.where(growth == 0, jnp.finfo(share.dtype).eps, growth)
         rest = one * growth
-        dm = point.side * point.dm * growth - share * one * point.dz
+        added = share * one
+        m = scaled(point.side, point.m)
+        dm = m * point.rate * growth - added * point.dz
         dz = _relative(point.dz, growth)
         unit = jnp.ones_like(point.rank)
-        m = point.side * point.m + share * one
-        new = Point(point.z * growth, m, rest, dz, dm, unit, unit, point.log_scale)
-        return Step.explicit(new, Signs.of(new.z, new.dz))
+        m = m + added
+        new = Point(point.z * growth, m, rest, dz, _relative(dm, m), unit, unit, point.log_scale)
+        return Step.explicit(new, new.own_signs())
 
     def potential(self, psi: Array, log_z: Array, before: Point, step: Step) -> tuple[Array, Array]:
         return before.side * psi + (1 - before.side) * log_z, log_upper(step.point.z)

@@ -59,9 +59,10 @@ class _Split(eqx.Module):
 
     def branch_start(self) -> Point:
         """The point of the identity that `c` belongs to, with tangents along `log c`."""
-        one = self.one_c
+        one, per_one = self.one_c, reciprocal(self.one_c)
         unit = jnp.ones_like(self.c.real[0])
-        return Point(one * reciprocal(self.c), self.c, one, self.c * reciprocal(one) - 1, self.c, unit, unit, 0 * unit)
+        rate = jnp.ones_like(self.c)
+        return Point(one * reciprocal(self.c), self.c, one, -per_one, rate, unit, unit, 0 * unit)
 
 
 class ResidualBlock(AbstractOperation):
@@ -109,16 +110,17 @@ class ResidualBlock(AbstractOperation):
         def visit(
             carry: tuple[Signs, Array, Array, Array, Array], before: Point, operation: AbstractOperation, step: Step
         ):
-            signs, correction, mismatch, distance, rough = carry
-            # Distances in 1/m of the operation's own place, in units of c.
-            near = jnp.maximum(step.closeness, step.closeness_to_zeros)
-            near = near * magnitude(before.dm) / squared(before.m) / magnitude(old.c)
-            largest = (jnp.maximum(a, b) for a, b in ((correction, step.correction), (mismatch, step.mismatch)))
-            return signs & step.signs, *largest, jnp.maximum(distance, near), jnp.maximum(rough, step.roughness)
+            signs, correction, mismatch, near, rough = carry
+            near = jnp.maximum(near, jnp.maximum(step.closeness, step.closeness_to_zeros))
+            if operation.num_unknowns:
+                correction, mismatch = jnp.maximum(correction, step.correction), jnp.maximum(mismatch, step.mismatch)
+                rough = jnp.maximum(rough, step.roughness)
+            return signs & step.signs, correction, mismatch, near, rough
 
         start, zero = old.branch_start(), jnp.zeros_like(m.real)
-        carry = (Signs.of(start.z, start.dz), zero, zero, zero, zero)
-        end, carry, (inner, tangents) = self.branch.fold(visit, carry, start, inner)
+        end, carry, (inner, tangents) = self.branch.fold(
+            visit, (start.own_signs(), zero, zero, zero, zero), start, inner
+        )
         signs, correction, mismatch, near, rough = carry
 
         # Newton's step for log(c / b): c moves by `gain` times it, b by minus that.
@@ -146,13 +148,14 @@ class ResidualBlock(AbstractOperation):
         t = new.b * new.one_b
         dt = db + new.b * db * reciprocal(new.one_b)
         growth = m * one * reciprocal(t) * jnp.exp(-self._log_mean)
-        slope = dm * (reciprocal(m) + reciprocal(one)) - dt
+        done = dm * reciprocal(one)
+        slope = point.rate + done - dt
 
-        own, negative, flipped = _block_signs(one, dm, new, db, dc, t, dt)
+        own, negative, flipped = _block_signs(point, one, done, new, db, dc, t, dt)
         # The z of Y Y^T and all before it lie in the lower half plane together with the square of omega_2. On the
         # negative axis that square need not rise with z, only they with it.
-        together = Signs.known(signs.rises_with(end.z * end.dz))
-        signs = own & together.where(negative, signs.along(dc).flipped(flipped))
+        together = ((new.c * dc).real > 0) == (dm.real > 0)
+        signs = own & Signs.known(signs.rising, zero.dtype).where(negative, signs.seen(flipped, together))
         power = logarithm(growth)
         # Of many blocks together, z must not have turned past the half plane and back into it.
         turned = log_upper(point.z).imag + self.count * power.imag
@@ -162,14 +165,14 @@ class ResidualBlock(AbstractOperation):
             self.count * slope,
             self.count * self._log_mean,
         )
-        signs = signs & Signs.of(after.z, after.dz) & Signs.of(exponential(turned), after.dz)
+        signs = signs & after.own_signs() & point.signs(exponential(turned), after.dz)
         # That place is singular: c is known as long as its distance from there is.
         closeness = jnp.where(magnitude(change) < 0.157, _block_closeness(m, old, per_c, near), jnp.inf)
         found = jnp.concatenate([ratio[None], inner.reshape(-1, *ratio.shape)])
         dinner = tangents * dc
         tangents = jnp.concatenate([dratio[None], dinner.reshape(-1, *ratio.shape)])
         closeness = jnp.where(self.count > 0, closeness, 0)
-        bounds = (closeness, self.count * jnp.square(closeness), zero)
+        bounds = (closeness, self.count * closeness, zero)
         return Step(after, found, tangents, signs, correction, mismatch, *bounds, rough)
 
     def potential(self, psi: Array, log_z: Array, before: Point, step: Step) -> tuple[Array, Array]:
@@ -240,7 +243,7 @@ def _in_lower(omega: Array) -> Bool[Array, " lanes"]:
 
 
 def _block_signs(
-    one: Array, dm: Array, split: _Split, db: Array, dc: Array, t: Array, dt: Array
+    point: Point, one: Array, done: Array, split: _Split, db: Array, dc: Array, t: Array, dt: Array
 ) -> tuple[Signs, Bool[Array, " lanes"], Bool[Array, " lanes"]]:
     """Of `W = zeta^2`, `1 / g` and both `omega`; where `W` is negative, and the square of `omega_2` below the axis."""
     omega_1, omega_2, inverse = _subordination(one, split, t)
@@ -250,23 +253,21 @@ def _block_signs(
     d2 = split.c * dc * reciprocal(split.one_c) + down
     # On the negative axis zeta is imaginary, and so are the others, inside their half planes.
     negative = (square.imag == 0) & (square.real < 0)
-    signs = Signs.none(one)
-    for w, dw in ((inverse, down), (omega_1, d1), (omega_2, d2)):
-        signs = signs & Signs.of(w, dw)
     inside = (inverse.imag > 0) & (omega_1.imag > 0) & (omega_2.imag > 0)
-    signs = Signs.known(inside).where(negative, signs)
-    return signs & Signs.of(square, 2 * dm * reciprocal(one) - dt), negative, ~negative & _in_lower(omega_2)
+    signs = point.signs(inverse, down) & point.signs(omega_1, d1) & point.signs(omega_2, d2)
+    signs = Signs.known(inside, one.real.dtype).where(negative, signs)
+    return signs & point.signs(square, 2 * done - dt), negative, ~negative & _in_lower(omega_2)
 
 
 def _block_closeness(m: Array, split: _Split, per_c: Array, near: Array) -> Array:
-    """`m = c + b(c)` is analytic in `c` up to where `1 + 2 b = 0` or a singularity of the branch; its inverse is so in
-    a disk of Smale's radius.
+    """`m = c + b(c)` is analytic in `c` up to where `1 + 2 b = 0` or a singularity of the branch, `near` being one over
+    its squared distance in units of `c`; its inverse is so in a disk of Smale's radius.
     """
     t_slope = -split.b * split.one_b * per_c
     double = 1 + 2 * split.b
     rise = t_slope * reciprocal(double)
-    distance = 1 / jnp.maximum(4 * magnitude(t_slope) / squared(double), near)
-    return squared(m) * (1 + magnitude(rise)) / (0.17 * squared(1 + rise) * distance)
+    per_distance = jnp.maximum(4 * magnitude(t_slope) / squared(double), jnp.sqrt(near) / magnitude(split.c))
+    return squared(m) * jnp.square((1 + magnitude(rise)) / (0.17 * squared(1 + rise)) * per_distance)
 
 
 class UniversalFactor(AbstractOperation):
@@ -277,12 +278,10 @@ class UniversalFactor(AbstractOperation):
     def advance(self, point: Point, unknowns: Array) -> Step:
         m, dm, one = point.on_side()
         ratio, slope = exponential(2 * self.theta * m), 2 * self.theta * dm
-        own = one * ratio * reciprocal(m)
-        down = dm * (reciprocal(one) - reciprocal(m)) + slope
-        size = magnitude(m)
-        curvature = jnp.square(size) * jnp.maximum(1, 4 * self.theta * size)
         new = point.multiplied(ratio, slope, self.theta)
-        return Step.explicit(new, Signs.of(own, down) & Signs.of(new.z, new.dz), size, curvature)
+        own = one * jax.lax.conj(m) * ratio  # (1 + m) / (m S(m)), but for a positive factor
+        signs = point.signs(own, slope - point.rate * reciprocal(one)) & new.own_signs()
+        return Step.explicit(new, signs, 1.0, jnp.maximum(1, 4 * self.theta * magnitude(m)))
 
     def potential(self, psi: Array, log_z: Array, before: Point, step: Step) -> tuple[Array, Array]:
         m = before.side * before.m
