@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Complex, Float
+from jaxtyping import Array, Bool, Complex, Float, Int
 
 from ._certificate import rises, tolerated_roughness
 from ._curve import AbstractOperation, Curve, Point, Signs, Step
 from ._implicit import implicit_root, with_slope
 from ._laws import Atoms
-from ._misc import complex_dtype, magnitude, reciprocal
-from ._solver import solve
+from ._misc import complex_dtype, magnitude
+from ._reading import cdf, find_atoms, solution
 
 _DOWN, _UP, _NEGATIVE = range(3)
 
@@ -41,7 +41,8 @@ class _Place(eqx.Module):
     log_z: Float[Array, " lanes"]
     slope: Float[Array, " lanes"]
     positive: Bool[Array, " lanes"]
-    free: Bool[Array, " lanes"]
+    settled: Bool[Array, " lanes"]
+    outside: Bool[Array, " lanes"]
 
 
 _Carry = tuple[Signs, Array, Array, tuple[Array, Array]]
@@ -50,8 +51,6 @@ _Carry = tuple[Signs, Array, Array, tuple[Array, Array]]
 def _place(curve: Curve, total: Array, upper: Bool[Array, " lanes"], omega: Array, unknowns: Array) -> _Place:
     """What is at `omega`, from a guess of the unknowns next to them; `total` is the mass off 0."""
     eps = float(jnp.finfo(omega.real.dtype).eps)
-    for _ in range(2 if curve.num_unknowns else 0):
-        unknowns = curve.corrected(omega, unknowns)
 
     def visit(carry: _Carry, before: Point, operation: AbstractOperation, step: Step) -> _Carry:
         signs, rough, correction, potential = carry
@@ -66,115 +65,225 @@ def _place(curve: Curve, total: Array, upper: Bool[Array, " lanes"], omega: Arra
     positive = point.z.real > 0
     missed = jnp.abs(jnp.where(upper, above, jnp.where(positive, total, 1) - above))
     real = jnp.all(unknowns.imag == 0, axis=(0, 1))
-    known = real & (correction < eps**0.4) & (rough <= tolerated_roughness(eps))
-    free = rises(point, signs) & known & (missed < min(1e5 * eps, 1e-3))
+    settled = correction < eps**0.4
+    known = real & settled & (rough <= tolerated_roughness(eps))
     log_z = point.log_scale + jnp.log(magnitude(point.z))
-    return _Place(omega, unknowns, tangents, log_z, point.dz.real, positive, free)
+    return _Place(
+        omega=omega,
+        unknowns=unknowns,
+        tangents=tangents,
+        log_z=log_z,
+        slope=point.dz.real,
+        positive=positive,
+        settled=settled,
+        outside=rises(point, signs) & known & (missed < min(1e5 * eps, 1e-3)),
+    )
 
 
 def _precision(dtype: DTypeLike) -> float:
+    """How near marches come to the support, in `s`; the critical points lie closer than a few times that."""
     return max(1e-6, float(jnp.finfo(dtype).eps) ** 0.5)
 
 
-def _march(curve: Curve, total: Array, way: Array, s: Array, last: Array, place: _Place) -> tuple[_Place, Array]:
-    """The last places free of the support on each way from `s` to `last`, to `_precision` in `s`, and `s` there."""
-    # Explicit curves can be looked at anywhere; unknowns are carried along from the last place.
-    number = 1 if curve.num_unknowns else 16
-    shares = jnp.arange(1, number + 1, dtype=s.dtype) / number
-    upper = jnp.repeat(way == _DOWN, number)
+# Places per step of a march: explicit curves can be looked at anywhere, unknowns are carried along from the last place.
+_NUM_PLACES = 16
+# Steps of all marches, corrections of unknowns at one place, the first and others, and steps of the secant method.
+_MOST_STEPS, _MOST_AT_FIRST, _MOST_CORRECTED, _NUM_SECANTS = 600, 100, 3, 6
 
-    def step(state: tuple[Array, Array, Array, _Place]):
-        k, s, stride, place = state
-        ahead = jnp.minimum(s[:, None] + stride[:, None] * shares, last[:, None])
-        omega = _on_way(way[:, None], ahead).ravel().astype(place.omega.dtype)
-        here = jax.tree.map(lambda x: jnp.repeat(x, number, axis=-1), place)
-        change = (here.tangents * jnp.log((omega / here.omega).real)).real
-        ratio = jnp.exp(jnp.clip(change, -2, 2))
-        if curve.has_shifts:  # unknowns vanish on the way, each where its layer's z does
-            ratio = jnp.where(change < -1, 1 + change, ratio)
-        there = _place(curve, total, upper, omega, here.unknowns * ratio)
-        free = there.free.reshape(ahead.shape)
-        count = jnp.where(jnp.all(free, 1), number, jnp.argmin(free, 1))
-        lane = jnp.maximum(count - 1, 0) + number * jnp.arange(s.size)
-        place = jax.tree.map(lambda new, old: jnp.where(count > 0, new[..., lane], old), there, place)
-        s = jnp.where(count > 0, ahead.ravel()[lane], s)
-        stride = jnp.where(count == number, stride * max(number, 2), stride / max(number, 4))
-        return k + 1, s, jnp.minimum(stride, last - s), place
-
-    def unfinished(state: tuple[Array, Array, Array, _Place]):
-        k, _, stride, _ = state
-        return (k < 300) & jnp.any(stride > _precision(s.dtype))
-
-    stride = jnp.where(place.free, (last - s) if number > 1 else jnp.minimum(1, last - s), 0)
-    _, s, _, place = jax.lax.while_loop(unfinished, step, (jnp.asarray(0), s, stride, place))
-    return place, s
+_FIRST, _MARCH, _JUMP, _CRITICAL, _ENDED = range(5)
 
 
-def _outermost(curve: Curve, total: Array) -> _Place:
-    """The last places below and above the support that are free of it."""
-    eps = float(jnp.finfo(total.dtype).eps)
-    far, half = -jnp.log(100 * curve.reach()), jnp.full(1, -0.5 * math.log(eps), total.dtype)
-    whole = 1.5 * half
-    down, up, negative = (jnp.full(1, way) for way in (_DOWN, _UP, _NEGATIVE))
+class _March(eqx.Module):
+    """The two marches, from below and from above.
 
-    def start(way: Array) -> _Place:
-        omega = _on_way(way, far).astype(complex_dtype(far.dtype))
-        return _place(curve, total, way == _DOWN, omega, curve.settle(omega))
+    `place` is the last one outside the support, at `s` on the `way`, and `stride` how far the next ones go. The slope
+    at `s` and at the place `before` lead the secant method to the critical point, which comes `next`. `trial` are
+    unknowns that are being corrected, for the `corrected`-th time.
+    """
 
-    lower, s = _march(curve, total, negative, far[None], half, start(negative))
+    phase: Int[Array, " 2"]
+    way: Int[Array, " 2"]
+    s: Float[Array, " 2"]
+    stride: Float[Array, " 2"]
+    place: _Place
+    before: tuple[Float[Array, " 2"], Float[Array, " 2"]]
+    here: tuple[Float[Array, " 2"], Float[Array, " 2"]]
+    next: Float[Array, " 2"]
+    critical: _Place
+    trial: Complex[Array, "layers unknowns places"]
+    corrected: Int[Array, " 2"]
+    secants: Int[Array, " 2"]
+
+
+def _secant(before: tuple[Array, Array], here: tuple[Array, Array], precision: float) -> Array:
+    (s, slope), (old, old_slope) = here, before
+    apart = (s != old) & (slope != old_slope)
+    step = -slope * (s - old) / jnp.where(apart, slope - old_slope, 1)
+    return s + jnp.where(apart, jnp.clip(step, -0.01, 0.01), precision)
+
+
+def _marched(curve: Curve, total: Array) -> _March:
+    """The last places below and above the support that are outside it, and the critical points beyond them."""
+    dtype, num_unknowns = total.dtype, curve.num_unknowns
+    eps, precision = float(jnp.finfo(dtype).eps), _precision(dtype)
+    half = -0.5 * math.log(eps)  # so far down the negative axis, and up from 0
+    number = 1 if num_unknowns else _NUM_PLACES
+    shares = jnp.arange(1, number + 1, dtype=dtype) / number
+    first = jnp.full(2, -jnp.log(100 * curve.reach()), dtype)
+
+    def step(state: tuple[Array, _March]) -> tuple[Array, _March]:
+        k, march = state
+        marching, jumping, ending = (march.phase == p for p in (_MARCH, _JUMP, _CRITICAL))
+        last = jnp.where(march.way == _NEGATIVE, half, 1.5 * half).astype(dtype)
+        way = jnp.where(jumping, _UP, march.way)
+        ahead = march.s[:, None] + jnp.where(marching, march.stride, 0)[:, None] * shares
+        ahead = jnp.where(jumping[:, None], -half, jnp.where(ending[:, None], march.next[:, None], ahead))
+        ahead = jnp.minimum(ahead, last[:, None])
+        omega = _on_way(way[:, None], ahead).ravel().astype(complex_dtype(dtype))
+        unknowns = _carried(curve, march, omega, number) if num_unknowns else march.trial
+        there = _place(curve, total, jnp.repeat(way == _DOWN, number), omega, unknowns)
+
+        # Until its unknowns are settled a place is looked at again.
+        most = jnp.where(march.phase == _FIRST, _MOST_AT_FIRST, _MOST_CORRECTED)
+        again = ~jnp.all(there.settled.reshape(2, number), 1) & (march.corrected < most) & (num_unknowns > 0)
+        outside = there.outside.reshape(2, number)
+        count = jnp.where(jnp.all(outside, 1), number, jnp.argmin(outside, 1))
+        lane = jnp.maximum(count - 1, 0) + number * jnp.arange(2)
+        here = jax.tree.map(lambda x: x[..., lane], there)
+        taken = ~again & (count > 0) & (~jumping | here.positive) & ~ending & (march.phase != _ENDED)
+        s = jnp.where(taken, ahead.ravel()[lane], march.s)
+        place = jax.tree.map(lambda new, old: jnp.where(taken, new, old), here, march.place)
+
+        whole = count == number
+        longer = march.stride * jnp.where(whole, max(number, 2), 1 / max(number, 4))
+        fresh = last - s if number > 1 else jnp.minimum(1, last - s)
+        stride = jnp.where(marching, jnp.minimum(longer, last - s), fresh)
+        stride = jnp.where(again, march.stride, stride)
+        before, latest = march.before, march.here
+        moved = taken | (ending & ~again)
+        before = jax.tree.map(lambda x, y: jnp.where(moved, x, y), latest, before)
+        now = jnp.where(ending, march.next, s), here.slope
+        latest = jax.tree.map(lambda x, y: jnp.where(moved, x, y), now, latest)
+        critical = jax.tree.map(lambda new, old: jnp.where(ending & ~again, new, old), here, march.critical)
+
+        secants = march.secants + (ending & ~again)
+        at_support = stride <= precision
+        onward = jnp.where((march.way == _NEGATIVE) & (s > half - precision), _JUMP, _CRITICAL)
+        phase = jnp.select(
+            [again, march.phase == _FIRST, marching & at_support, jumping, secants >= _NUM_SECANTS],
+            [march.phase, jnp.where(taken, _MARCH, _ENDED), onward, jnp.where(taken, _MARCH, _CRITICAL), _ENDED],
+            march.phase,
+        )
+        return k + 1, _March(
+            phase=phase,
+            way=jnp.where(jumping & taken, _UP, march.way),
+            s=s,
+            stride=stride,
+            place=place,
+            before=before,
+            here=latest,
+            next=_secant(before, latest, precision),
+            critical=critical,
+            trial=there.unknowns,
+            corrected=jnp.where(again, march.corrected + 1, 0),
+            secants=secants,
+        )
+
+    zero, count = jnp.zeros(2, dtype), jnp.zeros(2, int)
+    omega = jnp.full(2, -curve.reach()).astype(complex_dtype(dtype))
+    nothing = jnp.zeros((curve.num_layers, num_unknowns, 2), omega.dtype)
+    no = count > 0
+    none = _Place(
+        omega=omega,
+        unknowns=nothing,
+        tangents=nothing,
+        log_z=zero,
+        slope=zero,
+        positive=no,
+        settled=no,
+        outside=no,
+    )
+    start = _March(
+        phase=count + _FIRST,
+        way=jnp.asarray([_NEGATIVE, _DOWN]),
+        s=first,
+        stride=zero,
+        place=none,
+        before=(zero, zero),
+        here=(zero, zero),
+        next=zero,
+        critical=none,
+        trial=jnp.zeros((curve.num_layers, num_unknowns, 2 * number), omega.dtype),
+        corrected=count,
+        secants=count,
+    )
+    unfinished = lambda state: (state[0] < _MOST_STEPS) & jnp.any(state[1].phase != _ENDED)  # noqa: E731
+    return jax.lax.while_loop(unfinished, step, (jnp.asarray(0), start))[1]
+
+
+def _carried(curve: Curve, march: _March, omega: Array, number: int) -> Array:
+    """Unknowns at new places from those of the last one; those on trial as they are."""
+    ending = march.phase == _CRITICAL
+    last = jax.tree.map(lambda x, y: jnp.where(ending & (march.secants > 0), x, y), march.critical, march.place)
+    here = jax.tree.map(lambda x: jnp.repeat(x, number, axis=-1), last)
+    change = (here.tangents * jnp.log(jnp.abs((omega / here.omega).real))).real
+    ratio = jnp.exp(jnp.clip(change, -2, 2))
+    if curve.has_shifts:  # unknowns vanish on the way, each where its layer's z does
+        ratio = jnp.where(change < -1, 1 + change, ratio)
     # Off a gap at 0 the curve is analytic at `omega = 0`, its unknowns like powers there.
-    odd = jnp.round(lower.tangents.real) % 2 == 1
-    beyond = _place(curve, total, jnp.zeros(1, bool), -lower.omega, jnp.where(odd, -lower.unknowns, lower.unknowns))
-    gap = (s > half - _precision(s.dtype)) & beyond.free & beyond.positive
-    lower = jax.tree.map(lambda x, y: jnp.where(gap, x, y), beyond, lower)
-    way = jnp.concatenate([jnp.where(gap, up, negative), down])
-    s, last = jnp.append(jnp.where(gap, -half, s), far), jnp.append(jnp.where(gap, whole, s), whole)
-    both = jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=-1), lower, start(down))
-    return _march(curve, total, way, s, last, both)[0]
+    odd = jnp.round(here.tangents.real) % 2 == 1
+    jumping = jnp.repeat(march.phase == _JUMP, number)
+    carried = here.unknowns * jnp.where(jumping & odd, -1, ratio)
+    on_trial = jnp.repeat((march.corrected > 0) | (march.phase == _FIRST), number)
+    return jnp.where(on_trial, march.trial, carried)
 
 
-@eqx.filter_jit
+@jax.jit
+def _find_edges(curve: Curve, total: Array) -> tuple[_Place, _Place, Bool[Array, " 2"]]:
+    """The last places outside the support, the critical points, and whether these are the edges."""
+    march = _marched(curve, total)
+    place, critical = march.place, march.critical
+    distance = jnp.abs(_along_way(critical.omega.real) - _along_way(place.omega.real))
+    near = distance < _NEAR * _precision(curve.rank.dtype)
+    same = (critical.omega.real > 1) == (place.omega.real > 1)
+    return place, critical, place.outside & near & same & (march.secants > 0)
+
+
+_NEAR = 8  # times the precision of a march lies what it has come to
+
+
 def edges(curve: Curve) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Smallest and largest point of the support away from 0; the smallest is 0 where the bulk reaches it.
 
     Off the support the curve is real, and its critical points are the edges. Marches from both infinities come up to
-    them while points are certified to have all mass on one side; from there Newton's method goes to the critical point,
-    unless an atom stands in the way. Where laws are not resolved so far, the march's end is returned; NaN where it
-    cannot start.
+    them while points are certified to have all mass on one side; from there the secant method goes to the critical
+    point, unless an atom stands in the way. Where laws are not resolved so far, the march's end is returned; NaN where
+    it cannot start.
     """
-    atoms = curve.atoms()
-    frozen, now = jax.lax.stop_gradient((curve, atoms))
-    place = _outermost(frozen, now.rank)
-    omega, unknowns = _critical_point(frozen, place)
-    near = 8 * _precision(curve.rank.dtype)
-    distance = jnp.abs(_along_way(omega.real) - _along_way(place.omega.real))
-    critical = place.free & (distance < near) & ((omega.real > 1) == (place.omega.real > 1))
-    omega, unknowns = (jnp.where(critical, x, -frozen.reach()) for x in (omega, unknowns))
-    omega = implicit_root(with_slope(_slope), omega, (curve, unknowns), critical)
+    atoms = find_atoms(curve)
+    return _read_edges(curve, atoms, *_find_edges(*jax.lax.stop_gradient((curve, atoms.rank))))
+
+
+@jax.jit
+def _read_edges(
+    curve: Curve, atoms: Atoms, place: _Place, critical: _Place, is_critical: Bool[Array, " 2"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    place, critical, now = jax.lax.stop_gradient((place, critical, atoms))
+    reach = jax.lax.stop_gradient(-curve.reach())
+    omega, unknowns = (jnp.where(is_critical, x, reach) for x in (critical.omega, critical.unknowns))
+    omega = implicit_root(with_slope(_slope), omega, (curve, unknowns), is_critical)
     point = curve.point(omega, unknowns)
-    log_edge = jnp.where(critical, point.log_scale + jnp.log(magnitude(point.z)), place.log_z)
+    log_edge = jnp.where(is_critical, point.log_scale + jnp.log(magnitude(point.z)), place.log_z)
     apart = jnp.where(now.masses > 0, jnp.abs(now.log_locations - place.log_z[:, None]), jnp.inf)
-    at_atom = ~critical & (jnp.min(apart, axis=1) < near * (1e-2 + jnp.abs(place.slope)))
+    near = _NEAR * _precision(curve.rank.dtype) * (1e-2 + jnp.abs(place.slope))
+    at_atom = ~is_critical & (jnp.min(apart, axis=1) < near)
     log_edge = jnp.where(at_atom, atoms.log_locations[jnp.argmin(apart, axis=1)], log_edge)
-    lower, upper = jnp.where(place.free, jnp.where(place.positive, jnp.exp(log_edge), 0), jnp.nan)
+    lower, upper = jnp.where(place.outside, jnp.where(place.positive, jnp.exp(log_edge), 0), jnp.nan)
     return lower, upper
 
 
 def _slope(omega: Complex[Array, " lanes"], curve: Curve, unknowns: Array) -> Complex[Array, " lanes"]:
     return curve.point(omega, unknowns).dz
-
-
-def _critical_point(curve: Curve, place: _Place, num_steps: int = 5) -> tuple[Array, Array]:
-    """Newton's method for `d log z / du = 0`, from next to it."""
-
-    def correct(_: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
-        omega, unknowns = state
-        slope, curvature = jax.jvp(lambda o: _slope(o, curve, unknowns), (omega,), (omega,))
-        step = -slope * reciprocal(curvature)
-        omega = omega * jnp.exp(jnp.clip(step.real, -0.01, 0.01))
-        return omega, jax.lax.fori_loop(0, 2, lambda _, w: curve.corrected(omega, w), unknowns)
-
-    return jax.lax.fori_loop(0, num_steps, correct, (place.omega, place.unknowns))
 
 
 def support(curve: Curve, atoms: Atoms, lower: float, upper: float) -> list[tuple[float, float]]:
@@ -186,7 +295,7 @@ def support(curve: Curve, atoms: Atoms, lower: float, upper: float) -> list[tupl
     low_ends, high_ends, left = scan.log_x[changes], scan.log_x[changes + 1], scan.bulk[changes]
     for _ in range(46 if len(changes) else 0):
         middle = 0.5 * (low_ends + high_ends)
-        same = np.asarray(_verdicts(curve, jnp.asarray(middle, curve.rank.dtype))[0]) == left
+        same = _verdicts(curve, middle)[0] == left
         low_ends, high_ends = np.where(same, middle, low_ends), np.where(same, high_ends, middle)
     cuts = np.exp(0.5 * (low_ends + high_ends))
     ends = [lower] * bool(scan.bulk[:1].any()) + [float(c) for c in cuts] + [upper] * bool(scan.bulk[-1:].any())
@@ -201,18 +310,16 @@ class _Scan(NamedTuple):
     above: np.ndarray
 
 
-@eqx.filter_jit
-def _verdicts(curve: Curve, log_x: Float[Array, " lanes"]) -> tuple[Array, Array, Array]:
+def _verdicts(curve: Curve, log_x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Which points are not off the support, the mass above each, and which of these verdicts are certified."""
-    x = jnp.exp(log_x)
-    roots = solve(curve, jax.lax.complex(x, jnp.zeros_like(x)))
-    _, phi, _ = curve.potential(roots.omega, roots.unknowns)
-    off = roots.certified & (roots.omega.imag == 0)
-    return ~off, phi.imag / jnp.pi, roots.certified
+    x = jnp.asarray(np.exp(log_x), curve.rank.dtype)
+    above = 1 - np.asarray(cdf(curve, x))
+    off = np.asarray(solution(curve, x.astype(complex_dtype(x.dtype))).m).imag == 0
+    return ~off, above, ~np.isnan(above)
 
 
 def _scan(curve: Curve, log_x: np.ndarray) -> _Scan:
-    bulk, above, certified = (np.asarray(v) for v in _verdicts(curve, jnp.asarray(log_x, curve.rank.dtype)))
+    bulk, above, certified = _verdicts(curve, log_x)
     return _Scan(log_x[certified], bulk[certified], above[certified])
 
 

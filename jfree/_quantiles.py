@@ -1,117 +1,203 @@
 """Quantiles: Newton's method on the cdf, from a table of it."""
 
-from collections.abc import Callable
-from functools import partial
-polish = lambda curve, z, guess: solve(curve, z, guess, False)
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float, Int
 
 from ._curve import Curve
 from ._edges import edges
 from ._implicit import implicit_root, with_slope
-from ._misc import exponential, log_max, magnitude, reciprocal
-from ._reading import find_atoms, find_roots, off_atoms, on_axis, over_lanes, read_cdf
-from ._solver import Roots, solve
+from ._laws import Atoms
+from ._misc import exponential, is_concrete, log_max, magnitude, reciprocal
+from ._reading import cdf_of, find_atoms, find_roots, num_padded, off_atoms, on_axis, read_potential, Reading
+from ._solver import differentiable, Guess, Roots
+
+_NUM_PLACES = 60  # of the table, between the edges
+_TABLE_EXPONENT, _WIDE = 4, 50  # where the table spans more e-foldings, it is graded towards the upper edge
+# Rounds next to the table, in which hardly anything has to be searched for, and all.
+_MOST_POLISHED, _MOST_ROUNDS = 20, 120
 
 
-def _above_p(log_x: Array, curve: Curve, p: Array, guess: tuple[Array, Array]) -> Array:
-    """`cdf(exp(log_x)) - p`, whose root is the quantile."""
-    z = on_axis(jnp.exp(log_x))
-    roots = solve(curve, z, guess)
-    return 1 - curve.potential(roots.omega, roots.unknowns)[1].imag / jnp.pi - p
+class _Levels(eqx.Module):
+    """Of every level `p` the quantile so far, as `log x`, between `low` and `high`, with a guess of its root.
+
+    In the first round the places of the table stand in place of quantiles. A level in the jump of an `atom` has it for
+    its quantile, -1 being none.
+    """
+
+    rounds: Int[Array, ""]
+    log_x: Float[Array, " lanes"]
+    guess: Guess
+    low: Float[Array, " lanes"]
+    high: Float[Array, " lanes"]
+    done: Bool[Array, " lanes"]
+    error: Float[Array, " lanes"]
+    atom: Int[Array, " lanes"]
 
 
 def quantile(curve: Curve, p: Array) -> Array:
     """Newton's method on the cdf in log x, kept in a bracket that a table of the cdf between the edges gives it."""
-    tiny = float(jnp.finfo(p.dtype).tiny)
-    lower, upper = edges(curve)
-    atoms = find_atoms(curve)
-    frozen, now, ends = jax.lax.stop_gradient((curve, atoms, jnp.stack([lower, upper])))
-    ends = ends.at[0].set(jnp.where(lower > tiny, ends[0], tiny))  # of NaN, too: the table goes as far as it can
-    log_ends = jnp.log(jnp.maximum(ends, tiny))
-    log_ends = log_ends.at[0].max(log_ends[1] - 0.45 * log_max(p.dtype))
-    # Graded towards the upper edge: where the bulk reaches down to 0, the table spans hundreds of decades.
-    span = log_ends[1] - log_ends[0]
-    s = jnp.linspace(1, 0, 62, dtype=p.dtype)[1:-1]
-    table = log_ends[1] - span * s ** jnp.where(span > 50, 4, 1)
-    x = jnp.exp(jnp.concatenate([table, now.log_locations]))
-    roots = find_roots(frozen, off_atoms(frozen, x))
-    heights = read_cdf(frozen, x, roots)
-    places = jnp.concatenate([log_ends[:1], table, log_ends[1:]])
-    tabulated = roots.omega[: table.size], roots.unknowns[..., : table.size]
-    slack = 64 * float(jnp.finfo(p.dtype).eps)
-    top = heights[table.size :]
-    level = p[..., None]
-    inside = (atoms.masses > 0) & (level <= top + slack) & (level > top - atoms.masses + slack)
-    on_atom = jnp.any(inside, axis=-1)
-    known = on_atom | (p <= now.zero) | (p >= 1)
-    inner = _quantile_between((curve, places, heights[: table.size], *tabulated), jnp.where(known, _KNOWN, p))
-    found = jnp.where(on_atom, jnp.exp(atoms.log_locations)[jnp.argmax(inside, axis=-1)], inner)
-    found = jnp.where(p >= 1, upper, found)
-    return jnp.where(p <= now.zero, jnp.where(now.zero > 0, 0, lower), found)
+    ends, atoms = edges(curve), find_atoms(curve)
+    frozen, now, level = jax.lax.stop_gradient((curve, (ends, atoms), p.ravel()))
+    num_lanes = max(p.size, _NUM_PLACES + atoms.size)
+    concrete = all(map(is_concrete, jax.tree.leaves((frozen, level))))
+    num_lanes = num_padded(num_lanes) if concrete else num_lanes
+    level = jnp.pad(level, (0, num_lanes - level.size), constant_values=1)
+    places, levels = _table(frozen, *now, num_lanes)
+
+    def unfinished(levels: _Levels) -> Array:
+        return (levels.rounds < _MOST_ROUNDS) & ~jnp.all(levels.done)
+
+    def improved(levels: _Levels) -> _Levels:
+        search = (levels.rounds == 0) | (levels.rounds > _MOST_POLISHED)
+        z = _points(frozen, now[1], levels)
+        roots = find_roots(frozen, z, levels.guess, search)
+        reading = read_potential(frozen, z, roots)
+        return _improved(frozen, now[1], places, level, levels, roots, reading)
+
+    if concrete:
+        while unfinished(levels):
+            levels = improved(levels)
+    else:
+        levels = jax.lax.while_loop(unfinished, improved, levels)
+    return _read_quantiles(curve, ends, atoms, p, levels)
 
 
-_KNOWN = -1.0  # stands for a level whose quantile is known
-
-
-@over_lanes(idle=_KNOWN)
 @eqx.filter_jit
-def _quantile_between(tabulated: tuple[Any, ...], p: Array) -> Array:
-    curve, places, heights, *roots = tabulated
-    dtype = p.dtype
-    eps, tiny = float(jnp.finfo(dtype).eps), float(jnp.finfo(dtype).tiny)
-    known = p == _KNOWN
-    p = jnp.where(known, 0.5, p)
-    frozen, target = jax.lax.stop_gradient((curve, p))
+def _table(curve: Curve, ends: tuple[Array, Array], atoms: Atoms, num_lanes: int) -> tuple[Array, _Levels]:
+    """Places of the cdf's table with both ends, as `log x`, and the round that fills it in, at atoms, too."""
+    lower, upper = ends
+    dtype = upper.dtype
+    tiny = float(jnp.finfo(dtype).tiny)
+    log_lower = jnp.log(jnp.where(lower > tiny, lower, tiny))  # of NaN, too: the table goes as far as it can
+    log_upper = jnp.log(jnp.maximum(upper, tiny))
+    log_lower = jnp.maximum(log_lower, log_upper - 0.45 * log_max(dtype))
+    span = log_upper - log_lower
+    s = jnp.linspace(1, 0, _NUM_PLACES + 2, dtype=dtype)
+    # Where the bulk reaches down to 0, the table spans hundreds of decades.
+    places = log_upper - span * s ** jnp.where(span > _WIDE, _TABLE_EXPONENT, 1)
+    log_x = jnp.concatenate([places[1:-1], atoms.log_locations])
+    size = num_lanes - log_x.size
+    zero = jnp.zeros(num_lanes, dtype)
+    omega = zero.astype(jnp.result_type(dtype, jnp.complex64))
+    unknowns = jnp.zeros((curve.num_layers, curve.num_unknowns, num_lanes), omega.dtype)
+    return places, _Levels(
+        rounds=jnp.asarray(0),
+        log_x=jnp.pad(log_x, (0, size)),
+        guess=(omega, unknowns),
+        low=zero,
+        high=zero,
+        done=jnp.arange(num_lanes) >= log_x.size,
+        error=zero,
+        atom=jnp.full(num_lanes, -1),
+    )
+
+
+@jax.jit
+def _points(curve: Curve, atoms: Atoms, levels: _Levels) -> Array:
+    """Where the cdf is asked for; lanes that are done are idle."""
+    x = jnp.exp(levels.log_x)
+    z = jnp.where(levels.rounds == 0, off_atoms(curve, atoms, x), on_axis(x))
+    return jnp.where(levels.done, 0, z)
+
+
+@jax.jit
+def _improved(
+    curve: Curve, atoms: Atoms, places: Array, p: Array, levels: _Levels, roots: Roots, reading: Reading
+) -> _Levels:
+    """The next round's levels: after the first from the table, then by a step of Newton's method."""
+    first = _from_table(curve, atoms, places, p, levels, roots, reading)
+    later = _corrected(curve, p, levels, roots, reading)
+    return jax.tree.map(lambda x, y: jnp.where(levels.rounds == 0, x, y), first, later)
+
+
+def _from_table(
+    curve: Curve, atoms: Atoms, places: Array, p: Array, levels: _Levels, roots: Roots, reading: Reading
+) -> _Levels:
+    heights = cdf_of(curve, atoms, jnp.exp(levels.log_x), reading)
+    at_atoms = heights[_NUM_PLACES : _NUM_PLACES + atoms.size]
+    heights = heights[:_NUM_PLACES]
     heights = jax.lax.cummax(jnp.where(jnp.isfinite(heights), heights, 0))
-    index = jnp.searchsorted(heights, target)
-    heights = jnp.concatenate([frozen.atoms().zero[None], heights, jnp.ones(1, dtype)])
+    index = jnp.searchsorted(heights, p, method="compare_all")
+    heights = jnp.concatenate([atoms.zero[None], heights, jnp.ones(1, p.dtype)])
     low, high = places[index], places[index + 1]
-    share = (target - heights[index]) / jnp.maximum(heights[index + 1] - heights[index], tiny)
-    guess = low + (high - low) * jnp.clip(share, 0.02, 0.98)
-    nearest = jnp.clip(index - (share < 0.5), 0, places.size - 3)
-    omega, unknowns = (x[..., nearest] for x in roots)
+    share = (p - heights[index]) / jnp.maximum(heights[index + 1] - heights[index], jnp.finfo(p.dtype).tiny)
+    nearest = jnp.clip(index - (share < 0.5), 0, _NUM_PLACES - 1)
+    found = roots.certified[nearest]
+    jumps = _on_atoms(atoms, at_atoms, p)
+    on_atom = jnp.any(jumps, axis=-1)
+    return _Levels(
+        rounds=levels.rounds + 1,
+        log_x=low + (high - low) * jnp.clip(share, 0.02, 0.98),
+        guess=(jnp.where(found, roots.omega[nearest], 0), roots.unknowns[..., nearest]),
+        low=low,
+        high=high,
+        done=on_atom | (p <= atoms.zero) | (p >= 1),
+        error=jnp.full_like(p, jnp.nan),
+        atom=jnp.where(on_atom, jnp.argmax(jumps, axis=-1), -1),
+    )
 
-    noise = 4 * eps * (1 + frozen.num_layers / 16)  # of the cdf
 
-    def correct(find: Callable[[Curve, Array, tuple[Array, Array]], Roots], state: tuple[Any, ...]):
-        k, x, (omega, unknowns), low, high, done, _ = state
-        found = find(frozen, on_axis(jnp.exp(x)), (omega, unknowns))
-        point, phi, _ = frozen.potential(found.omega, found.unknowns)
-        per_log_x = -point.one_plus(1).imag / jnp.pi
-        error = jnp.where(found.certified, 1 - phi.imag / jnp.pi - target, jnp.nan)
-        low, high = jnp.where(error < 0, x, low), jnp.where(error >= 0, x, high)
-        newton = x - error / jnp.maximum(per_log_x, tiny)
-        rounding = 4 * eps * jnp.maximum(1, jnp.abs(x))
-        inside = (newton >= low - rounding) & (newton <= high + rounding)
-        # A point that is not certified tells no side: on towards one that is.
-        aside = jnp.where(found.certified, 0.5 * (low + high), 0.5 * (low + x))
-        new = jnp.where(done, x, jnp.where(inside, newton, aside))
-        ahead = (new - x) * reciprocal(point.dz)
-        ahead = jnp.where(found.certified & (magnitude(ahead) < 1), ahead, 0)
-        next_guess = jnp.where(found.certified, found.omega * exponential(ahead), omega)
-        roots = next_guess, jnp.where(found.certified, found.unknowns, unknowns)
-        ended = (jnp.abs(new - x) <= rounding) | (jnp.abs(error) <= noise)
-        done |= ended & (found.certified | (find is solve))
-        return k + 1, new, roots, low, high, done, error
+def _on_atoms(atoms: Atoms, heights: Array, p: Array) -> Bool[Array, "lanes atoms"]:
+    """Which levels lie inside the jump of which atom, `heights` being the cdf there."""
+    slack = 64 * float(jnp.finfo(p.dtype).eps)
+    level = p[..., None]
+    return (atoms.masses > 0) & (level <= heights + slack) & (level > heights - atoms.masses + slack)
 
-    def unfinished(most: int, state: tuple[Any, ...]) -> Array:
-        k, *_, done, _ = state
-        return (k < most) & ~jnp.all(done)
 
-    # Next to the table hardly anything has to be searched for.
-    state = (jnp.asarray(0), guess, (omega, unknowns), low, high, known, jnp.zeros_like(p))
-    state = jax.lax.while_loop(partial(unfinished, 20), partial(correct, polish), state)
-    k, x, roots, low, high, done, error = state
-    state = (k, jnp.where(jnp.isnan(error), 0.5 * (low + high), x), roots, low, high, done, error)
-    state = jax.lax.while_loop(partial(unfinished, 120), partial(correct, solve), state)
-    _, x, (omega, unknowns), *_, error = state
+def _corrected(curve: Curve, p: Array, levels: _Levels, roots: Roots, reading: Reading) -> _Levels:
+    eps, tiny = float(jnp.finfo(p.dtype).eps), float(jnp.finfo(p.dtype).tiny)
+    noise = 4 * eps * (1 + curve.num_layers / 16)  # of the cdf
+    x, certified = levels.log_x, reading.certified
+    error = jnp.where(certified, 1 - reading.phi.imag / jnp.pi - p, jnp.nan)
+    low, high = jnp.where(error < 0, x, levels.low), jnp.where(error >= 0, x, levels.high)
+    newton = x - error / jnp.maximum(-reading.one.imag / jnp.pi, tiny)
+    rounding = 4 * eps * jnp.maximum(1, jnp.abs(x))
+    inside = (newton >= low - rounding) & (newton <= high + rounding)
+    # A point that is not certified tells no side: on towards one that is.
+    aside = jnp.where(certified, 0.5 * (low + high), 0.5 * (low + x))
+    new = jnp.where(levels.done, x, jnp.where(inside, newton, aside))
+    ahead = (new - x) * reciprocal(reading.slope)
+    ahead = jnp.where(certified & (magnitude(ahead) < 1), ahead, 0)
+    omega, unknowns = levels.guess
+    guess = jnp.where(certified, roots.omega * exponential(ahead), omega)
+    searched = levels.rounds > _MOST_POLISHED
+    ended = ((jnp.abs(new - x) <= rounding) | (jnp.abs(error) <= noise)) & (certified | searched)
+    # Where the last of the rounds next to the table found nothing, a search starts from the middle.
+    last = (levels.rounds == _MOST_POLISHED) & jnp.isnan(error)
+    return _Levels(
+        rounds=levels.rounds + 1,
+        log_x=jnp.where(last, 0.5 * (low + high), new),
+        guess=(guess, jnp.where(certified, roots.unknowns, unknowns)),
+        low=low,
+        high=high,
+        done=levels.done | ended,
+        error=jnp.where(levels.done, levels.error, error),
+        atom=levels.atom,
+    )
+
+
+@jax.jit
+def _read_quantiles(curve: Curve, ends: tuple[Array, Array], atoms: Atoms, p: Array, levels: _Levels) -> Array:
+    lower, upper = ends
+    found = levels.log_x, levels.guess, levels.error, levels.atom
+    log_x, guess, error, atom = jax.lax.stop_gradient(jax.tree.map(lambda x: x[..., : p.size], found))
+    now, level = jax.lax.stop_gradient((atoms, p.ravel()))
+    on_atom = atom >= 0
     # On an atom the cdf jumps past p, and below the table's end, out of the range of floats, it cannot reach p.
-    found = ~known & (jnp.abs(error) < 10 * eps**0.5)
-    x = jnp.where(found, x, places[-1] + 1)  # where nothing is singular
-    quantile = jnp.exp(implicit_root(with_slope(_above_p), x, (curve, p, (omega, unknowns)), found))
-    return jnp.where(found, quantile, jnp.nan)
+    found = ~on_atom & (jnp.abs(error) < 10 * jnp.finfo(p.dtype).eps ** 0.5)
+    omega, unknowns = (jnp.where(found, x, -jax.lax.stop_gradient(curve.reach())) for x in guess)
+    log_x = implicit_root(with_slope(_above_p), log_x, (curve, p.ravel(), omega, unknowns), found)
+    inner = jnp.where(found, jnp.exp(log_x), jnp.nan)
+    quantile = jnp.where(on_atom, jnp.exp(atoms.log_locations)[jnp.maximum(atom, 0)], inner)
+    quantile = jnp.where(level >= 1, upper, quantile)
+    quantile = jnp.where(level <= now.zero, jnp.where(now.zero > 0, 0, lower), quantile)
+    return quantile.reshape(p.shape)
+
+
+def _above_p(log_x: Array, curve: Curve, p: Array, omega: Array, unknowns: Array) -> Array:
+    """`cdf(exp(log_x)) - p`, whose root is the quantile."""
+    z, none = on_axis(jnp.exp(log_x)), jnp.zeros(p.shape, int)
+    roots = differentiable(curve, z, Roots(omega, unknowns, none, none))
+    return 1 - curve.potential(roots.omega, roots.unknowns)[1].imag / jnp.pi - p

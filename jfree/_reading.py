@@ -1,4 +1,8 @@
-"""What is read off the roots: values, densities, cdfs and log-potentials."""
+"""What is read off the roots: values, densities, cdfs and log-potentials.
+
+The search for roots, and the evaluation of the curve there, are compiled apart from what is made of them: quantities
+that are asked for one after the other share both.
+"""
 
 import math
 from collections.abc import Callable
@@ -9,14 +13,15 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Complex, Int
+from jaxtyping import Array, Bool, Complex, Float, Int
 
+from . import _solver
 from ._certificate import as_results, RESULTS
 from ._curve import Curve
 from ._laws import Atoms
-from ._misc import log_max, reciprocal
+from ._misc import is_concrete, log_max, reciprocal
 from ._moments import mean_log
-from ._solver import differentiable, find_roots as search, Guess, Roots
+from ._solver import differentiable, Guess, Roots
 
 
 class Solution(eqx.Module):
@@ -31,8 +36,16 @@ class Solution(eqx.Module):
     num_steps: Int[Array, "..."]
 
 
+def num_padded(size: int) -> int:
+    """How many lanes are compiled for so many points: idle ones cost next to nothing."""
+    padded = 1024
+    while padded < size:
+        padded *= 4
+    return padded
+
+
 def over_lanes(idle: float) -> Callable[[Callable[[Any, Array], Any]], Callable[[Any, Array], Any]]:
-    """Lets `method(curve, lanes)` take arrays of any shape: at most eight sizes per doubling are compiled.
+    """Lets `method(curve, lanes)` take arrays of any shape; what is not traced is padded to one of few sizes.
 
     Lanes that are `idle` ask for no work. They come first, where what is not solved stands in a sorted grid.
     """
@@ -41,33 +54,55 @@ def over_lanes(idle: float) -> Callable[[Callable[[Any, Array], Any]], Callable[
         def wrapped(curve: Any, x: Array) -> Any:
             if x.size == 0:
                 raise ValueError("At least one point is needed, got an empty array.")
-            grain = max(16, 2 ** (x.size - 1).bit_length() // 8)
-            padding = -x.size % grain
-            if padding == 0 and x.ndim == 1:
-                return method(curve, x)
-            return _unpadded(method(curve, jnp.pad(x.ravel(), (padding, 0), constant_values=idle)), x.shape)
+            if not (is_concrete(x) and all(map(is_concrete, jax.tree.leaves(curve)))):
+                return jax.tree.map(lambda y: y.reshape(x.shape), method(curve, x.ravel()))
+            padding = num_padded(x.size) - x.size
+            if padding:
+                x_padded = np.pad(np.asarray(x).ravel(), (padding, 0), constant_values=idle)
+            else:
+                x_padded = x.ravel()
+            return _unpadded(method(curve, x_padded), x.shape)
 
         return wrapped
 
     return over
 
 
-@partial(jax.jit, static_argnums=1)
 def _unpadded(tree: Any, shape: tuple[int, ...]) -> Any:
-    return jax.tree.map(lambda y: y[y.shape[0] - math.prod(shape) :].reshape(shape), tree)
+    return jax.tree.map(lambda y: jnp.asarray(np.asarray(y)[y.shape[0] - math.prod(shape) :].reshape(shape)), tree)
 
 
-_search = jax.jit(search)
+_find_roots = jax.jit(_solver.find_roots)
 
 
-def find_roots(curve: Curve, z: Array, guess: Guess | None = None, search: bool = True) -> Roots:
-    """Compiled apart from what is read off the roots, and so once for all of it; without derivatives."""
-    return _search(*jax.lax.stop_gradient((curve, z, guess)), search)
+def find_roots(curve: Curve, z: Array, guess: Guess | None = None, search: Array | bool = True) -> Roots:
+    """Certified roots, without derivatives."""
+    curve, z, guess = jax.lax.stop_gradient((curve, z, guess))
+    if guess is None:
+        unknowns = (curve.num_layers, curve.num_unknowns, z.shape[0])
+        guess = np.zeros(z.shape, z.dtype), np.zeros(unknowns, z.dtype)  # which stands for none
+    return _find_roots(curve, z, guess, search)
 
 
 @jax.jit
 def find_atoms(curve: Curve) -> Atoms:
     return curve.atoms()
+
+
+class Reading(eqx.Module):
+    """At the roots: `1 + M(z)`, `d log z / d log omega`, and `Phi(z)`; their derivatives are those of the roots."""
+
+    one: Complex[Array, " lanes"]
+    slope: Complex[Array, " lanes"]
+    phi: Complex[Array, " lanes"]
+    certified: Bool[Array, " lanes"]
+
+
+@jax.jit
+def read_potential(curve: Curve, z: Array, roots: Roots) -> Reading:
+    roots = differentiable(curve, z, roots)
+    point, phi, _ = curve.potential(roots.omega, roots.unknowns)
+    return Reading(one=point.one_plus(1), slope=point.dz, phi=phi, certified=roots.certified)
 
 
 @jax.jit
@@ -85,7 +120,10 @@ def _read_values(curve: Curve, z: Array, roots: Roots) -> tuple[Array, Array]:
 def solution(curve: Curve, z: Array) -> Solution:
     roots = find_roots(curve, z)
     m, G = _read_values(curve, z, roots)
-    return Solution(m, G, as_results(roots.code), roots.num_steps)
+    return Solution(m, G, _as_results(roots.code), roots.num_steps)
+
+
+_as_results = jax.jit(as_results)
 
 
 def on_axis(x: Array) -> Array:
@@ -101,8 +139,7 @@ def _density_points(curve: Curve, x: Array) -> Array:
 
 
 @jax.jit
-def _read_density(curve: Curve, x: Array, z: Array, roots: Roots) -> Array:
-    _, G = _read_values(curve, z, roots)
+def _density_of(x: Array, G: Array) -> Array:
     density = jnp.maximum(-G.imag, 0) / jnp.pi
     density = jnp.where((x == 0) & (density > 0), jnp.inf, density)
     return jnp.where(x < 0, 0, density)
@@ -111,7 +148,7 @@ def _read_density(curve: Curve, x: Array, z: Array, roots: Roots) -> Array:
 @over_lanes(idle=-1.0)
 def density(curve: Curve, x: Array) -> Array:
     z = _density_points(curve, x)
-    return _read_density(curve, x, z, find_roots(curve, z))
+    return _density_of(x, _read_values(curve, z, find_roots(curve, z))[1])
 
 
 @jax.jit
@@ -119,64 +156,51 @@ def _above_axis(x: Array, y: Array) -> Array:
     return jax.lax.complex(*jnp.broadcast_arrays(x, y))
 
 
-@jax.jit
-def _read_smoothed_density(curve: Curve, z: Array, roots: Roots) -> Array:
-    _, G = _read_values(curve, z, roots)
-    return -G.imag / jnp.pi
-
-
-@over_lanes(idle=0.0)
-def _smoothed_density(curve: Curve, z: Array) -> Array:
-    return _read_smoothed_density(curve, z, find_roots(curve, z))
-
-
 def smoothed_density(curve: Curve, x: Array, y: Array) -> Array:
-    return _smoothed_density(curve, _above_axis(x, y))
+    return -solution(curve, _above_axis(x, y)).G.imag / jnp.pi
 
 
-def _atom_at(curve: Curve, x: Array) -> tuple[Array, Array]:
-    """The mass of the atom that `x` lies on, 0 if there is none, and a point just below it, or `x`."""
+def _atom_at(atoms: Atoms, x: Array, next_to: Float[Array, ""]) -> tuple[Array, Array]:
+    """The mass of the atom that `x` lies on, 0 if there is none, and a point just below it, or `x`.
+
+    The curve is singular at an atom, and certified up to some distance from it, `next_to`.
+    """
     eps = jnp.finfo(x.dtype).eps
-    atoms = curve.atoms()
     places = jnp.where(atoms.masses > 0, jnp.exp(jax.lax.stop_gradient(atoms.log_locations)), jnp.inf)
     nearest = jnp.argmin(jnp.abs(x[:, None] - places), axis=1)
     there = (atoms.masses[nearest] > 0) & (jnp.abs(x - places[nearest]) <= 8 * eps * places[nearest])
-    below = jnp.where(there, places[nearest], 1) * (1 - curve.next_to_atoms())
+    below = jnp.where(there, places[nearest], 1) * (1 - next_to)
     return jnp.where(there, atoms.masses[nearest], 0), jnp.where(there, below, x)
 
 
 @jax.jit
-def off_atoms(curve: Curve, x: Array) -> Array:
-    """The curve is singular at an atom, and certified up to some distance from it."""
-    return on_axis(_atom_at(curve, x)[1])
+def off_atoms(curve: Curve, atoms: Atoms, x: Array) -> Array:
+    return on_axis(_atom_at(atoms, x, curve.next_to_atoms())[1])
 
 
 @jax.jit
-def read_cdf(curve: Curve, x: Array, roots: Roots) -> Array:
-    roots = differentiable(curve, off_atoms(curve, x), roots)
-    point, phi, _ = curve.potential(roots.omega, roots.unknowns)
-    mass, below = _atom_at(curve, x)
-    up_to_atom = jnp.maximum(-point.one_plus(1).imag, 0) * jnp.where(mass > 0, 1 - below / jnp.where(mass > 0, x, 1), 0)
-    cdf = 1 - (phi.imag - up_to_atom) / jnp.pi + mass
-    cdf = jnp.where(roots.certified, jnp.clip(cdf, 0, 1), jnp.nan)
-    return jnp.where(x < 0, 0, jnp.where(x == 0, curve.atoms().zero, cdf))
+def cdf_of(curve: Curve, atoms: Atoms, x: Array, reading: Reading) -> Array:
+    mass, below = _atom_at(atoms, x, curve.next_to_atoms())
+    up_to_atom = jnp.maximum(-reading.one.imag, 0) * jnp.where(mass > 0, 1 - below / jnp.where(mass > 0, x, 1), 0)
+    cdf = 1 - (reading.phi.imag - up_to_atom) / jnp.pi + mass
+    cdf = jnp.where(reading.certified, jnp.clip(cdf, 0, 1), jnp.nan)
+    return jnp.where(x < 0, 0, jnp.where(x == 0, atoms.zero, cdf))
 
 
 @over_lanes(idle=-1.0)
 def cdf(curve: Curve, x: Array) -> Array:
-    return read_cdf(curve, x, find_roots(curve, off_atoms(curve, x)))
+    atoms = find_atoms(curve)
+    z = off_atoms(curve, atoms, x)
+    return cdf_of(curve, atoms, x, read_potential(curve, z, find_roots(curve, z)))
 
 
 @jax.jit
-def _read_log_potential(curve: Curve, x: Array, roots: Roots) -> Array:
-    roots = differentiable(curve, jax.lax.complex(x, jnp.zeros_like(x)), roots)
-    phi = curve.potential(roots.omega, roots.unknowns)[1]
-    potential = jnp.where(roots.certified, phi.real, jnp.nan)
-    at_zero = jnp.where(curve.atoms().zero > 0, -jnp.inf, mean_log(curve))
-    return jnp.where(x == 0, at_zero, potential)
+def _log_potential_of(x: Array, reading: Reading, at_zero: Array) -> Array:
+    return jnp.where(x == 0, at_zero, jnp.where(reading.certified, reading.phi.real, jnp.nan))
 
 
 @over_lanes(idle=0.0)
 def log_potential(curve: Curve, x: Array) -> Array:
     z = jax.lax.complex(x, jnp.zeros_like(x))
-    return _read_log_potential(curve, x, find_roots(curve, z))
+    at_zero = jnp.where(find_atoms(curve).zero > 0, -jnp.inf, mean_log(curve))
+    return _log_potential_of(x, read_potential(curve, z, find_roots(curve, z)), at_zero)

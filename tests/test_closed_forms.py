@@ -10,7 +10,7 @@ import pytest
 
 import jfree
 from jfree._certificate import certify
-from jfree._solver import _in_rows
+from jfree._solver import _Places
 
 
 def test_marchenko_pastur():
@@ -246,6 +246,7 @@ def test_more_points_than_a_chunk(activation):
 
 
 @pytest.mark.parametrize("number", [1, 16, 4096, 4097, 4100, 8193, 100_000])
-def test_every_point_stands_in_one_row_once(number):
-    lanes = np.asarray(_in_rows(number)[0]).ravel()
-    assert np.array_equal(np.sort(lanes[lanes < number]), np.arange(number))
+def test_every_point_has_a_place(number):
+    places = _Places.of(number, jnp.asarray(0), min(number, 64))
+    lanes = np.asarray(places.rank[places.all_from :])[:number]
+    assert np.array_equal(lanes, np.arange(number))
