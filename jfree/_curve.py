@@ -374,6 +374,8 @@ class Curve(eqx.Module):
         """
         start = self.start(omega)
         unknowns = jnp.zeros((self.num_layers, self.num_unknowns, omega.size), omega.dtype)
+        if not self.num_unknowns:
+            return unknowns
         tolerance = jnp.finfo(omega.dtype).eps ** 0.3  # of the last correction: the rest is its square
 
         def largest(size: Array, before: Point, operation: AbstractOperation, step: Step) -> Array:

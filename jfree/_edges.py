@@ -15,7 +15,8 @@ from ._curve import AbstractOperation, Curve, Point, Signs, Step
 from ._implicit import implicit_root, with_slope
 from ._laws import Atoms
 from ._misc import complex_dtype, magnitude
-from ._reading import cdf, find_atoms, solution
+from ._reading import cdf, solution
+from ._solver import find_atoms
 
 _DOWN, _UP, _NEGATIVE = range(3)
 
@@ -89,6 +90,7 @@ def _precision(dtype: DTypeLike) -> float:
 _NUM_PLACES = 16
 # Steps of all marches, corrections of unknowns at one place, the first and others, and steps of the secant method.
 _MOST_STEPS, _MOST_AT_FIRST, _MOST_CORRECTED, _NUM_SECANTS = 600, 100, 3, 6
+_FAR = 0.01  # the longest step of the secant method
 
 _FIRST, _MARCH, _JUMP, _CRITICAL, _ENDED = range(5)
 
@@ -97,7 +99,7 @@ class _March(eqx.Module):
     """The two marches, from below and from above.
 
     `place` is the last one outside the support, at `s` on the `way`, and `stride` how far the next ones go. The slope
-    at `s` and at the place `before` lead the secant method to the critical point, which comes `next`. `trial` are
+    `here` and at the place `before` lead the secant method to the critical point, a step `beyond`. `trial` are
     unknowns that are being corrected, for the `corrected`-th time.
     """
 
@@ -108,18 +110,21 @@ class _March(eqx.Module):
     place: _Place
     before: tuple[Float[Array, " 2"], Float[Array, " 2"]]
     here: tuple[Float[Array, " 2"], Float[Array, " 2"]]
-    next: Float[Array, " 2"]
+    beyond: Float[Array, " 2"]
     critical: _Place
     trial: Complex[Array, "layers unknowns places"]
     corrected: Int[Array, " 2"]
     secants: Int[Array, " 2"]
 
 
-def _secant(before: tuple[Array, Array], here: tuple[Array, Array], precision: float) -> Array:
+def _secant(before: tuple[Array, Array], here: tuple[Array, Array], first: Array, precision: float) -> Array:
+    """The step from `s` here to where the slope vanishes; a long one where the slope does not change, and a `first` one
+    where there are no two places.
+    """
     (s, slope), (old, old_slope) = here, before
     apart = (s != old) & (slope != old_slope)
-    step = -slope * (s - old) / jnp.where(apart, slope - old_slope, 1)
-    return s + jnp.where(apart, jnp.clip(step, -0.01, 0.01), precision)
+    step = jnp.clip(-slope * (s - old) / jnp.where(apart, slope - old_slope, 1), -_FAR, _FAR)
+    return jnp.where(apart, step, jnp.where(s != old, jnp.where(slope == 0, 0, _FAR), jnp.where(first, precision, 0)))
 
 
 def _marched(curve: Curve, total: Array) -> _March:
@@ -134,10 +139,12 @@ def _marched(curve: Curve, total: Array) -> _March:
     def step(state: tuple[Array, _March]) -> tuple[Array, _March]:
         k, march = state
         marching, jumping, ending = (march.phase == p for p in (_MARCH, _JUMP, _CRITICAL))
-        last = jnp.where(march.way == _NEGATIVE, half, 1.5 * half).astype(dtype)
         way = jnp.where(jumping, _UP, march.way)
+        last = jnp.where(way == _NEGATIVE, half, 1.5 * half).astype(dtype)
         ahead = march.s[:, None] + jnp.where(marching, march.stride, 0)[:, None] * shares
-        ahead = jnp.where(jumping[:, None], -half, jnp.where(ending[:, None], march.next[:, None], ahead))
+        ahead = jnp.where(
+            jumping[:, None], -half, jnp.where(ending[:, None], (march.here[0] + march.beyond)[:, None], ahead)
+        )
         ahead = jnp.minimum(ahead, last[:, None])
         omega = _on_way(way[:, None], ahead).ravel().astype(complex_dtype(dtype))
         unknowns = _carried(curve, march, omega, number) if num_unknowns else march.trial
@@ -162,7 +169,7 @@ def _marched(curve: Curve, total: Array) -> _March:
         before, latest = march.before, march.here
         moved = taken | (ending & ~again)
         before = jax.tree.map(lambda x, y: jnp.where(moved, x, y), latest, before)
-        now = jnp.where(ending, march.next, s), here.slope
+        now = jnp.where(ending, march.here[0] + march.beyond, s), here.slope
         latest = jax.tree.map(lambda x, y: jnp.where(moved, x, y), now, latest)
         critical = jax.tree.map(lambda new, old: jnp.where(ending & ~again, new, old), here, march.critical)
 
@@ -182,7 +189,7 @@ def _marched(curve: Curve, total: Array) -> _March:
             place=place,
             before=before,
             here=latest,
-            next=_secant(before, latest, precision),
+            beyond=_secant(before, latest, secants == 0, precision),
             critical=critical,
             trial=there.unknowns,
             corrected=jnp.where(again, march.corrected + 1, 0),
@@ -211,7 +218,7 @@ def _marched(curve: Curve, total: Array) -> _March:
         place=none,
         before=(zero, zero),
         here=(zero, zero),
-        next=zero,
+        beyond=zero,
         critical=none,
         trial=jnp.zeros((curve.num_layers, num_unknowns, 2 * number), omega.dtype),
         corrected=count,
@@ -244,7 +251,8 @@ def _find_edges(curve: Curve, total: Array) -> tuple[_Place, _Place, Bool[Array,
     march = _marched(curve, total)
     place, critical = march.place, march.critical
     distance = jnp.abs(_along_way(critical.omega.real) - _along_way(place.omega.real))
-    near = distance < _NEAR * _precision(curve.rank.dtype)
+    precision = _precision(curve.rank.dtype)
+    near = (distance < _NEAR * precision) & (jnp.abs(march.beyond) < 0.1 * precision)
     same = (critical.omega.real > 1) == (place.omega.real > 1)
     return place, critical, place.outside & near & same & (march.secants > 0)
 

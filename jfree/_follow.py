@@ -168,8 +168,7 @@ class _Progress(eqx.Module):
 def walk(curve: Curve, z: Complex[Array, " lanes"], lanes: Lanes, search: Bool[Array, ""]) -> Lanes:
     """Takes every lane to its root from what is known of it; in `search` of one it follows paths, too."""
     eps = float(jnp.finfo(z.dtype).eps)
-    num_layers, num_unknowns, num_lanes = lanes.unknowns.shape
-    one, zero, count = jnp.ones_like(z.real), jnp.zeros_like(z), jnp.zeros(num_lanes, int)
+    one, zero, count = jnp.ones_like(z.real), jnp.zeros_like(z), jnp.zeros(z.shape, int)
 
     def begun(path: _Path) -> _Path:
         """The lanes that start a path, at its start."""

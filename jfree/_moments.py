@@ -5,98 +5,159 @@ import math
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from ._curve import Curve, Point
-from ._misc import complex_dtype, reciprocal
-from ._solver import solve
+from ._curve import AbstractOperation, Curve, Point, Step
+from ._laws import Atoms
+from ._misc import complex_dtype, exponential, logarithm, reciprocal
+from ._solver import differentiable, find_atoms, find_roots
 
 
-@eqx.filter_jit
 def log_moment(curve: Curve, k: int) -> Float[Array, ""]:
     """`log m_k`, `m_k = (1/2 pi i) int z^k M dlog z`, on a circle of `omega` around every singularity of the curve.
 
     The circle grows until the first two moments come out as propagated; NaN if they never do.
     """
-    frozen = jax.lax.stop_gradient(curve)
-    cumulants = frozen.cumulants
-    num_nodes = 96 + 2 * k
-    angle = jnp.pi * (jnp.arange(num_nodes, dtype=curve.rank.dtype) + 0.5) / num_nodes
-    circle = jax.lax.complex(jnp.cos(angle), jnp.sin(angle))
-    tolerance = float(jnp.finfo(angle.dtype).eps) ** 0.5
+    num_nodes = -(-(96 + 2 * k) // 128) * 128  # few sizes: more nodes than are needed cost little
+    return _read_moment(curve, *_enclosing(jax.lax.stop_gradient(curve), num_nodes), jnp.asarray(k))
 
-    def power(point: Point, k: int) -> Array:
-        return jnp.mean((point.z**k * point.side * point.m * point.dz).real)
 
-    def encloses(unknowns: Array, omega: Array) -> Array:
-        point = frozen.point(omega, unknowns)
-        mean = jnp.exp(cumulants.log_mean - point.log_scale)
-        first, second = power(point, 1) / mean, power(point, 2) / jnp.square(mean)
-        return (jnp.abs(first - 1) < tolerance) & (jnp.abs(second / (1 + cumulants.spread) - 1) < tolerance)
-
-    def grow(state: tuple[Array, Array, Array, Array]):
-        j, omega, *_ = state
-        omega = 2 * omega
-        unknowns = frozen.settle(omega)
-        return j + 1, omega, unknowns, encloses(unknowns, omega)
-
-    def too_small(state: tuple[Array, Array, Array, Array]) -> Array:
-        j, _, _, enclosed = state
-        return (j < 40) & ~enclosed
-
-    omega = 0.5 * frozen.reach() * circle
-    unknowns = jnp.ones((curve.num_layers, curve.num_unknowns, num_nodes), omega.dtype)
-    start = (jnp.asarray(0), omega, unknowns, jnp.asarray(False))
-    _, omega, unknowns, enclosed = jax.lax.while_loop(too_small, grow, start)
-    point = curve.point(omega, unknowns)
-    return jnp.where(enclosed, k * point.log_scale + jnp.log(power(point, k)), jnp.nan)
+def _power(point: Point, k: Array | int) -> Array:
+    """`m_k` in units of the last points."""
+    return jnp.mean((exponential(k * logarithm(point.z)) * point.side * point.m * point.dz).real)
 
 
 @eqx.filter_jit
+def _enclosing(curve: Curve, num_nodes: int) -> tuple[Array, Array, Array]:
+    """A circle of `omega` outside every singularity of the curve, unknowns there, and whether it was found."""
+    dtype, cumulants = curve.rank.dtype, curve.cumulants
+    angle = jnp.pi * (jnp.arange(num_nodes, dtype=dtype) + 0.5) / num_nodes
+    circle = jax.lax.complex(jnp.cos(angle), jnp.sin(angle))
+    eps = float(jnp.finfo(dtype).eps)
+
+    def largest(size: Array, before: Point, operation: AbstractOperation, step: Step) -> Array:
+        return jnp.maximum(size, step.correction)
+
+    def look(state: tuple[Array, Array, Array, Array, Array]):
+        """At the circle: once more, until the unknowns are settled; then at one twice as large."""
+        steps, tries, radius, unknowns, _ = state
+        omega = radius * circle
+        point, size, (found, _) = curve.fold(largest, jnp.zeros(num_nodes, dtype), curve.start(omega), unknowns)
+        mean = jnp.exp(cumulants.log_mean - point.log_scale)
+        first, second = _power(point, 1) / mean, _power(point, 2) / jnp.square(mean)
+        enclosed = (jnp.abs(first - 1) < eps**0.5) & (jnp.abs(second / (1 + cumulants.spread) - 1) < eps**0.5)
+        settled = jnp.all(size <= eps**0.3)
+        larger = (settled & ~enclosed) | (tries >= _MOST_CORRECTED)
+        radius = jnp.where(larger, 2 * radius, radius)
+        unknowns = jnp.where(larger, 0, found)
+        return steps + 1, jnp.where(larger, 0, tries + 1), radius, unknowns, settled & enclosed
+
+    def unfinished(state: tuple[Array, Array, Array, Array, Array]) -> Array:
+        steps, *_, enclosed = state
+        return (steps < _MOST_STEPS) & ~enclosed
+
+    unknowns = jnp.zeros((curve.num_layers, curve.num_unknowns, num_nodes), circle.dtype)
+    start = (jnp.asarray(0), jnp.asarray(0), curve.reach(), unknowns, jnp.asarray(False))
+    _, _, radius, unknowns, enclosed = jax.lax.while_loop(unfinished, look, start)
+    return radius * circle, unknowns, enclosed
+
+
+# Of a circle: corrections of unknowns before it is too small, and evaluations of all circles.
+_MOST_CORRECTED, _MOST_STEPS = 30, 300
+
+
+@jax.jit
+def _read_moment(curve: Curve, omega: Array, unknowns: Array, enclosed: Array, k: Array) -> Array:
+    point = curve.point(*jax.lax.stop_gradient((omega, unknowns)))
+    return jnp.where(enclosed, k * point.log_scale + jnp.log(_power(point, k)), jnp.nan)
+
+
+# The unknowns at given parameters, found apart from what is read there, and never differentiated.
+_settled = jax.jit(lambda curve, omega: curve.settle(omega))
+
+
 def mean_log(curve: Curve) -> Float[Array, ""]:
     """`Phi(z) - mu({0}) log z` as `z -> 0-`: logarithms of `z` cancel."""
-    zero = curve.atoms().zero
+    frozen = jax.lax.stop_gradient(curve)
+    places = np.arange(1, 4)
+    if curve.has_shifts:
+        return _read_mean_log(curve, find_atoms(curve), *_below_shifts(frozen, _next_to_zero(frozen, places)))
+    omega = _next_to_zero(frozen, places)
+    return _read_mean_log(curve, find_atoms(curve), omega, omega, _settled(frozen, omega), omega.real < 0)
+
+
+@jax.jit
+def _next_to_zero(curve: Curve, places: Array) -> Array:
+    """With shifts some `z`, else `omega`, below 0: `log z` is the steeper, and its derivatives the less exact, the
+    closer `z` is to 0, and without shifts `omega` goes to 0 with `z`, and more slowly.
+    """
     eps = float(jnp.finfo(curve.rank.dtype).eps)
-    if curve.has_shifts:  # log z is the steeper, and its derivatives the less exact, the closer z is to 0
-        z = -(eps ** (1 / 3)) * jnp.exp(curve.cumulants.log_floor) * jnp.arange(1, 4)
-        roots = solve(curve, jax.lax.complex(z, jnp.zeros_like(z)))
-        omega, unknowns, certified = roots.omega, roots.unknowns, jnp.all(roots.certified)
-    else:  # omega -> 0- with z, and more slowly
+    if curve.has_shifts:
+        near = eps ** (1 / 3) * jnp.exp(curve.cumulants.log_floor)
+    else:
         near = jnp.where((curve.rank < 1) | (curve.num_unknowns == 0), eps**0.5, eps)
-        omega = (-near * jnp.arange(1, 4)).astype(complex_dtype(curve.rank.dtype))
-        unknowns, certified = jax.lax.stop_gradient(curve).settle(omega), jnp.asarray(True)
+    return (-near * places).astype(complex_dtype(curve.rank.dtype))
+
+
+def _below_shifts(curve: Curve, z: Array) -> tuple[Array, Array, Array, Array]:
+    """`z` with `omega`, unknowns there, and which were found."""
+    roots = find_roots(curve, z)
+    return z, roots.omega, roots.unknowns, roots.certified
+
+
+@jax.jit
+def _read_mean_log(curve: Curve, atoms: Atoms, z: Array, omega: Array, unknowns: Array, found: Array) -> Array:
+    z, omega, unknowns, found = jax.lax.stop_gradient((z, omega, unknowns, found))
+    if curve.has_shifts:
+        omega = differentiable(curve, z, omega, unknowns, found)
     _, phi, log_z = curve.potential(omega, unknowns)
-    value = (phi.real - zero * log_z.real) / (1 - zero)
+    value = (phi.real - atoms.zero * log_z.real) / (1 - atoms.zero)
     # Analytic in z, or as far as all is explicit in omega: the linear and the quadratic term cancel.
     at_zero = 3 * value[0] - 3 * value[1] + value[2]
-    return jnp.where(certified & (1 - zero > eps**0.5), at_zero, jnp.nan)
+    known = jnp.all(found) & (1 - atoms.zero > jnp.finfo(value.dtype).eps ** 0.5)
+    return jnp.where(known, at_zero, jnp.nan)
 
 
-@eqx.filter_jit
 def log_moments(curve: Curve) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Mean and variance of log t over t > 0, by quadrature along the negative axis.
 
     `-M(-y) = int t / (t + y) mu(dt)` is the mass above `log y` of log t with logistic noise, of variance pi^2/3.
     NaN where a tenth of the variance is not resolved, or points of more weight than a root of the rounding not found.
     """
+    frozen = jax.lax.stop_gradient(curve)
+    reach = -math.log(float(jnp.finfo(curve.rank.dtype).eps))
+    if curve.has_shifts:
+        z = _along_negative_axis(frozen, reach)
+        return _read_log_moments(curve, *_below_shifts(frozen, z))
+    s = np.linspace(-reach, reach, _num_nodes(curve), dtype=curve.rank.dtype)
+    omega = jnp.asarray(-np.exp(s), complex_dtype(curve.rank.dtype))
+    return _read_log_moments(curve, omega, omega, _settled(frozen, omega), omega.real < 0)
+
+
+@jax.jit
+def _along_negative_axis(curve: Curve, reach: float) -> Array:
+    c = curve.cumulants
+    y = jnp.exp(jnp.linspace(c.log_floor - reach, c.log_mean + reach, 385, dtype=c.log_mean.dtype))
+    return jax.lax.complex(-y, jnp.zeros_like(y))
+
+
+@jax.jit
+def _read_log_moments(curve: Curve, z: Array, omega: Array, unknowns: Array, found: Array) -> tuple[Array, Array]:
+    z, omega, unknowns, found = jax.lax.stop_gradient((z, omega, unknowns, found))
     dtype = curve.rank.dtype
     eps = float(jnp.finfo(dtype).eps)
-    reach = -math.log(eps)
     if curve.has_shifts:
-        c = jax.lax.stop_gradient(curve.cumulants)
-        log_y = jnp.linspace(c.log_floor - reach, c.log_mean + reach, 385, dtype=dtype)
-        roots = solve(curve, jax.lax.complex(-jnp.exp(log_y), jnp.zeros_like(log_y)))
-        point = curve.point(roots.omega, roots.unknowns)
-        density, found = (point.side * point.dm * reciprocal(point.dz)).real, roots.certified
+        omega = differentiable(curve, z, omega, unknowns, found)
+        point, log_y = curve.point(omega, unknowns), jnp.log(-z.real)
+        density = (point.side * point.dm * reciprocal(point.dz)).real
     else:
-        s = jnp.linspace(-reach, reach, _num_nodes(curve), dtype=dtype)
-        omega = jax.lax.complex(-jnp.exp(s), jnp.zeros_like(s))
-        unknowns = jax.lax.stop_gradient(curve).settle(omega)
         # Derivatives divide by fourth powers; of NaN it is no more than false.
         found = jnp.all(jnp.abs(unknowns.real) > jnp.finfo(dtype).tiny ** 0.2, axis=(0, 1))
-        middle = s.size // 2
+        middle = omega.size // 2
         omega, unknowns = (jnp.where(found, x, x[..., middle, None]) for x in (omega, unknowns))
         log_y = curve.potential(omega, unknowns)[2].real
+        s = jnp.log(-omega.real)
         density = jax.nn.sigmoid(s) * jax.nn.sigmoid(-s)
 
     lost = jnp.sum(jnp.where(found, 0, density)) / jnp.sum(density)

@@ -10,8 +10,8 @@ from ._edges import edges
 from ._implicit import implicit_root, with_slope
 from ._laws import Atoms
 from ._misc import exponential, is_concrete, log_max, magnitude, reciprocal
-from ._reading import cdf_of, find_atoms, find_roots, num_padded, off_atoms, on_axis, read_potential, Reading
-from ._solver import differentiable, Guess, Roots
+from ._reading import cdf_of, num_padded, off_atoms, on_axis, read_potential, Reading
+from ._solver import differentiable, find_atoms, find_roots, Guess, Roots
 
 _NUM_PLACES = 60  # of the table, between the edges
 _TABLE_EXPONENT, _WIDE = 4, 50  # where the table spans more e-foldings, it is graded towards the upper edge
@@ -165,7 +165,7 @@ def _corrected(curve: Curve, p: Array, levels: _Levels, roots: Roots, reading: R
     searched = levels.rounds > _MOST_POLISHED
     ended = ((jnp.abs(new - x) <= rounding) | (jnp.abs(error) <= noise)) & (certified | searched)
     # Where the last of the rounds next to the table found nothing, a search starts from the middle.
-    last = (levels.rounds == _MOST_POLISHED) & jnp.isnan(error)
+    last = (levels.rounds == _MOST_POLISHED) & jnp.isnan(error) & ~levels.done
     return _Levels(
         rounds=levels.rounds + 1,
         log_x=jnp.where(last, 0.5 * (low + high), new),
@@ -198,6 +198,5 @@ def _read_quantiles(curve: Curve, ends: tuple[Array, Array], atoms: Atoms, p: Ar
 
 def _above_p(log_x: Array, curve: Curve, p: Array, omega: Array, unknowns: Array) -> Array:
     """`cdf(exp(log_x)) - p`, whose root is the quantile."""
-    z, none = on_axis(jnp.exp(log_x)), jnp.zeros(p.shape, int)
-    roots = differentiable(curve, z, Roots(omega, unknowns, none, none))
-    return 1 - curve.potential(roots.omega, roots.unknowns)[1].imag / jnp.pi - p
+    omega = differentiable(curve, on_axis(jnp.exp(log_x)), omega, unknowns, jnp.ones(p.shape, bool))
+    return 1 - curve.potential(omega, unknowns)[1].imag / jnp.pi - p

@@ -6,7 +6,6 @@ that are asked for one after the other share both.
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -15,13 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Complex, Float, Int
 
-from . import _solver
 from ._certificate import as_results, RESULTS
 from ._curve import Curve
 from ._laws import Atoms
 from ._misc import is_concrete, log_max, reciprocal
 from ._moments import mean_log
-from ._solver import differentiable, Guess, Roots
+from ._solver import differentiable, find_atoms, find_roots, Roots
 
 
 class Solution(eqx.Module):
@@ -72,23 +70,6 @@ def _unpadded(tree: Any, shape: tuple[int, ...]) -> Any:
     return jax.tree.map(lambda y: jnp.asarray(np.asarray(y)[y.shape[0] - math.prod(shape) :].reshape(shape)), tree)
 
 
-_find_roots = jax.jit(_solver.find_roots)
-
-
-def find_roots(curve: Curve, z: Array, guess: Guess | None = None, search: Array | bool = True) -> Roots:
-    """Certified roots, without derivatives."""
-    curve, z, guess = jax.lax.stop_gradient((curve, z, guess))
-    if guess is None:
-        unknowns = (curve.num_layers, curve.num_unknowns, z.shape[0])
-        guess = np.zeros(z.shape, z.dtype), np.zeros(unknowns, z.dtype)  # which stands for none
-    return _find_roots(curve, z, guess, search)
-
-
-@jax.jit
-def find_atoms(curve: Curve) -> Atoms:
-    return curve.atoms()
-
-
 class Reading(eqx.Module):
     """At the roots: `1 + M(z)`, `d log z / d log omega`, and `Phi(z)`; their derivatives are those of the roots."""
 
@@ -100,16 +81,16 @@ class Reading(eqx.Module):
 
 @jax.jit
 def read_potential(curve: Curve, z: Array, roots: Roots) -> Reading:
-    roots = differentiable(curve, z, roots)
-    point, phi, _ = curve.potential(roots.omega, roots.unknowns)
+    omega = differentiable(curve, z, roots.omega, roots.unknowns, roots.certified)
+    point, phi, _ = curve.potential(omega, roots.unknowns)
     return Reading(one=point.one_plus(1), slope=point.dz, phi=phi, certified=roots.certified)
 
 
 @jax.jit
 def _read_values(curve: Curve, z: Array, roots: Roots) -> tuple[Array, Array]:
     """`m` and `G`, NaN where they are not certified."""
-    roots = differentiable(curve, z, roots)
-    point = curve.point(roots.omega, roots.unknowns)
+    omega = differentiable(curve, z, roots.omega, roots.unknowns, roots.certified)
+    point = curve.point(omega, roots.unknowns)
     scale = jnp.exp(-point.log_scale)
     G = point.one_plus(1) * reciprocal(jnp.where(roots.certified, z, 1) * scale) * scale
     nan = jnp.asarray(complex(np.nan, np.nan), z.dtype)

@@ -4,22 +4,27 @@ Lanes are sorted by distance from 0 and worked on in tiles. The first tile has t
 the others start from between those, and follow paths only where that fails.
 """
 
+from functools import partial
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Complex, Int
 
-from ._certificate import INVALID, OK
+from ._certificate import OK
 from ._curve import Curve
 from ._follow import Lanes, walk
 from ._implicit import implicit_root
-from ._misc import exponential, log_max, log_upper, logarithm, magnitude, reciprocal
+from ._laws import Atoms
+from ._misc import exponential, is_concrete, log_max, log_upper, logarithm, magnitude, reciprocal
 
-# Lanes that are worked on at once. A tile waits for its slowest lane, and fits into a cache; fewer lanes would not pay
-# for the calls of compiled pieces. An accelerator wants all lanes at once.
-_TILE = 64
+# Lanes that are worked on at once. On a CPU a tile waits for its slowest lane, and fits into a cache; fewer lanes would
+# not pay for the calls of compiled pieces. An accelerator wants all lanes at once.
+_TILE, _WIDE_TILE = 64, 65536
+# Of no more lanes than this, a few at a time: they are batched by what is around them, or soon done.
+_FEW, _SMALL_TILE = 256, 16
 # Of more lanes than this so many are solved first, evenly, and the others start from between them.
 _NODES = 4096
 
@@ -107,7 +112,9 @@ def _between(first: Lanes, last: Lanes, span: Array, part: Array) -> tuple[Array
     return omega, interpolated(first.unknowns, last.unknowns, *rates)
 
 
-def _work_through(curve: Curve, z: Array, lanes: Lanes, idle: Array, search: Array, tile: int) -> Lanes:
+def _work_through(
+    curve: Curve, z: Array, lanes: Lanes, idle: Int[Array, ""], search: Bool[Array, ""], tile: int
+) -> Lanes:
     """Solves lanes in the order of their distance, of which the first are `idle`."""
     num_lanes = z.shape[0]
     places = _Places.of(num_lanes, idle, tile)
@@ -147,18 +154,32 @@ def _residual(omega: Array, curve: Curve, unknowns: Array, z: Array) -> tuple[Ar
 def find_roots(
     curve: Curve, z: Complex[Array, " lanes"], guess: Guess | None = None, search: Array | bool = True
 ) -> Roots:
-    """The search behind `solve`, without derivatives."""
+    """The search behind `solve`, without derivatives, and so compiled once for whatever is made of the roots."""
+    curve, z, guess = jax.lax.stop_gradient((curve, z, guess))
+    if guess is None:
+        unknowns = curve.num_layers, curve.num_unknowns, z.shape[0]
+        guess = np.zeros(z.shape, z.dtype), np.zeros(unknowns, z.dtype)
+    platform = next(iter(curve.rank.devices())).platform if is_concrete(curve.rank) else None
+    return _find_roots(curve, z, guess, search, platform)
+
+
+@partial(jax.jit, static_argnums=4)
+def _find_roots(curve: Curve, z: Array, guess: Guess, search: Array, platform: str | None) -> Roots:
+    """For a platform, or for that which it is lowered for."""
     target, valid = _target(curve, z)
     distance = jnp.where(valid, magnitude(target), 0)
     order = jnp.arange(z.shape[0])
     in_order = jnp.all(distance[1:] >= distance[:-1])  # as grids are: sorting is slow
     order, back = jax.lax.cond(in_order, lambda: (order, order), lambda: _sorted(distance))
-    lanes = Lanes.unknown(curve, valid)
-    if guess is not None:
-        lanes = eqx.tree_at(lambda lanes: (lanes.omega, lanes.unknowns), lanes, guess)
+    lanes = eqx.tree_at(lambda lanes: (lanes.omega, lanes.unknowns), Lanes.unknown(curve, valid), guess)
     target, lanes = _take((target, lanes), order)
-    tile = min(z.shape[0], _TILE)
-    found = _work_through(curve, target, lanes, jnp.sum(~valid), jnp.asarray(search), tile)
+    work = curve, target, lanes, jnp.sum(~valid), search
+    narrow = partial(_work_through, tile=min(z.shape[0], _SMALL_TILE if z.shape[0] <= _FEW else _TILE))
+    wide = partial(_work_through, tile=min(z.shape[0], _WIDE_TILE))
+    if platform is None:
+        found = jax.lax.platform_dependent(*work, cpu=narrow, default=wide)
+    else:
+        found = narrow(*work) if platform == "cpu" else wide(*work)
     found = _take(found, back)
     certified = found.code == OK
     harmless = jax.lax.complex(-curve.reach(), jnp.zeros_like(curve.rank))
@@ -172,23 +193,32 @@ def _sorted(distance: Array) -> tuple[Array, Array]:
     return order, jnp.argsort(order)
 
 
-def differentiable(curve: Curve, z: Complex[Array, " lanes"], roots: Roots) -> Roots:
-    """The roots with the derivatives of the implicit function, however they were found."""
-    roots = jax.lax.stop_gradient(roots)
-    where = jnp.where(roots.certified, z, 1)
-    omega = implicit_root(_residual, roots.omega, (curve, roots.unknowns, where), roots.certified)
-    return eqx.tree_at(lambda r: r.omega, roots, omega)
+def differentiable(
+    curve: Curve,
+    z: Complex[Array, " lanes"],
+    omega: Complex[Array, " lanes"],
+    unknowns: Complex[Array, "layers unknowns lanes"],
+    certified: Bool[Array, " lanes"],
+) -> Complex[Array, " lanes"]:
+    """`omega` of some roots with the derivatives of the implicit function, however they were found."""
+    omega, unknowns = jax.lax.stop_gradient((omega, unknowns))
+    return implicit_root(_residual, omega, (curve, unknowns, jnp.where(certified, z, 1)), certified)
 
 
-def solve(
-    curve: Curve, z: Complex[Array, " lanes"], guess: Guess | None = None, search: Array | bool = True
-) -> Roots:
+def solve(curve: Curve, z: Complex[Array, " lanes"], guess: Guess | None = None, search: Array | bool = True) -> Roots:
     """Certified roots `omega` of `z(omega) = z`; real positive `z` is the limit from above.
 
     A guess of `omega` and unknowns, such as the roots of points next to these, may save the search; where its `omega`
     is 0 there is none. Without `search` no other roots are found than those next to a guess.
     """
-    return differentiable(curve, z, find_roots(*jax.lax.stop_gradient((curve, z, guess)), search))
+    roots = find_roots(curve, z, guess, search)
+    omega = differentiable(curve, z, roots.omega, roots.unknowns, roots.certified)
+    return eqx.tree_at(lambda roots: roots.omega, roots, omega)
+
+
+@jax.jit
+def find_atoms(curve: Curve) -> Atoms:
+    return curve.atoms()
 
 
 def _target(curve: Curve, z: Array) -> tuple[Array, Array]:

@@ -26,6 +26,7 @@ from ._quantiles import quantile
 from ._reading import Solution
 from ._resnet import universal_curve
 from ._show import counted, number, Shown, Table
+from ._solver import find_atoms
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -116,20 +117,20 @@ class Spectrum(Shown):
         if not is_concrete(self.curve.rank):
             raise ValueError("`support` runs on the host and cannot be traced; `edges` can.")
         lower, upper = self.edges()
-        return support(self.curve, reading.find_atoms(self.curve), float(lower), float(upper))
+        return support(self.curve, find_atoms(self.curve), float(lower), float(upper))
 
     def atoms(self) -> tuple[Float[Array, " atoms"], Float[Array, " atoms"]]:
         """`(locations, masses)`, of shape `(atoms,)` each, zero first; free slots have mass 0.
 
         Found by propagation (Belinschi 2003), not by the solver; how many slots there are depends on the network.
         """
-        atoms = reading.find_atoms(self.curve)
+        atoms = find_atoms(self.curve)
         locations = jnp.where(atoms.masses > 0, jnp.exp(atoms.log_locations), 0)
         return jnp.append(0, locations).astype(self._dtype), jnp.append(atoms.zero, atoms.masses)
 
     def mass_at_zero(self) -> Float[Array, ""]:
         """`mu({0})`."""
-        return reading.find_atoms(self.curve).zero
+        return find_atoms(self.curve).zero
 
     def mean(self) -> Float[Array, ""]:
         """`int t mu(dt)`, by propagation."""
