@@ -109,7 +109,7 @@ def test_check(capsys):
 
 
 BAD_FLAGS = {
-    "": "Expected one of {spectrum, tune, explore}",
+    "": "Expected one of {spectrum, tune, explore, cache}",
     "spektrum": "spektrum",
     "spectrum --bogus 1": "--bogus",
     "spectrum --sigma-w one": "--sigma-w",

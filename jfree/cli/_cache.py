@@ -1,0 +1,41 @@
+"""`jfree cache`: the compiled programs that are kept between runs."""
+
+import dataclasses
+from pathlib import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheCommand:
+    """Tells where compiled programs are kept between runs, how many there are, and their size.
+
+    The environment variable JFREE_CACHE names another directory, or is off; JAX_COMPILATION_CACHE_DIR goes before it.
+    """
+
+    clear: bool = False
+    """Remove them, those of other versions of JAX included."""
+
+    def run(self) -> None:
+        from .. import _cache
+
+        directory, root = _cache.directory(), _cache.root_directory()
+        if directory is None or root is None or _cache.is_users():
+            if self.clear:
+                raise ValueError(
+                    "`clear` is for a directory of jfree's own, not for that of JAX_COMPILATION_CACHE_DIR."
+                )
+            print(_line(directory) if directory else "Compiled programs are not kept: JFREE_CACHE is off.")
+            return
+        for path in sorted({directory, *root.glob("jax-*")}):
+            if self.clear and path.is_dir():
+                try:
+                    _cache.clear(path)
+                except OSError as error:
+                    raise ValueError(f"`clear`: {path} cannot be emptied: {error}") from error
+            print(_line(path))
+
+
+def _line(path: Path) -> str:
+    from .. import _cache
+
+    programs, num_bytes = _cache.contents(path)
+    return f"{path}: {programs} programs, {num_bytes / 1e6:.1f} MB"
