@@ -65,7 +65,8 @@ def test_the_next_process_compiles_nothing(tmp_path):
 
 
 def test_the_command_line_keeps_what_it_compiles(tmp_path):
-    script = f"import jfree.cli; jfree.cli.SpectrumCommand.run = lambda _: {ONE}; jfree.cli.main(['spectrum'])"
+    script = "import jax, jax.numpy as jnp, jfree.cli; "
+    script += f"jfree.cli.SpectrumCommand.run = lambda _: {ONE}; jfree.cli.main(['spectrum'])"
     assert run(script, JFREE_CACHE=tmp_path).returncode == 0
     assert counts(ONE, JFREE_CACHE=tmp_path)[2] == 0
 
@@ -119,7 +120,7 @@ def test_unwritable_directory(tmp_path):
 
 
 def test_corrupt_programs_are_compiled_anew(tmp_path):
-    directory, _, misses = counts(ONE, JFREE_CACHE=tmp_path)
+    directory, _, _ = counts(ONE, JFREE_CACHE=tmp_path)
     for file in Path(directory).glob("*-cache"):
         file.write_bytes(file.read_bytes()[:20])
     assert counts(f"assert float(({ONE})[0]) == 1", JFREE_CACHE=tmp_path)[1] == 0

@@ -20,9 +20,7 @@ class CacheCommand:
         directory, root = _cache.directory(), _cache.root_directory()
         if directory is None or root is None or _cache.is_users():
             if self.clear:
-                raise ValueError(
-                    "`clear` is for a directory of jfree's own, not for that of JAX_COMPILATION_CACHE_DIR."
-                )
+                raise ValueError("`clear` needs a directory of jfree's own, neither JAX_COMPILATION_CACHE_DIR nor off.")
             print(_line(directory) if directory else "Compiled programs are not kept: JFREE_CACHE is off.")
             return
         for path in sorted({directory, *root.glob("jax-*")}):
