@@ -1,6 +1,7 @@
 """Training a network of given weights, to see what an initialisation is worth."""
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -18,16 +19,18 @@ Activations = tuple[AbstractActivation, ...]
 Run = tuple[tuple[Array, Array], AbstractActivation]  # equal layers in a row, stacked
 
 
-def stacked(weights: Weights, activations: Activations) -> list[Run]:
-    """In single precision, on the host: nothing is compiled."""
-    single = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), list(zip(weights, activations, strict=True)))
-    runs = itertools.groupby(single, lambda layer: (layer[0][0].shape, jax.tree.structure(layer[1])))
-    return [jax.tree.map(lambda *leaves: np.stack(leaves), *run) for _, run in runs]
+def stacked(weights: Weights, activations: Activations, stack: Callable[..., Any] = jnp.stack) -> list[Run]:
+    layers = zip(weights, activations, strict=True)
+    runs = itertools.groupby(layers, lambda layer: (layer[0][0].shape, jax.tree.structure(layer[1])))
+    return [jax.tree.map(lambda *leaves: stack(leaves), *run) for _, run in runs]
 
 
-def forward(runs: list[Run], x: Float[Array, "rows N_0"]) -> Array:
-    """Outputs, one row per input."""
+def forward(weights: Weights, activations: Activations, x: Float[Array, "rows N_0"]) -> Array:
+    """Outputs, one row per input; equal layers in a row are scanned."""
+    return _through(stacked(weights, activations), x)
 
+
+def _through(runs: list[Run], x: Float[Array, "rows N_0"]) -> Array:
     def apply(x: Array, layer: Run) -> tuple[Array, None]:
         (weight, bias), activation = layer
         return activation(x @ weight.T + bias), None
@@ -84,7 +87,8 @@ def train(
     picks = np.random.default_rng(seed + 1).integers(0, cut, (steps, min(batch, cut)))
     rest = slice(cut, None) if cut < len(x) else slice(None)
     known, unknown = (inputs[:cut], classes[:cut]), (inputs[rest], classes[rest])
-    losses, loss, accuracy = _train(stacked(weights, activations), known, unknown, picks, optimizer)
+    single = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), (weights, activations))
+    losses, loss, accuracy = _train(stacked(*single, stack=np.stack), known, unknown, picks, optimizer)
     return Training(np.asarray(losses), float(loss), float(accuracy), int(y.max()) + 1)
 
 
@@ -92,7 +96,7 @@ Rows = tuple[Float[Array, "rows N_0"], Int[Array, " rows"]]
 
 
 def _loss(weights: list[tuple[Array, Array]], activations: list[AbstractActivation], rows: Rows) -> Array:
-    outputs = forward(list(zip(weights, activations, strict=True)), rows[0])
+    outputs = _through(list(zip(weights, activations, strict=True)), rows[0])
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(outputs, rows[1]))
 
 
@@ -114,6 +118,6 @@ def _train(
         return (optax.apply_updates(weights, updates), memory), loss
 
     (weights, _), losses = jax.lax.scan(step, (weights, optimizer.init(weights)), picks)
-    outputs = forward(list(zip(weights, activations, strict=True)), unknown[0])
+    outputs = _through(list(zip(weights, activations, strict=True)), unknown[0])
     accuracy = jnp.mean(jnp.argmax(outputs, axis=1) == unknown[1])
     return losses, _loss(weights, activations, known), accuracy
