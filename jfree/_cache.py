@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import warnings
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import filelock
 import jax
@@ -39,7 +39,7 @@ def keep_compiled() -> Path | None:
 
 def switch_on() -> Path | None:
     """`keep_compiled`. **Raises:** `OSError` if the directory cannot be written."""
-    if not jax.config.jax_enable_compilation_cache:
+    if not _setting("enable_compilation_cache"):
         return None
     path = directory()
     if path is None or is_users():
@@ -50,7 +50,7 @@ def switch_on() -> Path | None:
     _remove_halves(path)
     # What cannot be read is compiled anew, and what cannot be written is not kept: no word on each program.
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
-    if jax.config.jax_compilation_cache_max_size == -1:
+    if _setting("compilation_cache_max_size") == -1:
         jax.config.update("jax_compilation_cache_max_size", _LARGEST)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # small programs are many
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
@@ -61,7 +61,7 @@ def switch_on() -> Path | None:
 def directory() -> Path | None:
     """Where programs are kept: as JAX was told, or as `JFREE_CACHE` says, for each version of JAX apart."""
     if is_users():
-        return Path(jax.config.jax_compilation_cache_dir).expanduser()
+        return Path(_setting("compilation_cache_dir")).expanduser()
     root = root_directory()
     return root / f"jax-{jax.__version__}" if root else None
 
@@ -76,9 +76,13 @@ def root_directory() -> Path | None:
 
 def is_users() -> bool:
     """Whether the user has told JAX a directory."""
-    told = jax.config.jax_compilation_cache_dir
+    told = _setting("compilation_cache_dir")
     root = root_directory()
     return bool(told) and (root is None or Path(told) != root / f"jax-{jax.__version__}")
+
+
+def _setting(name: str) -> Any:
+    return jax.config.values[f"jax_{name}"]
 
 
 class Contents(NamedTuple):

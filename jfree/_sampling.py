@@ -2,7 +2,8 @@
 
 import contextlib
 import importlib
-from collections.abc import Iterator
+from collections.abc import Generator
+from typing import TypeVar
 
 import equinox as eqx
 import jax
@@ -16,6 +17,7 @@ from ._networks import AbstractNetwork, MLP
 from ._resnet import ResNet
 from ._weights import AbstractWeights, Gaussian, Orthogonal
 
+_Network = TypeVar("_Network", bound=MLP | ResNet)
 _WORTH_THREADS = 512  # the width from which threads make a matrix faster
 
 
@@ -76,7 +78,7 @@ def laws_of_layers(net: MLP | ResNet) -> list[AbstractWeights]:
 
 
 @contextlib.contextmanager
-def few_threads(width: int) -> Iterator[None]:
+def few_threads(width: int) -> Generator[None]:
     """One thread for the linear algebra of small matrices: several would wait for each other longer than they work."""
     importlib.import_module("scipy.linalg")  # whose library JAX calls on a CPU
     with threadpool_limits(1 if width < _WORTH_THREADS else None, user_api="blas"):
@@ -84,7 +86,7 @@ def few_threads(width: int) -> Iterator[None]:
 
 
 @eqx.filter_jit
-def with_all_scales(net: MLP | ResNet) -> MLP | ResNet:
+def with_all_scales(net: _Network) -> _Network:
     """The same network, its scales written out for every layer: shared or not, they are one program."""
     return eqx.tree_at(lambda n: (n.sigma_w, n.sigma_b), net, net.scales)
 

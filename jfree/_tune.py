@@ -228,7 +228,7 @@ def _advance(
         idle = state.done | (k > steps)
         return jax.lax.cond(idle, lambda s: (s, jnp.full_like(s.best_value, jnp.nan)), work, state)
 
-    return jax.lax.scan(step, state, index)
+    return jax.lax.scan(step, state, jnp.asarray(index))
 
 
 @eqx.filter_jit

@@ -276,9 +276,17 @@ class _Layer(NamedTuple):
     def applied(self, num_out: int, x: Float[Array, "samples inputs N_l-1"]) -> tuple[Array, Array, Array]:
         """Weights, outputs, and slopes."""
         draw = lambda key: draw_layer(self.law, (num_out, x.shape[-1]), self.sigma_w, self.sigma_b, key)  # noqa: E731
-        weights, biases = jax.vmap(draw)(self.keys)
+        weights, biases = jax.vmap(draw)(_after(x, self.keys))
         h = x @ jnp.swapaxes(weights, 1, 2) + biases[:, None]
         return weights, self.activation(h), self.activation.derivative(h)
+
+
+def _after(x: Array, keys: PRNGKeyArray) -> PRNGKeyArray:
+    """The keys, which wait for `x`. JAX factorises a batch of matrices on the threads of a pool, on one of which it
+    waits for the others: two batches at once, of layers that do not wait for each other, may wait forever.
+    """
+    never = jnp.square(x.ravel()[0]) < 0  # which XLA does not know
+    return jnp.where(never, keys[::-1], keys)
 
 
 def _layers(net: MLP | ResNet, keys: PRNGKeyArray) -> list[_Layer]:
@@ -328,7 +336,7 @@ def _jacobians_of_blocks(net: ResNet, widths: tuple[int, ...], keys: PRNGKeyArra
     def step(carried: tuple[Array, Array], block: list[_Layer], shape: tuple[int, ...]) -> tuple[Array, Array]:
         (x, jacobians), (y, branch) = carried, carried
         for layer in block:
-            weights, y, slopes = layer.applied(*shape, y)
+            weights, y, slopes = layer.applied(shape[0], y)
             branch = slopes[:, 0, :, None] * (weights @ branch)
         return x + y, jacobians + branch
 

@@ -48,10 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _keep_compiled() -> None:
-    from .. import _cache
+    from .._cache import switch_on
 
     try:
-        _cache.switch_on()
+        switch_on()
     except OSError as error:
         print(f"jfree: compiled programs are not kept: {error}", file=sys.stderr)
 

@@ -15,25 +15,25 @@ class CacheCommand:
     """Remove them, those of other versions of JAX included."""
 
     def run(self) -> None:
-        from .. import _cache
+        from .._cache import clear, directory, is_users, root_directory
 
-        directory, root = _cache.directory(), _cache.root_directory()
-        if directory is None or root is None or _cache.is_users():
+        own, root = directory(), root_directory()
+        if own is None or root is None or is_users():
             if self.clear:
                 raise ValueError("`clear` needs a directory of jfree's own, neither JAX_COMPILATION_CACHE_DIR nor off.")
-            print(_line(directory) if directory else "Compiled programs are not kept: JFREE_CACHE is off.")
+            print(_line(own) if own else "Compiled programs are not kept: JFREE_CACHE is off.")
             return
-        for path in sorted({directory, *root.glob("jax-*")}):
+        for path in sorted({own, *root.glob("jax-*")}):
             if self.clear and path.is_dir():
                 try:
-                    _cache.clear(path)
+                    clear(path)
                 except OSError as error:
                     raise ValueError(f"`clear`: {path} cannot be emptied: {error}") from error
             print(_line(path))
 
 
 def _line(path: Path) -> str:
-    from .. import _cache
+    from .._cache import contents
 
-    programs, num_bytes = _cache.contents(path)
+    programs, num_bytes = contents(path)
     return f"{path}: {programs} programs, {num_bytes / 1e6:.1f} MB"

@@ -1,7 +1,7 @@
 """Training a network of given weights, to see what an initialisation is worth."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -14,9 +14,10 @@ from jaxtyping import Array, Float, Int
 from .._activations import AbstractActivation
 from .._networks import MLP
 
-Weights = list[tuple[Array | np.ndarray, Array | np.ndarray]]
+Matrix = Array | np.ndarray
+Weights = Sequence[tuple[Matrix, Matrix]]
 Activations = tuple[AbstractActivation, ...]
-Run = tuple[tuple[Array, Array], AbstractActivation]  # equal layers in a row, stacked
+Run = tuple[tuple[Any, Any], AbstractActivation]  # equal layers in a row, stacked
 
 
 def stacked(weights: Weights, activations: Activations, stack: Callable[..., Any] = jnp.stack) -> list[Run]:
@@ -30,7 +31,7 @@ def forward(weights: Weights, activations: Activations, x: Float[Array, "rows N_
     return _through(stacked(weights, activations), x)
 
 
-def _through(runs: list[Run], x: Float[Array, "rows N_0"]) -> Array:
+def _through(runs: list[Run], x: Any) -> Array:
     def apply(x: Array, layer: Run) -> tuple[Array, None]:
         (weight, bias), activation = layer
         return activation(x @ weight.T + bias), None
@@ -43,7 +44,7 @@ def _through(runs: list[Run], x: Float[Array, "rows N_0"]) -> Array:
     return x
 
 
-def equinox_default(net: MLP, seed: int) -> Weights:
+def equinox_default(net: MLP, seed: int) -> list[Any]:
     """Weights and biases uniform on `+-1/sqrt(N_in)`, as `eqx.nn.Linear` has them."""
     rng = np.random.default_rng(seed)
     sizes = itertools.pairwise(np.asarray(net.widths, int).tolist())
@@ -92,10 +93,10 @@ def train(
     return Training(np.asarray(losses), float(loss), float(accuracy), int(y.max()) + 1)
 
 
-Rows = tuple[Float[Array, "rows N_0"], Int[Array, " rows"]]
+Rows = tuple[Float[Array | np.ndarray, "rows N_0"], Int[Array | np.ndarray, " rows"]]
 
 
-def _loss(weights: list[tuple[Array, Array]], activations: list[AbstractActivation], rows: Rows) -> Array:
+def _loss(weights: list[Any], activations: list[AbstractActivation], rows: Rows) -> Array:
     outputs = _through(list(zip(weights, activations, strict=True)), rows[0])
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(outputs, rows[1]))
 
@@ -105,15 +106,17 @@ def _train(
     runs: list[Run],
     known: Rows,
     unknown: Rows,
-    picks: Int[Array, "steps batch"],
+    picks: Int[Array | np.ndarray, "steps batch"],
     optimizer: optax.GradientTransformation,
 ) -> tuple[Float[Array, " steps"], Array, Array]:
     """Losses on the way, and at the end that of all rows and the accuracy on those that were not seen."""
-    weights, activations = ([run[part] for run in runs] for part in (0, 1))
+    weights: Any = [run[0] for run in runs]
+    activations = [run[1] for run in runs]
+    (x, y), picks = (jnp.asarray(part) for part in known), jnp.asarray(picks)
 
     def step(state: tuple[Any, optax.OptState], pick: Array) -> tuple[tuple[Any, optax.OptState], Array]:
         weights, memory = state
-        loss, grad = jax.value_and_grad(_loss)(weights, activations, (known[0][pick], known[1][pick]))
+        loss, grad = jax.value_and_grad(_loss)(weights, activations, (x[pick], y[pick]))
         updates, memory = optimizer.update(grad, memory, weights)
         return (optax.apply_updates(weights, updates), memory), loss
 
