@@ -285,7 +285,8 @@ def _after(x: Array, keys: PRNGKeyArray) -> PRNGKeyArray:
     """The keys, which wait for `x`. JAX factorises a batch of matrices on the threads of a pool, on one of which it
     waits for the others: two batches at once, of layers that do not wait for each other, may wait forever.
     """
-    never = jnp.square(x.ravel()[0]) < 0  # which XLA does not know
+    one = x.ravel()[0]
+    never = jnp.isnan(one) & jnp.isinf(one)  # which XLA does not know
     return jnp.where(never, keys[::-1], keys)
 
 
