@@ -7,6 +7,7 @@ from . import (
     objectives as objectives,
     plot as plot,
 )
+from ._cache import keep_compiled as keep_compiled
 from ._certificate import RESULTS as RESULTS
 from ._interop import (
     from_equinox as from_equinox,

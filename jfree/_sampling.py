@@ -1,17 +1,24 @@
 """Finite networks drawn from the laws of their layers."""
 
-from collections.abc import Iterator
+import contextlib
+import importlib
+from collections.abc import Generator
+from typing import TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+from threadpoolctl import threadpool_limits
 
 from ._misc import integer
 from ._networks import AbstractNetwork, MLP
 from ._resnet import ResNet
 from ._weights import AbstractWeights, Gaussian, Orthogonal
+
+_Network = TypeVar("_Network", bound=MLP | ResNet)
+_WORTH_THREADS = 512  # the width from which threads make a matrix faster
 
 
 def sample_weights(
@@ -32,8 +39,15 @@ def sample_weights(
     **Raises:** `ValueError` if `net` is neither, `width` is not a positive integer, or a width is not an
     integer or rounds to 0.
     """
-    layers = sample_layers(net, integer_widths(net, width), key[None])
-    return [(weight[0], bias[0]) for weight, bias in layers]
+    widths = integer_widths(net, width)
+    net = with_all_scales(net)
+    with few_threads(max(widths)):
+        shapes = zip(laws_of_layers(net), widths[1:], widths[:-1], strict=True)
+        layers = [
+            _sample_layer(law, (num_out, num_in), net.sigma_w, net.sigma_b, key, np.asarray(layer))
+            for layer, (law, num_out, num_in) in enumerate(shapes)
+        ]
+        return jax.block_until_ready(layers)
 
 
 def integer_widths(net: AbstractNetwork, width: int | None) -> list[int]:
@@ -59,28 +73,44 @@ def _rounded(widths: Array) -> list[int]:
     return [int(n) for n in rounded]
 
 
-def sample_layers(
-    net: MLP | ResNet, widths: list[int], keys: PRNGKeyArray
-) -> Iterator[tuple[Float[Array, "samples N_l N_l-1"], Float[Array, "samples N_l"]]]:
-    """One layer's `W` and `b` after the other, so that a deep network need not be held at once; a sample per key."""
-    sigma_w, sigma_b = (scale.ravel() for scale in net.scales)
-    laws = [law for law in net.weights for _ in range(sigma_w.size // len(net.weights))]
-    keys = jax.vmap(lambda key: jax.random.split(key, sigma_w.size), out_axes=1)(keys)
-    layers = zip(laws, sigma_w, sigma_b, keys, strict=True)
-    for (law, scale, bias_scale, layer_keys), num_in, num_out in zip(layers, widths[:-1], widths[1:], strict=True):
-        yield _sample_layer(law, (num_out, num_in), scale, bias_scale, layer_keys)
+def laws_of_layers(net: MLP | ResNet) -> list[AbstractWeights]:
+    return [law for law in net.weights for _ in range(net.layers_per_block if isinstance(net, ResNet) else 1)]
+
+
+@contextlib.contextmanager
+def few_threads(width: int) -> Generator[None]:
+    """One thread for the linear algebra of small matrices: several would wait for each other longer than they work."""
+    importlib.import_module("scipy.linalg")  # whose library JAX calls on a CPU
+    with threadpool_limits(1 if width < _WORTH_THREADS else None, user_api="blas"):
+        yield
+
+
+@eqx.filter_jit
+def with_all_scales(net: _Network) -> _Network:
+    """The same network, its scales written out for every layer: shared or not, they are one program."""
+    return eqx.tree_at(lambda n: (n.sigma_w, n.sigma_b), net, net.scales)
 
 
 @eqx.filter_jit
 def _sample_layer(
-    law: AbstractWeights, shape: tuple[int, int], sigma_w: Array, sigma_b: Array, keys: PRNGKeyArray
+    law: AbstractWeights,
+    shape: tuple[int, int],
+    sigma_w: Float[Array, "..."],
+    sigma_b: Float[Array, "..."],
+    key: PRNGKeyArray,
+    layer: Int[Array | np.ndarray, ""],
 ) -> tuple[Array, Array]:
-    def one(key: PRNGKeyArray) -> tuple[Array, Array]:
-        weight_key, bias_key = jax.random.split(key)
-        weight = _sample_weight(law, shape, sigma_w, weight_key)
-        return weight, sigma_b * jax.random.normal(bias_key, shape[:1], weight.dtype)
+    """One program for all layers of a shape."""
+    keys = jax.random.split(key, sigma_w.size)
+    return draw_layer(law, shape, sigma_w.ravel()[layer], sigma_b.ravel()[layer], keys[layer])
 
-    return jax.vmap(one)(keys)
+
+def draw_layer(
+    law: AbstractWeights, shape: tuple[int, int], sigma_w: Array, sigma_b: Array, key: PRNGKeyArray
+) -> tuple[Float[Array, "N_l N_l-1"], Float[Array, " N_l"]]:
+    weight_key, bias_key = jax.random.split(key)
+    weight = _sample_weight(law, shape, sigma_w, weight_key)
+    return weight, sigma_b * jax.random.normal(bias_key, shape[:1], weight.dtype)
 
 
 def _sample_weight(law: AbstractWeights, shape: tuple[int, int], sigma_w: Array, key: PRNGKeyArray) -> Array:

@@ -1,5 +1,6 @@
 """Tuning: gradient descent on anything a spectrum tells."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, TYPE_CHECKING
 
@@ -103,28 +104,28 @@ def tune(
         if not callable(function):
             raise ValueError(f"`{name}` must be a function of a network, got {function!r}.")
     leaves = _leaves(as_network(net), where)
-    positive = [leaf > 0 for leaf in leaves]
-    start = [jnp.where(p, jnp.log(jnp.where(p, leaf, 1)), leaf) for p, leaf in zip(positive, leaves, strict=True)]
+    positive, start = _logarithms(leaves)
     problem = _Problem(
         net,
         positive,
         where,
         objective,
         _unconstrained if constraint is None else constraint,
-        optax.with_extra_args_support(optimizer),
+        _with_extra_args(optimizer),
     )
     value = _checked(problem, start)
-    state = _State(start, problem.optimizer.init(start), start, jnp.asarray(jnp.inf, value.dtype), jnp.asarray(False))
+    state = _started(problem, start, value.dtype)
     history, first, watched = [], 0, True
     with tqdm(total=steps, desc="tune", disable=not (progress and is_interactive())) as bar:
         while first <= steps:
-            index = jnp.arange(first, first + _CHUNK if watched else steps + 1)
-            state, values = _advance(problem, state, index, jnp.asarray(steps), jnp.asarray(stop_at))
+            index = np.arange(first, first + _CHUNK if watched else steps + 1)
+            state, values = _advance(problem, state, index, np.asarray(steps), jnp.asarray(stop_at))
             history.append(values)
             first += index.size
             watched = is_concrete(state.best_value)
             if not watched:
                 continue  # under a transformation: the rest in one go
+            history[-1] = values = np.asarray(values)
             bar.update(min(first, steps) - bar.n)
             bar.set_postfix(objective=f"{float(state.best_value):.4g}")
             if not np.isfinite(history[0][0]):
@@ -133,13 +134,13 @@ def tune(
                 raise ValueError("`objective` must have a finite gradient at the start.")
             if bool(state.done):
                 break
-    history = jnp.concatenate(history)[: steps + 1]
-    history = jnp.pad(history, (0, steps + 1 - history.size), constant_values=jnp.nan)
+    numpy = np if watched else jnp
+    history = numpy.concatenate(history)[: steps + 1]
+    history = jnp.asarray(numpy.pad(history, (0, steps + 1 - history.size), constant_values=np.nan))
     best = _finished(problem, state.best)
     rounded = rounded_objective = None
     if isinstance(net, MLP) and isinstance(best, MLP) and any(leaf is net.widths for leaf in leaves):
-        rounded = eqx.tree_at(lambda n: n.widths, best, jnp.maximum(jnp.round(best.widths), 1))
-        rounded_objective = objective(rounded)
+        rounded, rounded_objective = _rounded(best, objective)
     return TuneResult(best, state.best_value, history, rounded, rounded_objective)
 
 
@@ -153,6 +154,16 @@ def _leaves(net: AbstractNetwork, where: Callable[..., Any]) -> list[Array]:
     if not leaves or not all(eqx.is_inexact_array(leaf) and id(leaf) in own for leaf in leaves):
         raise ValueError("`where` must give a floating-point array of the network, or a tuple of them, each a whole.")
     return leaves
+
+
+_with_extra_args = functools.lru_cache(optax.with_extra_args_support)  # which makes new functions, to compile anew
+
+
+@eqx.filter_jit
+def _logarithms(leaves: list[Array]) -> tuple[list[Array], list[Array]]:
+    """Which entries are positive, and what is optimised: the logarithms of these."""
+    positive = [leaf > 0 for leaf in leaves]
+    return positive, [jnp.where(p, jnp.log(jnp.where(p, x, 1)), x) for p, x in zip(positive, leaves, strict=True)]
 
 
 def _checked(problem: "_Problem", free: list[Array]) -> jax.ShapeDtypeStruct:
@@ -189,7 +200,14 @@ class _State(eqx.Module):
 
 
 @eqx.filter_jit
-def _advance(problem: _Problem, state: _State, index: Array, steps: Array, stop_at: Array) -> tuple[_State, Array]:
+def _started(problem: _Problem, free: list[Array], dtype: jnp.dtype) -> _State:
+    return _State(free, problem.optimizer.init(free), free, jnp.asarray(jnp.inf, dtype), jnp.asarray(False))
+
+
+@eqx.filter_jit
+def _advance(
+    problem: _Problem, state: _State, index: Array | np.ndarray, steps: Array | np.ndarray, stop_at: Array
+) -> tuple[_State, Array]:
     """The next steps, those of `index` up to `steps`."""
 
     def work(state: _State) -> tuple[_State, Array]:
@@ -210,9 +228,16 @@ def _advance(problem: _Problem, state: _State, index: Array, steps: Array, stop_
         idle = state.done | (k > steps)
         return jax.lax.cond(idle, lambda s: (s, jnp.full_like(s.best_value, jnp.nan)), work, state)
 
-    return jax.lax.scan(step, state, index)
+    return jax.lax.scan(step, state, jnp.asarray(index))
 
 
 @eqx.filter_jit
 def _finished(problem: _Problem, free: list[Array]) -> AbstractNetwork:
     return problem.network(free)
+
+
+@eqx.filter_jit
+def _rounded(net: MLP, objective: Callable[..., Array]) -> tuple[MLP, Array]:
+    """With integer widths, and the objective there."""
+    rounded = eqx.tree_at(lambda n: n.widths, net, jnp.maximum(jnp.round(net.widths), 1))
+    return rounded, objective(rounded)

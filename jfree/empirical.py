@@ -1,8 +1,9 @@
 """Finite random networks, to hold limiting spectra against."""
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
-from typing import Literal
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
@@ -16,8 +17,9 @@ from ._memory import check_memory
 from ._misc import integer
 from ._networks import AbstractNetwork, MLP
 from ._resnet import ResNet
-from ._sampling import integer_widths, sample_layers
+from ._sampling import draw_layer, few_threads, integer_widths, laws_of_layers, with_all_scales
 from ._spectrum import Spectrum
+from ._weights import AbstractWeights
 
 
 def jacobian_eigenvalues(
@@ -53,9 +55,9 @@ def jacobian_eigenvalues(
     check_memory("`width`", num_numbers * net.sigma_w.dtype.itemsize)
 
     def eigenvalues(keys: PRNGKeyArray) -> Array:
-        return _squared_singular_values(_sample_jacobians(net, widths, keys), size)
+        return _jacobian_eigenvalues(with_all_scales(net), tuple(widths), size, keys)
 
-    return _in_batches(eigenvalues, key, num_samples, num_numbers)
+    return _in_batches(eigenvalues, key, num_samples, num_numbers, max(widths))
 
 
 def fisher_eigenvalues(
@@ -101,15 +103,11 @@ def full_fisher_eigenvalues(
     widths, n = _checked(net, width, num_samples), integer("num_inputs", num_inputs)
     num_numbers = 4 * (n if block_diagonal else n**2) * max(widths) ** 2
     check_memory("`num_inputs` or `width`", num_numbers * net.sigma_w.dtype.itemsize)
-    first, second = (np.arange(n), np.arange(n)) if block_diagonal else np.triu_indices(n)
 
     def eigenvalues(keys: PRNGKeyArray) -> Array:
-        blocks = _sample_fishers(net, widths, keys, n, first, second) / n
-        if block_diagonal:
-            return jnp.sort(jnp.linalg.eigvalsh(blocks).reshape(keys.shape[0], -1), axis=1)
-        return jnp.linalg.eigvalsh(_assembled(blocks, n, first, second))
+        return _fisher_eigenvalues(with_all_scales(net), tuple(widths), n, block_diagonal, keys)
 
-    return jnp.maximum(_in_batches(eigenvalues, key, num_samples, num_numbers), 0)
+    return _in_batches(eigenvalues, key, num_samples, num_numbers, n * max(widths))
 
 
 def ks_distance(eigenvalues: Float[Array | np.ndarray, "..."], spectrum: Spectrum) -> Float[Array, ""]:
@@ -143,8 +141,15 @@ def _limit_at(eigenvalues: Array | np.ndarray, spectrum: Spectrum) -> tuple[np.n
         if place > 0 and mass > 0:
             near = np.abs(values - place) <= max(1e-8, rounding) * place
             values, jump = np.where(near, place, values), np.where(near, mass, jump)
-    at = np.asarray(spectrum.cdf(values))
+    at = _at_distinct(spectrum.cdf, values)
     return values, at, np.where(values == noise, 0, at - jump)
+
+
+def _at_distinct(fun: Callable[[np.ndarray], Array], values: np.ndarray) -> np.ndarray:
+    """`fun` once for every distinct value, filled up to a power of two: other numbers of them compile nothing new."""
+    distinct, places = np.unique(values, return_inverse=True)
+    filled = np.pad(distinct, (0, 2 ** max(6, (distinct.size - 1).bit_length()) - distinct.size), mode="edge")
+    return np.asarray(fun(filled))[places.reshape(values.shape)]
 
 
 def _distance(values: np.ndarray, at: np.ndarray, below: np.ndarray) -> float:
@@ -223,37 +228,147 @@ _BATCH = 2**25  # numbers that samples worked on at once take; more do not make 
 
 
 def _in_batches(
-    eigenvalues: Callable[[PRNGKeyArray], Array], key: PRNGKeyArray, num_samples: int, num_numbers: int
+    eigenvalues: Callable[[PRNGKeyArray], Array], key: PRNGKeyArray, num_samples: int, num_numbers: int, width: int
 ) -> Array:
-    """`eigenvalues` of so many samples, of `num_numbers` each, as many at once as is worth it."""
-    keys, size = jax.random.split(key, num_samples), max(1, _BATCH // num_numbers)
-    return jnp.concatenate([eigenvalues(keys[k : k + size]) for k in range(0, num_samples, size)])
+    """`eigenvalues` of so many samples, of `num_numbers` each, as many at once as is worth it, always equally many."""
+    keys, most = jax.random.split(key, num_samples), max(1, _BATCH // num_numbers)
+    size = math.ceil(num_samples / math.ceil(num_samples / most))
+    with few_threads(width):
+        if size == num_samples:
+            return jax.block_until_ready(eigenvalues(keys))
+        starts = [min(k, num_samples - size) for k in range(0, num_samples, size)]
+        rows = [eigenvalues(keys[start : start + size]) for start in starts]
+        rows[-1] = rows[-1][len(rows) * size - num_samples :]  # the others are in the batch before
+        return jax.block_until_ready(jnp.concatenate(rows))
 
 
-def _sample_jacobians(net: MLP | ResNet, widths: list[int], keys: PRNGKeyArray) -> Float[Array, "samples N_L N_0"]:
-    return _sample_plain(net, widths, keys) if isinstance(net, MLP) else _sample_residual(net, widths, keys)
+@eqx.filter_jit
+def _jacobian_eigenvalues(
+    net: MLP | ResNet, widths: tuple[int, ...], size: int, keys: PRNGKeyArray
+) -> Float[Array, "samples N"]:
+    jacobians = _jacobians_of_blocks(net, widths, keys) if isinstance(net, ResNet) else _jacobians(net, widths, keys)
+    return _squared_singular_values(jacobians, size)
 
 
-def _sample_plain(net: MLP, widths: list[int], keys: PRNGKeyArray) -> Array:
-    jacobians = jnp.broadcast_to(jnp.eye(widths[0], dtype=net.sigma_w.dtype), (keys.shape[0], widths[0], widths[0]))
-    for _, weights, slopes in _forward(net, widths, keys, 1):
-        jacobians = _times_layer(weights, slopes[:, 0], jacobians)
-    return jacobians
+@eqx.filter_jit
+def _fisher_eigenvalues(
+    net: MLP, widths: tuple[int, ...], num_inputs: int, block_diagonal: bool, keys: PRNGKeyArray
+) -> Float[Array, "samples N"]:
+    n = num_inputs
+    first, second = (np.arange(n), np.arange(n)) if block_diagonal else np.triu_indices(n)
+    blocks = _fishers(net, widths, keys, n, first, second) / n
+    if block_diagonal:
+        eigenvalues = jnp.sort(jnp.linalg.eigvalsh(blocks).reshape(keys.shape[0], -1), axis=1)
+    else:
+        eigenvalues = jnp.linalg.eigvalsh(_assembled(blocks, n, first, second))
+    return jnp.maximum(eigenvalues, 0)
 
 
-def _sample_fishers(
-    net: MLP, widths: list[int], keys: PRNGKeyArray, num_inputs: int, first: np.ndarray, second: np.ndarray
+class _Layer(NamedTuple):
+    """A layer still to be sampled; the leaves of several in a row have a leading axis."""
+
+    law: AbstractWeights
+    activation: AbstractActivation
+    sigma_w: Array
+    sigma_b: Array
+    keys: PRNGKeyArray
+
+    def applied(self, num_out: int, x: Float[Array, "samples inputs N_l-1"]) -> tuple[Array, Array, Array]:
+        """Weights, outputs, and slopes."""
+        draw = lambda key: draw_layer(self.law, (num_out, x.shape[-1]), self.sigma_w, self.sigma_b, key)  # noqa: E731
+        weights, biases = jax.vmap(draw)(_after(x, self.keys))
+        h = x @ jnp.swapaxes(weights, 1, 2) + biases[:, None]
+        return weights, self.activation(h), self.activation.derivative(h)
+
+
+def _after(x: Array, keys: PRNGKeyArray) -> PRNGKeyArray:
+    """The keys, which wait for `x`. JAX factorises a batch of matrices on the threads of a pool, on one of which it
+    waits for the others: two batches at once, of layers that do not wait for each other, may wait forever.
+    """
+    one = x.ravel()[0]
+    never = jnp.isnan(one) & jnp.isinf(one)  # which XLA does not know
+    return jnp.where(never, keys[::-1], keys)
+
+
+def _layers(net: MLP | ResNet, keys: PRNGKeyArray) -> list[_Layer]:
+    sigma_w, sigma_b = (scale.ravel() for scale in net.scales)
+    keys = jax.vmap(lambda key: jax.random.split(key, sigma_w.size), out_axes=1)(keys)
+    parts = (laws_of_layers(net), net.activations, sigma_w, sigma_b, keys)
+    return [_Layer(*layer) for layer in zip(*parts, strict=True)]
+
+
+_Carried = TypeVar("_Carried")
+
+
+def _through(
+    step: Callable[[_Carried, Any, tuple[int, ...]], _Carried],
+    carried: _Carried,
+    layers: Sequence[Any],
+    shapes: Sequence[tuple[int, ...]],
+) -> _Carried:
+    """`step` through all layers, or blocks of them; equal ones in a row are scanned."""
+
+    def kind(pair: tuple[Any, tuple[int, ...]]) -> Any:
+        layer, shape = pair
+        return shape, jax.tree.structure(layer), [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(layer)]
+
+    for (shape, *_), run in itertools.groupby(zip(layers, shapes, strict=True), kind):
+        each = [layer for layer, _ in run]
+        if len(each) == 1:
+            carried = step(carried, each[0], shape)
+            continue
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+        carried, _ = jax.lax.scan(lambda c, layer, shape=shape: (step(c, layer, shape), None), carried, stacked)
+    return carried
+
+
+def _jacobians(net: MLP, widths: tuple[int, ...], keys: PRNGKeyArray) -> Float[Array, "samples N_L N_0"]:
+    def step(carried: tuple[Array, Array], layer: _Layer, shape: tuple[int, ...]) -> tuple[Array, Array]:
+        x, jacobians = carried
+        weights, x, slopes = layer.applied(shape[1], x)
+        return x, slopes[:, 0, :, None] * (weights @ jacobians)
+
+    input_keys, keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+    start = _random_inputs(net, 1, widths[0], input_keys), _identities(net, widths[0], keys)
+    return _through(step, start, _layers(net, keys), list(itertools.pairwise(widths)))[1]
+
+
+def _jacobians_of_blocks(net: ResNet, widths: tuple[int, ...], keys: PRNGKeyArray) -> Float[Array, "samples N N"]:
+    def step(carried: tuple[Array, Array], block: list[_Layer], shape: tuple[int, ...]) -> tuple[Array, Array]:
+        (x, jacobians), (y, branch) = carried, carried
+        for layer in block:
+            weights, y, slopes = layer.applied(shape[0], y)
+            branch = slopes[:, 0, :, None] * (weights @ branch)
+        return x + y, jacobians + branch
+
+    input_keys, keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+    start = _random_inputs(net, 1, widths[0], input_keys), _identities(net, widths[0], keys)
+    layers, size = _layers(net, keys), net.layers_per_block
+    blocks = [layers[k : k + size] for k in range(0, len(layers), size)]
+    return _through(step, start, blocks, [widths[:1]] * net.depth)[1]
+
+
+def _identities(net: MLP | ResNet, size: int, keys: PRNGKeyArray) -> Float[Array, "samples N N"]:
+    return jnp.broadcast_to(jnp.eye(size, dtype=net.sigma_w.dtype), (keys.shape[0], size, size))
+
+
+def _fishers(
+    net: MLP, widths: tuple[int, ...], keys: PRNGKeyArray, num_inputs: int, first: np.ndarray, second: np.ndarray
 ) -> Float[Array, "samples pairs N_L N_L"]:
     """Blocks `(1 / N_L) J_theta(x) J_theta(y)^T` of pairs of inputs."""
-    shape = (keys.shape[0], first.size, widths[0], widths[0])
-    blocks = jnp.zeros(shape, net.sigma_w.dtype)
-    for x, weights, slopes in _forward(net, widths, keys, num_inputs):
+
+    def step(carried: tuple[Array, Array], layer: _Layer, shape: tuple[int, ...]) -> tuple[Array, Array]:
+        x, blocks = carried
+        weights, after, slopes = layer.applied(shape[1], x)
         share = jnp.sum(x[:, first] * x[:, second], axis=-1) / widths[-1]
-        blocks = _next_blocks(weights, slopes[:, first], slopes[:, second], share, blocks)
-    return blocks
+        return after, _next_blocks(weights, slopes[:, first], slopes[:, second], share, blocks)
+
+    input_keys, keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+    x = _random_inputs(net, num_inputs, widths[0], input_keys)
+    blocks = jnp.zeros((keys.shape[0], first.size, widths[0], widths[0]), net.sigma_w.dtype)
+    return _through(step, (x, blocks), _layers(net, keys), list(itertools.pairwise(widths)))[1]
 
 
-@jax.jit
 def _next_blocks(weights: Array, left: Array, right: Array, share: Array, blocks: Array) -> Array:
     """`D_l(x) (W_l H_{l-1}(x, y) W_l^T + x_{l-1} . y_{l-1} / N_L) D_l(y)`."""
     eye = jnp.eye(weights.shape[1], dtype=weights.dtype)
@@ -270,17 +385,6 @@ def _assembled(blocks: Array, num_inputs: int, first: np.ndarray, second: np.nda
     return matrix.reshape(samples, num_inputs * size, num_inputs * size)
 
 
-def _forward(net: MLP, widths: list[int], keys: PRNGKeyArray, num_inputs: int) -> Iterator[tuple[Array, Array, Array]]:
-    """Per layer: its inputs, its weights, and the slopes of its activation."""
-    input_keys, keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-    x = _random_inputs(net, num_inputs, widths[0], input_keys)
-    for activation, (weights, biases) in zip(net.activations, sample_layers(net, widths, keys), strict=True):
-        after, slopes = _applied(activation, weights, biases, x)
-        yield x, weights, slopes
-        x = after
-
-
-@eqx.filter_jit
 def _random_inputs(
     net: MLP | ResNet, num_inputs: int, size: int, keys: PRNGKeyArray
 ) -> Float[Array, "samples inputs N_0"]:
@@ -290,33 +394,6 @@ def _random_inputs(
         return x * jnp.sqrt(net.q0 / jnp.mean(jnp.square(x), axis=-1, keepdims=True))
     x = (x - jnp.mean(x, axis=-1, keepdims=True)) / jnp.std(x, axis=-1, keepdims=True)
     return x * jnp.sqrt(net.q0 - jnp.square(net.mean0)) + net.mean0
-
-
-@eqx.filter_jit
-def _applied(activation: AbstractActivation, weights: Array, biases: Array, x: Array) -> tuple[Array, Array]:
-    """Outputs and slopes of a layer, for inputs of shape `(samples, inputs, N)`."""
-    h = x @ jnp.swapaxes(weights, 1, 2) + biases[:, None]
-    return activation(h), activation.derivative(h)
-
-
-@jax.jit
-def _times_layer(weights: Array, slopes: Array, jacobians: Array) -> Array:
-    return slopes[..., None] * (weights @ jacobians)
-
-
-def _sample_residual(net: ResNet, widths: list[int], keys: PRNGKeyArray) -> Array:
-    """One forward pass, the Jacobian carried along."""
-    input_keys, keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-    x = _random_inputs(net, 1, widths[0], input_keys)
-    jacobians = jnp.broadcast_to(jnp.eye(widths[0], dtype=x.dtype), (keys.shape[0], widths[0], widths[0]))
-    layers = zip(net.activations, sample_layers(net, widths, keys), strict=True)
-    for _ in range(net.depth):
-        y, branch = x, jacobians
-        for activation, (weights, biases) in islice(layers, net.layers_per_block):
-            y, slopes = _applied(activation, weights, biases, y)
-            branch = _times_layer(weights, slopes[:, 0], branch)
-        x, jacobians = x + y, jacobians + branch
-    return jacobians
 
 
 def _squared_singular_values(jacobians: Array, size: int) -> Array:

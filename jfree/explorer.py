@@ -19,10 +19,11 @@ def _():
 
     jax.config.update("jax_enable_x64", True)
 
-    from jfree import _explorer as model, _explorer_html as html
+    from jfree import _explorer as model, _explorer_html as html, keep_compiled
     from jfree._activations import BY_NAME as ACTIVATIONS
     from jfree._weights import BY_NAME as WEIGHT_LAWS
 
+    keep_compiled()
     return ACTIVATIONS, WEIGHT_LAWS, functools, html, mo, model
 
 

@@ -1,6 +1,7 @@
 import os
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # several processes share the cores
+os.environ["JFREE_CACHE"] = "off"  # what is measured of compilation must not depend on earlier runs
 
 # Tests compile much and run little, unless run in full.
 if not os.environ.get("JFREE_FULL"):

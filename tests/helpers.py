@@ -111,3 +111,16 @@ def slow_solve(curve, x, steps_per_decade=16):
     # Where steps were too long, or rounding too large, it does not end on the branch.
     reliable = (state[2] < 0.3) & (last < 1e-4) & (certify(curve, z, stripped, unknowns, real)[2] == 0)
     return omega, reliable
+
+
+_compiled: list[str] = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda name, _, **__: _compiled.append(name) if name == "/jax/core/compile/backend_compile_duration" else None
+)
+
+
+def num_compiled(run):
+    """How many programs `run` compiles."""
+    before = len(_compiled)
+    run()
+    return len(_compiled) - before

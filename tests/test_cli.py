@@ -2,13 +2,17 @@ import json
 import subprocess
 import sys
 
+import jax
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
+import optax
 import pytest
+from helpers import num_compiled
 
 import jfree
 from jfree.cli import main
+from jfree.cli._train import equinox_default, train
 
 matplotlib.use("Agg")
 
@@ -109,7 +113,7 @@ def test_check(capsys):
 
 
 BAD_FLAGS = {
-    "": "Expected one of {spectrum, tune, explore}",
+    "": "Expected one of {spectrum, tune, explore, cache}",
     "spektrum": "spektrum",
     "spectrum --bogus 1": "--bogus",
     "spectrum --sigma-w one": "--sigma-w",
@@ -215,6 +219,17 @@ def test_tune(capsys, tmp_path):
     assert again["network"]["q0"] == 2
 
 
+def test_starts_of_one_shape_share_a_program():
+    net, rng = jfree.MLP([6, 8, 8, 8, 3], "tanh", sigma_w=1.2), np.random.default_rng(0)
+    x, y, adam = rng.normal(size=(40, 6)), np.arange(40) % 3, optax.adam(1e-3)
+
+    def compiled(weights):
+        return num_compiled(lambda: train(weights, net.activations, x, y, 5, adam, 0))
+
+    starts = [jfree.sample_weights(net, jax.random.key(0)), equinox_default(net, 0), equinox_default(net, 1)]
+    assert [compiled(weights) for weights in starts] == [1, 0, 0]
+
+
 def test_one_layer_keeps_its_activation(capsys, tmp_path):
     flags = ["--widths", "64", "10", "--final-activation", "hard_tanh", "--training-steps", "0", "--steps", "2"]
     result = run_json(capsys, "tune", *flags, "--output", str(tmp_path))
@@ -270,7 +285,7 @@ def test_failing_midway_leaves_nothing(capsys, tmp_path, monkeypatch):
 
     monkeypatch.setattr("jfree.cli._tune._draw", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        main([*TUNE, "--training-steps", "0", "--activation", "hard_tanh", "--output", str(tmp_path)])
+        main([*TUNE, "--training-steps", "0", "--activation", "hard_tanh", "--output", str(tmp_path / "new" / "out")])
     assert not list(tmp_path.iterdir())
 
 

@@ -1,7 +1,11 @@
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import num_compiled
 
 import jfree
 from jfree._memory import check_memory
@@ -161,6 +165,38 @@ def test_samples_do_not_depend_on_how_many_are_drawn_at_once(monkeypatch):
     several = jacobian_eigenvalues(TANH, KEY, width=20, num_samples=3)
     monkeypatch.setattr("jfree.empirical._BATCH", 1)
     assert np.allclose(jacobian_eigenvalues(TANH, KEY, width=20, num_samples=3), several, rtol=1e-10)
+
+
+def test_networks_of_all_scales_share_a_program():
+    def sample(sigma_w):
+        net = jfree.MLP([8, 9, 9, 9, 4], "tanh", "orthogonal", sigma_w)
+        return num_compiled(lambda: jacobian_eigenvalues(net, KEY, num_samples=3))
+
+    assert 0 < sample(1.0) < 10
+    assert sample(1.3) == 0
+    assert sample(np.linspace(1, 2, 4)) <= 1  # which writes the scales out
+
+
+def test_batches_are_equally_large(monkeypatch):
+    all_at_once = jacobian_eigenvalues(TANH, KEY, width=6, num_samples=5)
+    monkeypatch.setattr("jfree.empirical._BATCH", 2 * 6 * 6**2)
+    assert num_compiled(lambda: jacobian_eigenvalues(TANH, KEY, width=6, num_samples=5)) > 0
+    assert num_compiled(lambda: jacobian_eigenvalues(TANH, KEY, width=6, num_samples=4)) < 4
+    assert np.allclose(jacobian_eigenvalues(TANH, KEY, width=6, num_samples=5), all_at_once, rtol=1e-10)
+
+
+def test_other_numbers_of_eigenvalues_compile_nothing():
+    spectrum, values = jfree.jacobian_spectrum(jfree.MLP([2, 1], "linear", "gaussian")), np.linspace(0.1, 2, 60)
+    expected = ks_distance(np.tile(values, 2), spectrum)
+    assert num_compiled(lambda: ks_distance(values[:41], spectrum)) == 0
+    assert np.isclose(ks_distance(values, spectrum), expected)
+
+
+def test_layers_do_not_wait_forever():
+    """For the threads that factorise their batches."""
+    script = "import jax, jfree; net = jfree.ResNet(10, 'tanh', 'orthogonal', 0.3, layers_per_block=2); "
+    script += "[jfree.empirical.jacobian_eigenvalues(net, jax.random.key(0), 64, 20) for _ in range(20)]"
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=300)
 
 
 @pytest.mark.parametrize("widths", [[300, 300, 300], [300, 200, 400], [200, 400, 100]])

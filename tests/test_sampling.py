@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import num_compiled
 
 import jfree
 
@@ -56,6 +57,16 @@ def test_layers_are_independent_and_reproducible():
     assert not np.any(b1 == b2)
     assert np.array_equal(w1, jfree.sample_weights(net, KEY)[0][0])
     assert not np.any(w1 == jfree.sample_weights(net, jax.random.key(1))[0][0])
+
+
+def test_layers_of_a_shape_and_networks_of_all_scales_share_a_program():
+    def sample(net):
+        return num_compiled(lambda: jfree.sample_weights(net, KEY))
+
+    shallow, deep = sample(jfree.MLP([7] * 3)), sample(jfree.MLP([7] * 9))
+    assert 0 < deep <= shallow
+    assert sample(jfree.MLP([7] * 9, sigma_w=1.3, sigma_b=0.2)) == 0
+    assert sample(jfree.MLP([7] * 9, sigma_w=np.linspace(1, 2, 8))) <= 1  # which writes the scales out
 
 
 def test_width_is_the_largest():

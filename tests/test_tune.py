@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import num_compiled
 
 import jfree
 from jfree import constraints, objectives
@@ -274,6 +275,17 @@ def test_optimizers_that_ask_for_more_than_gradients(optimizer):
     net = jfree.MLP(np.ones(3), "linear", "orthogonal", [0.5, 3.0])
     result = jfree.tune(net, objectives.moments(1.0), optimizer=optimizer, steps=20, progress=False)
     assert result.objective < 1e-3 * result.history[0]
+
+
+def test_an_optimizer_is_compiled_once():
+    optimizer, objective = optax.sgd(0.1), objectives.moments(1.0)
+
+    def tuned(sigma_w):
+        net = jfree.MLP(np.ones(3), "linear", "orthogonal", sigma_w)
+        return num_compiled(lambda: jfree.tune(net, objective, optimizer=optimizer, steps=12))
+
+    assert 0 < tuned(1.5) < 10
+    assert tuned(0.7) == 0
 
 
 def test_bad_arguments():

@@ -1,4 +1,4 @@
-"""The command line: `jfree spectrum`, `jfree tune` and `jfree explore`."""
+"""The command line: `jfree spectrum`, `jfree tune`, `jfree explore` and `jfree cache`."""
 
 import contextlib
 import io
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import tyro
 
+from ._cache import CacheCommand
 from ._explore import ExploreCommand
 from ._spectrum import SpectrumCommand
 from ._tune import TuneCommand
@@ -34,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         import jax
 
         jax.config.update("jax_enable_x64", True)
+        if not isinstance(command, CacheCommand):
+            _keep_compiled()
         command.run()
     except (ValueError, ImportError, MemoryError) as error:
         print("jfree:", *str(error).split(), file=sys.stderr)
@@ -44,10 +47,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parse(argv: Sequence[str]) -> SpectrumCommand | TuneCommand | ExploreCommand:
+def _keep_compiled() -> None:
+    from .._cache import switch_on
+
+    try:
+        switch_on()
+    except OSError as error:
+        print(f"jfree: compiled programs are not kept: {error}", file=sys.stderr)
+
+
+def _parse(argv: Sequence[str]) -> SpectrumCommand | TuneCommand | ExploreCommand | CacheCommand:
     """tyro, its boxed errors unpacked."""
     message = io.StringIO()
-    commands = {"spectrum": SpectrumCommand, "tune": TuneCommand, "explore": ExploreCommand}
+    commands = {"spectrum": SpectrumCommand, "tune": TuneCommand, "explore": ExploreCommand, "cache": CacheCommand}
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff)
     try:
         with contextlib.redirect_stderr(message):

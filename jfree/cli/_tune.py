@@ -1,8 +1,11 @@
 """`jfree tune`: from a network and data to an initialisation that trains."""
 
+import contextlib
 import dataclasses
+import itertools
 import json as jsonlib
 import math
+from collections.abc import Generator
 from pathlib import Path
 from typing import Annotated, Any, IO, Literal, TYPE_CHECKING
 
@@ -65,7 +68,7 @@ class TuneCommand:
         if training:
             say(_training_table(training))
 
-        with complete("output", config, weights, figure) as drafts:
+        with _made(self.output, keep=True), complete("output", config, weights, figure) as drafts:
             drafts[0].write_text(_toml(tuned, data), "utf-8")
             with drafts[1].open("wb") as stream:
                 _save_weights(stream, tuned, self.seed)
@@ -98,13 +101,10 @@ class TuneCommand:
     def _files(self) -> list[Path]:
         """Configuration, weights and figure, in a directory that can be written to."""
         files = [self.output / name for name in ("tuned.toml", "weights.npz", "tune.png")]
-        try:
-            self.output.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"`output`: {self.output} cannot be written: {error}") from error
-        for file in files:
-            check_writable(file, "output")
-        check_figure(files[-1], "output")
+        with _made(self.output):
+            for file in files:
+                check_writable(file, "output")
+            check_figure(files[-1], "output")
         return files
 
     def _startable(self, net: "MLP") -> "MLP":
@@ -160,6 +160,25 @@ class TuneCommand:
             name: train(weights, net.activations, data.x, data.y, self.training_steps, optimizer, self.seed)
             for name, weights in starts.items()
         }
+
+
+@contextlib.contextmanager
+def _made(directory: Path, keep: bool = False) -> Generator[None]:
+    """A directory that stands meanwhile; what was made for it goes again, but where it was to be kept and all went
+    well.
+    """
+    missing = list(itertools.takewhile(lambda path: not path.exists(), (directory, *directory.parents)))
+    done = False
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        yield
+        done = keep
+    except OSError as error:
+        raise ValueError(f"`output`: {directory} cannot be written: {error}") from error
+    finally:
+        for path in missing if not done else ():
+            with contextlib.suppress(OSError):
+                path.rmdir()
 
 
 @dataclasses.dataclass(frozen=True)
