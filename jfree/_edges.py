@@ -124,7 +124,9 @@ def _secant(before: tuple[Array, Array], here: tuple[Array, Array], first: Array
     (s, slope), (old, old_slope) = here, before
     apart = (s != old) & (slope != old_slope)
     step = jnp.clip(-slope * (s - old) / jnp.where(apart, slope - old_slope, 1), -_FAR, _FAR)
-    return jnp.where(apart, step, jnp.where(s != old, jnp.where(slope == 0, 0, _FAR), jnp.where(first, precision, 0)))
+    ended = (slope == 0) | (jnp.abs(s - old) < 1e-3 * precision)
+    other = jnp.where(first & (s == old), precision, jnp.where(ended, 0, _FAR))
+    return jnp.where(apart, step, other)
 
 
 def _marched(curve: Curve, total: Array) -> _March:
