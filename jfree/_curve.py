@@ -351,7 +351,7 @@ class Curve(eqx.Module):
             for operation in operations:
                 number = operation.num_unknowns
                 mine = none
-                if number:
+                if number and guesses is not None:
                     mine = guesses[k : k + number]
                     mine = jnp.where(mine == 0, jax.lax.stop_gradient(operation.guess(point)), mine)
                 point, carry, new = apply(operation, point, carry, mine)

@@ -324,7 +324,7 @@ def _verdicts(curve: Curve, log_x: np.ndarray) -> tuple[np.ndarray, np.ndarray, 
     """Which points are not off the support, the mass above each, and which of these verdicts are certified."""
     x = jnp.asarray(np.exp(log_x), curve.rank.dtype)
     above = 1 - np.asarray(cdf(curve, x))
-    off = np.asarray(solution(curve, x.astype(complex_dtype(x.dtype))).m).imag == 0
+    off = np.asarray(solution(curve, x.astype(complex_dtype(x.dtype))).m.imag) == 0
     return ~off, above, ~np.isnan(above)
 
 

@@ -55,11 +55,8 @@ def over_lanes(idle: float) -> Callable[[Callable[[Any, Array], Any]], Callable[
             if not (is_concrete(x) and all(map(is_concrete, jax.tree.leaves(curve)))):
                 return jax.tree.map(lambda y: y.reshape(x.shape), method(curve, x.ravel()))
             padding = num_padded(x.size) - x.size
-            if padding:
-                x_padded = np.pad(np.asarray(x).ravel(), (padding, 0), constant_values=idle)
-            else:
-                x_padded = x.ravel()
-            return _unpadded(method(curve, x_padded), x.shape)
+            padded = np.pad(np.asarray(x).ravel(), (padding, 0), constant_values=idle) if padding else x.ravel()
+            return _unpadded(method(curve, jnp.asarray(padded)), x.shape)
 
         return wrapped
 

@@ -10,7 +10,6 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Complex, Int
 
 from ._certificate import OK
@@ -84,7 +83,8 @@ class _Places(eqx.Module):
             ranks.append(jnp.clip(idle + ahead, 0, num_lanes - 1))
             lefts.append(left)
             rights.append(right)
-        return _Places(*(jnp.concatenate(part) for part in (ranks, lefts, rights)), sum(r.size for r in ranks[:-1]))
+        rank, left, right = (jnp.concatenate(part) for part in (ranks, lefts, rights))
+        return _Places(rank=rank, left=left, right=right, all_from=sum(part.size for part in ranks[:-1]))
 
 
 def _between(first: Lanes, last: Lanes, span: Array, part: Array) -> tuple[Array, Array]:
@@ -158,8 +158,9 @@ def find_roots(
     curve, z, guess = jax.lax.stop_gradient((curve, z, guess))
     if guess is None:
         unknowns = curve.num_layers, curve.num_unknowns, z.shape[0]
-        guess = np.zeros(z.shape, z.dtype), np.zeros(unknowns, z.dtype)
-    platform = next(iter(curve.rank.devices())).platform if is_concrete(curve.rank) else None
+        guess = jnp.zeros(z.shape, z.dtype), jnp.zeros(unknowns, z.dtype)
+    concrete = is_concrete(curve.rank) and is_concrete(z)
+    platform = next(iter(curve.rank.devices())).platform if concrete else None
     return _find_roots(curve, z, guess, search, platform)
 
 

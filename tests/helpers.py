@@ -114,9 +114,14 @@ def slow_solve(curve, x, steps_per_decade=16):
 
 
 _compiled: list[str] = []
-jax.monitoring.register_event_duration_secs_listener(
-    lambda name, _, **__: _compiled.append(name) if name == "/jax/core/compile/backend_compile_duration" else None
-)
+
+
+def _note(event: str, duration_secs: float, **_: str | int):
+    if event == "/jax/core/compile/backend_compile_duration":
+        _compiled.append(event)
+
+
+jax.monitoring.register_event_duration_secs_listener(_note)
 
 
 def num_compiled(run):
