@@ -243,7 +243,7 @@ def walk(curve: Curve, z: Complex[Array, " lanes"], lanes: Lanes, search: Bool[A
         ended = ended & ~strip & close
         code = jnp.where(ended | (code != OK), code, NO_ROOT)
         done = ended | (num_polished >= _MOST_POLISHED)
-        lost = (path.steps >= _MOST_ON_PATH) | (done & (code != OK)) | (active & (progress.phase == _START))
+        lost = jnp.where(done, code != OK, (path.steps >= _MOST_ON_PATH) | (progress.phase == _START))
         again = search & (path.paths < _MOST_PATHS)
         phase = jnp.where(done | lost, jnp.where(lost & again, _START, _DONE), progress.phase)
         taken = active & progress.good
