@@ -246,6 +246,17 @@ def _joined(parts: tuple[Array, ...]) -> Array:
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
 
 
+def _known(operation: AbstractOperation, point: Point, unknowns: Array) -> Array:
+    """The unknowns, and the operation's guess of those that are 0; sums over a law must not repeat it in every term."""
+    operation, point = jax.lax.stop_gradient((operation, point))
+    unknown = unknowns == 0
+
+    def guessed() -> Array:
+        return jnp.where(unknown, operation.guess(point), unknowns)
+
+    return jax.lax.cond(jnp.any(unknown), guessed, lambda: unknowns)
+
+
 class Curve(eqx.Module):
     """A sequence of operations, applied to the identity layer after layer, and what stands after the last layer.
 
@@ -353,7 +364,7 @@ class Curve(eqx.Module):
                 mine = none
                 if number and guesses is not None:
                     mine = guesses[k : k + number]
-                    mine = jnp.where(mine == 0, jax.lax.stop_gradient(operation.guess(point)), mine)
+                    mine = _known(operation, point, mine)
                 point, carry, new = apply(operation, point, carry, mine)
                 found += [new] if number else []
                 k += number

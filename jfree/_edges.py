@@ -89,8 +89,10 @@ def _precision(dtype: DTypeLike) -> float:
 # Places per step of a march: explicit curves can be looked at anywhere, unknowns are carried along from the last place.
 _NUM_PLACES = 16
 # Steps of all marches, corrections of unknowns at one place, the first and others, and steps of the secant method.
-_MOST_STEPS, _MOST_AT_FIRST, _MOST_CORRECTED, _NUM_SECANTS = 600, 100, 3, 6
+_MOST_STEPS, _MOST_AT_FIRST, _MOST_CORRECTED, _MOST_SECANTS = 600, 100, 3, 6
 _FAR = 0.01  # the longest step of the secant method
+# The last one, in units of a march's precision: what it moves an edge is of the order of its square.
+_AT_EDGE = 1e-3
 
 _FIRST, _MARCH, _JUMP, _CRITICAL, _ENDED = range(5)
 
@@ -124,7 +126,7 @@ def _secant(before: tuple[Array, Array], here: tuple[Array, Array], first: Array
     (s, slope), (old, old_slope) = here, before
     apart = (s != old) & (slope != old_slope)
     step = jnp.clip(-slope * (s - old) / jnp.where(apart, slope - old_slope, 1), -_FAR, _FAR)
-    ended = (slope == 0) | (jnp.abs(s - old) < 1e-3 * precision)
+    ended = (slope == 0) | (jnp.abs(s - old) < _AT_EDGE * precision)
     other = jnp.where(first & (s == old), precision, jnp.where(ended, 0, _FAR))
     return jnp.where(apart, step, other)
 
@@ -176,10 +178,12 @@ def _marched(curve: Curve, total: Array) -> _March:
         critical = jax.tree.map(lambda new, old: jnp.where(ending & ~again, new, old), here, march.critical)
 
         secants = march.secants + (ending & ~again)
+        beyond = _secant(before, latest, secants == 0, precision)
+        at_edge = (secants >= _MOST_SECANTS) | ((secants > 1) & (jnp.abs(beyond) < _AT_EDGE * precision))
         at_support = stride <= precision
         onward = jnp.where((march.way == _NEGATIVE) & (s > half - precision), _JUMP, _CRITICAL)
         phase = jnp.select(
-            [again, march.phase == _FIRST, marching & at_support, jumping, secants >= _NUM_SECANTS],
+            [again, march.phase == _FIRST, marching & at_support, jumping, at_edge],
             [march.phase, jnp.where(taken, _MARCH, _ENDED), onward, jnp.where(taken, _MARCH, _CRITICAL), _ENDED],
             march.phase,
         )
@@ -191,7 +195,7 @@ def _marched(curve: Curve, total: Array) -> _March:
             place=place,
             before=before,
             here=latest,
-            beyond=_secant(before, latest, secants == 0, precision),
+            beyond=beyond,
             critical=critical,
             trial=there.unknowns,
             corrected=jnp.where(again, march.corrected + 1, 0),
