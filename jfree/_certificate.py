@@ -123,7 +123,7 @@ def certify(
 ) -> tuple[Newton, Bool[Array, " lanes"], Int[Array, " lanes"]]:
     """Newton's step, whether it ends within a few roundings, and the verdict; off the support where `real`."""
     info = jnp.finfo(z.dtype)
-    rounding = 256 * float(info.eps) * (1 + curve.num_layers / 16)
+    rounding = 256 * float(info.eps) * curve.num_roundings
     start = curve.start(omega)
     # Distances are measured in the 1/m of the start, and relative to it; only shifts change relative ones.
     per_start = 1 / jnp.maximum(squared(start.rate), info.tiny)
@@ -164,7 +164,7 @@ def certify(
     # Where the curve is steep, next to z = 0 of a shift, only the step can be small.
     error = jnp.maximum(error, jnp.minimum(residual, step))
     # Expanding layers magnify rounding, so that Newton's method may end well above it.
-    tolerance = max(rounding, float(info.eps) ** 0.6)
+    tolerance = jnp.maximum(rounding, float(info.eps) ** 0.6)
     # Newton's method squares what is left.
     left = jnp.maximum(error, step)
     settled = (error <= rounding) | ((real | clear) & (2 * left / per_start * gamma * left <= rounding))

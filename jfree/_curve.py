@@ -9,6 +9,7 @@ next to `m` stands `n = m + rank`, so that `1 + b m` keeps its relative accuracy
 """
 
 import abc
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -16,10 +17,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, ArrayLike, Bool, Complex, Float
+from jaxtyping import Array, ArrayLike, Bool, Complex, Float, Int
 
 from ._laws import Atoms
-from ._misc import log_lower, reciprocal, scaled
+from ._misc import is_concrete, log_lower, reciprocal, scaled
 
 
 class Point(eqx.Module):
@@ -263,12 +264,16 @@ class Curve(eqx.Module):
     The parameter of the curve is `omega = 1 + rank/m` at the start, `log omega = u`: it keeps to the upper half plane
     with `z`, is negative exactly when `z` is, and is proportional to `z` at infinity. `cumulants` are those of the
     whole, found once.
+
+    The layers from `depth` on are neutral, if there is one: few numbers of layers are compiled, and only those that
+    count are run. A loop of so many steps has no derivatives in reverse mode; the `whole` curve has.
     """
 
     operations: tuple[AbstractOperation, ...]
     last: tuple[AbstractOperation, ...]
     rank: Float[Array, ""]
     cumulants: Cumulants
+    depth: Int[Array, ""] | None
     num_atoms: int = eqx.field(static=True)
 
     def __init__(
@@ -277,8 +282,10 @@ class Curve(eqx.Module):
         last: tuple[AbstractOperation, ...],
         rank: Float[Array, ""],
         num_atoms: int,
+        depth: Int[Array, ""] | None = None,
     ):
-        self.operations, self.last, self.rank, self.num_atoms = operations, last, rank, num_atoms
+        self.operations, self.last, self.rank = operations, last, rank
+        self.num_atoms, self.depth = num_atoms, depth
         zero = jnp.zeros_like(rank)
         identity = Cumulants(zero, zero, zero, zero - jnp.inf)
         self.cumulants = self._propagated(lambda operation, c: operation.cumulants(c), identity)
@@ -289,23 +296,48 @@ class Curve(eqx.Module):
                 state = apply(operation, state)
             return state, None
 
-        state, _ = jax.lax.scan(layer, state, self.operations)
+        state, _ = self._over_layers(layer, state, self.operations, None)
         for operation in self.last:
             state = apply(operation, state)
         return state
 
+    def _over_layers(self, layer: Callable[[Any, Any], tuple[Any, Any]], state: Any, xs: Any, found: Any) -> Any:
+        """`jax.lax.scan` over the layers that count; `found` stands for what is not found by any."""
+        if self.depth is None:
+            return jax.lax.scan(layer, state, xs)
+
+        def one(k: Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+            state, found = carry
+            here = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, k, keepdims=False), xs)
+            state, new = layer(state, here)
+            put = lambda x, y: jax.lax.dynamic_update_index_in_dim(x, y, k, 0)  # noqa: E731
+            return state, jax.tree.map(put, found, new)
+
+        return jax.lax.fori_loop(0, self.depth, one, (state, found))
+
     @property
     def num_layers(self) -> int:
+        """Those that are neutral included."""
         return jax.tree.leaves(self.operations)[0].shape[0]
 
-    def padded(self, num_layers: int, num_atoms: int) -> "Curve":
-        """The same spectrum, with neutral layers before the first, and room for more atoms."""
-        extra = num_layers - self.num_layers
+    @property
+    def num_roundings(self) -> Float[Array, ""] | float:
+        """By how much more than its own a number is rounded on the way through the layers."""
+        depth = self.num_layers if self.depth is None else self.depth.astype(self.rank.dtype)
+        return 1 + depth / 16
 
-        def pad(x: Array, neutral: Array) -> Array:
-            return jnp.concatenate([jnp.broadcast_to(neutral[:1], (extra, *x.shape[1:])), x])
+    def whole(self) -> "Curve":
+        """The same curve, whose layers all count: differentiable in reverse mode."""
+        return self if self.depth is None else eqx.tree_at(lambda curve: curve.depth, self, None)
 
-        operations = tuple(jax.tree.map(pad, operation, operation.neutral()) for operation in self.operations)
+    def resized(self, num_layers: int, num_atoms: int) -> "Curve":
+        """The same spectrum over so many layers, neutral ones at the end, with room for so many atoms."""
+        missing = max(num_layers - self.num_layers, 0)
+
+        def resize(x: Array, neutral: Array) -> Array:
+            return jnp.concatenate([x[:num_layers], jnp.broadcast_to(neutral[:1], (missing, *x.shape[1:]))])
+
+        operations = tuple(jax.tree.map(resize, operation, operation.neutral()) for operation in self.operations)
         return Curve(operations, self.last, self.rank, num_atoms)
 
     @property
@@ -371,8 +403,11 @@ class Curve(eqx.Module):
             return (point, carry), tuple(map(_joined, zip(*found, strict=True)))
 
         none, known = no_unknowns(start.z), self.num_unknowns > 0
-        (point, carry), found = jax.lax.scan(
-            jax.checkpoint(layer, prevent_cse=False), (start, carry), (self.operations, unknowns if known else None)
+        (point, carry), found = self._over_layers(
+            jax.checkpoint(layer, prevent_cse=False),
+            (start, carry),
+            (self.operations, unknowns if known else None),
+            (unknowns, jnp.zeros_like(unknowns)) if known else (),
         )
         for operation in self.last:
             point, carry, _ = apply(operation, point, carry, none)
@@ -468,3 +503,15 @@ class Curve(eqx.Module):
         """Atoms by propagation: zero first, then at most `num_atoms` others."""
         identity = Atoms.identity(self.num_atoms, self.rank.dtype)
         return self._propagated(lambda operation, atoms: operation.atoms(atoms), identity)
+
+
+def reader(read: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiles `read(curve, ...)`, which may be differentiated where something is traced: then over the whole curve."""
+    compiled = jax.jit(read)
+
+    @functools.wraps(read)
+    def door(curve: Curve, *args: Any) -> Any:
+        concrete = all(map(is_concrete, jax.tree.leaves((curve, args))))
+        return compiled(curve if concrete else curve.whole(), *args)
+
+    return door

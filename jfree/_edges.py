@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Complex, Float, Int
 
 from ._certificate import rises, tolerated_roughness
-from ._curve import AbstractOperation, Curve, Point, Signs, Step
+from ._curve import AbstractOperation, Curve, Point, reader, Signs, Step
 from ._implicit import implicit_root, with_slope
 from ._laws import Atoms
 from ._misc import complex_dtype, magnitude
@@ -278,7 +278,7 @@ def edges(curve: Curve) -> tuple[Float[Array, ""], Float[Array, ""]]:
     return _read_edges(curve, atoms, *_find_edges(*jax.lax.stop_gradient((curve, atoms.rank))))
 
 
-@jax.jit
+@reader
 def _read_edges(
     curve: Curve, atoms: Atoms, place: _Place, critical: _Place, is_critical: Bool[Array, " 2"]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:

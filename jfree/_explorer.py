@@ -19,9 +19,10 @@ from jaxtyping import Array, Float, Int
 
 from ._activations import AbstractActivation, AbstractManySlopes, as_activation
 from ._curve import Curve
+from ._kinds import Kinds, where_layers
 from ._meanfield import critical_sigma_w, fixed_point, in_range, MeanField
 from ._moments import log_moments
-from ._networks import AbstractNetwork, curve_of, MLP, slope_atoms, where_layers
+from ._networks import AbstractNetwork, curve_of, MLP, slope_atoms
 from ._operations import ChangeSide
 from ._spectrum import jacobian_spectrum
 from ._tune import tune
@@ -88,7 +89,7 @@ class PaddedMLP(AbstractNetwork):
         total = net.widths[-1:] / net.widths[0]
         last = (ChangeSide(total),) if side == "input" else ()
         per_output = 1 / total[0] if side == "output" else jnp.ones_like(total[0])
-        return curve_of(operations, last, per_output, max(2, slope_atoms(net.activations)))
+        return curve_of(operations, last, per_output, max(2, slope_atoms(Kinds.of(net.activations))))
 
 
 class Outline(eqx.Module):

@@ -12,6 +12,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from ._activations import AbstractActivation, as_activation
 from ._implicit import implicit_root, with_slope
+from ._kinds import Kinds
 from ._misc import check, inexact_asarray
 from ._show import counted, number, runs, Shown, Table
 
@@ -34,59 +35,6 @@ class MeanField(Shown):
         """What tables say of each layer."""
         columns = (np.asarray(column).tolist() for column in (self.q, self.phi2, self.chi))
         return [tuple(map(number, row)) for row in zip(*columns, strict=True)]
-
-
-Layers = tuple[tuple[int, ...], ...]  # of every kind
-
-
-def _kinds(activations: tuple[AbstractActivation, ...]) -> tuple[list[AbstractActivation], Layers]:
-    """Activations of one structure stacked, and their layers."""
-    structures = [jax.tree.structure(activation) for activation in activations]
-    layers = tuple(
-        tuple(layer for layer, mine in enumerate(structures) if mine == kind) for kind in dict.fromkeys(structures)
-    )
-    return [_stacked([activations[layer] for layer in mine]) for mine in layers], layers
-
-
-def _stacked(group: list[AbstractActivation]) -> AbstractActivation:
-    if all(member is group[0] for member in group):
-        return jax.tree.map(lambda x: jnp.broadcast_to(x, (len(group), *jnp.shape(x))), group[0])
-    return jax.tree.map(lambda *xs: jnp.stack(xs), *group)
-
-
-def per_layer(activations: tuple[AbstractActivation, ...], method: Callable[..., Any]) -> Callable[..., Any]:
-    """`fn(l, q) = method(activations[l], q)` for a traced layer index: one branch per kind, not per layer."""
-    return _per_layer(*_kinds(activations), method)
-
-
-def _per_layer(stacks: list[AbstractActivation], layers: Layers, method: Callable[..., Any]) -> Callable[..., Any]:
-    count = sum(map(len, layers))
-    slot, kind = np.zeros(count, int), np.zeros(count, int)
-    for k, mine in enumerate(layers):
-        slot[list(mine)], kind[list(mine)] = np.arange(len(mine)), k
-
-    def branch(stack: AbstractActivation) -> Callable[..., Any]:
-        return lambda layer, q: method(jax.tree.map(lambda x: x[jnp.asarray(slot)[layer]], stack), q)
-
-    branches = [branch(stack) for stack in stacks]
-    if len(branches) == 1:
-        return branches[0]
-    return lambda layer, q: jax.lax.switch(jnp.asarray(kind)[layer], branches, layer, q)
-
-
-def every_layer(activations: tuple[AbstractActivation, ...], method: Callable[..., Any]) -> Callable[..., Any]:
-    """`fn(q)[l] = method(activations[l], q[l])`, all layers of one kind at once."""
-    return _every_layer(*_kinds(activations), method)
-
-
-def _every_layer(stacks: list[AbstractActivation], layers: Layers, method: Callable[..., Any]) -> Callable[..., Any]:
-    order = np.argsort(np.concatenate(layers))
-
-    def apply(q: Array):
-        parts = [jax.vmap(method)(stack, q[np.asarray(mine)]) for stack, mine in zip(stacks, layers, strict=True)]
-        return jax.tree.map(lambda *xs: jnp.concatenate(xs)[order], *parts)
-
-    return apply
 
 
 def in_range(q: Array) -> Array:
@@ -119,17 +67,16 @@ def _continued(q: Array, value: Array, at_zero: Array, power: float) -> Array:
 
 
 def forward(
-    activations: tuple[AbstractActivation, ...],
+    kinds: Kinds[AbstractActivation],
     sigma_w: Float[Array, " layers"],
     sigma_b: Float[Array, " layers"],
     q0: Float[Array, ""],
 ) -> MeanField:
     """`q_l = sigma_w^2 E phi_{l-1}(sqrt(q_{l-1}) Z)^2 + sigma_b^2` from `E x_0^2 = q0`."""
     variances = jnp.square(sigma_w), jnp.square(sigma_b)
-    stacks, layers = _kinds(activations)
-    phi2 = _second_moments(layers, stacks, variances, q0)
+    phi2 = _second_moments(kinds, variances, q0)
     q = _preactivations(jnp.append(q0, phi2[:-1]), *variances)
-    slopes = _every_layer(stacks, layers, lambda phi, q: phi.slope_moment(q))(in_range(q))
+    slopes = kinds.every(lambda phi, q: phi.slope_moment(q))(in_range(q))
     return MeanField(q, phi2, variances[0] * slopes)
 
 
@@ -139,28 +86,28 @@ def _preactivations(phi2: Array, variance_w: Array, variance_b: Array) -> Array:
 
 @eqx.filter_custom_jvp
 def _second_moments(
-    layers: Layers, stacks: list[AbstractActivation], variances: tuple[Array, Array], q0: Array
+    kinds: Kinds[AbstractActivation], variances: tuple[Array, Array], q0: Array
 ) -> Float[Array, " layers"]:
-    moment = _per_layer(stacks, layers, second_moment)
+    moment = kinds.at(second_moment)
 
     def layer(phi2: Array, xs: tuple[Array, Array, Array]):
         index, *variance = xs
         phi2 = moment(index, _preactivations(phi2, *variance))
         return phi2, phi2
 
-    return jax.lax.scan(layer, q0, (jnp.arange(sum(map(len, layers))), *variances))[1]
+    return jax.lax.scan(layer, q0, (jnp.arange(kinds.kind.size), *variances))[1]
 
 
 @_second_moments.def_jvp
 def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
     """All layers' own derivatives at once, and their product by an associative scan: no loop to be transposed."""
-    layers, stacks, variances, q0 = primals
+    kinds, variances, q0 = primals
     phi2 = _second_moments(*primals)
     before = jnp.append(q0, phi2[:-1])
-    dynamic, static = eqx.partition(stacks, eqx.is_inexact_array)
+    dynamic, static = eqx.partition(kinds, eqx.is_inexact_array)
 
     def after(before: Array, dynamic: Any, variances: tuple[Array, Array]) -> Array:
-        moments = _every_layer(eqx.combine(dynamic, static), layers, second_moment)
+        moments = eqx.combine(dynamic, static).every(second_moment)
         return moments(_preactivations(before, *variances))
 
     _, slope = jax.jvp(lambda before: after(before, dynamic, variances), (before,), (jnp.ones_like(before),))
@@ -168,7 +115,7 @@ def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array
     changes = jax.tree.map(
         lambda x, t: None if x is None else jnp.zeros_like(x) if t is None else t,
         args,
-        tangents[1:],
+        tangents,
         is_leaf=lambda x: x is None,
     )
     start = jnp.zeros_like(before).at[0].set(changes[2])

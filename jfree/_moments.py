@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ._curve import AbstractOperation, Curve, Point, Step
+from ._curve import AbstractOperation, Curve, Point, reader, Step
 from ._laws import Atoms
 from ._misc import complex_dtype, exponential, logarithm, reciprocal
 from ._solver import differentiable, find_atoms, find_roots
@@ -67,7 +67,7 @@ def _enclosing(curve: Curve, num_nodes: int) -> tuple[Array, Array, Array]:
 _MOST_CORRECTED, _MOST_STEPS = 30, 300
 
 
-@jax.jit
+@reader
 def _read_moment(curve: Curve, omega: Array, unknowns: Array, enclosed: Array, k: Array) -> Array:
     point = curve.point(*jax.lax.stop_gradient((omega, unknowns)))
     return jnp.where(enclosed, k * point.log_scale + jnp.log(_power(point, k)), jnp.nan)
@@ -106,7 +106,7 @@ def _below_shifts(curve: Curve, z: Array) -> tuple[Array, Array, Array, Array]:
     return z, roots.omega, roots.unknowns, roots.certified
 
 
-@jax.jit
+@reader
 def _read_mean_log(curve: Curve, atoms: Atoms, z: Array, omega: Array, unknowns: Array, found: Array) -> Array:
     z, omega, unknowns, found = jax.lax.stop_gradient((z, omega, unknowns, found))
     if curve.has_shifts:
@@ -142,7 +142,7 @@ def _along_negative_axis(curve: Curve, reach: float) -> Array:
     return jax.lax.complex(-y, jnp.zeros_like(y))
 
 
-@jax.jit
+@reader
 def _read_log_moments(curve: Curve, z: Array, omega: Array, unknowns: Array, found: Array) -> tuple[Array, Array]:
     z, omega, unknowns, found = jax.lax.stop_gradient((z, omega, unknowns, found))
     dtype = curve.rank.dtype
@@ -153,7 +153,8 @@ def _read_log_moments(curve: Curve, z: Array, omega: Array, unknowns: Array, fou
         density = (point.side * point.dm * reciprocal(point.dz)).real
     else:
         # Derivatives divide by fourth powers; of NaN it is no more than false.
-        found = jnp.all(jnp.abs(unknowns.real) > jnp.finfo(dtype).tiny ** 0.2, axis=(0, 1))
+        far = jnp.abs(unknowns.real) > jnp.finfo(dtype).tiny ** 0.2
+        found = jnp.all(far | (unknowns == 0), axis=(0, 1))  # those of neutral layers are not asked for
         middle = omega.size // 2
         omega, unknowns = (jnp.where(found, x, x[..., middle, None]) for x in (omega, unknowns))
         log_y = curve.potential(omega, unknowns)[2].real

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, ArrayLike, Bool, Float
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from ._activations import (
     AbstractActivation,
@@ -22,12 +22,13 @@ from ._activations import (
     Linear,
 )
 from ._curve import AbstractOperation, Curve
+from ._kinds import Kinds, where_layers
 from ._laws import Atoms, Law
-from ._meanfield import every_layer, forward, in_range, MeanField, per_layer
-from ._misc import check, common_dtype, Reals
+from ._meanfield import forward, in_range, MeanField
+from ._misc import check, common_dtype, is_concrete, Reals
 from ._operations import ChangeSide, Factor, LawFactor, point_masses, Shift
 from ._show import counted, name_of, number, runs, Shown, Table
-from ._weights import AbstractWeights, as_weights, BY_NAME as WEIGHTS, weight_factor
+from ._weights import AbstractWeights, as_weights, BY_NAME as WEIGHTS, Orthogonal, weight_factor
 
 # Every atom that survives outweighs all those that came after it together: more would lie below rounding.
 _MAX_ATOMS = 48
@@ -43,6 +44,10 @@ class AbstractNetwork(Shown):
     @abc.abstractmethod
     def jacobian_curve(self, side: str) -> Curve:
         """The curve of `J^T J` (`"input"`) or `J J^T` (`"output"`)."""
+
+    def padded(self) -> "AbstractNetwork":
+        """The same network in arrays of one of few sizes, so that other depths find what is compiled (host)."""
+        return self
 
     def fisher_curve(self) -> Curve:
         """The curve of the dual Fisher information `(1/N_L) J_theta J_theta^T` per sample.
@@ -128,15 +133,17 @@ class MLP(AbstractNetwork):
         return jnp.broadcast_to(self.sigma_w, (self.depth,)), jnp.broadcast_to(self.sigma_b, (self.depth,))
 
     def propagate(self) -> MeanField:
-        return forward(self.activations, *self.scales, self.q0)
+        return MLPLayers.of(self).propagate()
 
     def jacobian_curve(self, side: str) -> Curve:
-        ratio, (sigma_w, _) = self.widths[:-1] / self.widths[1:], self.scales
-        slopes = slope_factors(self.activations, self.propagate().q)
-        operations = (weight_factor(self.weights, ratio, sigma_w), ChangeSide(ratio), *slopes)
-        last = (ChangeSide(self.widths[-1:] / self.widths[0]),) if side == "input" else ()
-        per_output = jnp.prod(ratio) if side == "output" else jnp.ones_like(ratio[0])
-        return curve_of(operations, last, per_output, max(2, slope_atoms(self.activations)))
+        return MLPLayers.of(self).jacobian_curve(side)
+
+    def fisher_curve(self) -> Curve:
+        missing = 0 if isinstance(self.activations[-1], Linear | HardSine) else 1  # for the last slopes
+        return MLPLayers.of(self, missing).fisher_curve().whole()
+
+    def padded(self) -> "MLPLayers":
+        return MLPLayers.of(self, num_padded_layers(self.depth) - self.depth)
 
     def _table(self):
         if self.widths.ndim > 1:
@@ -151,41 +158,93 @@ class MLP(AbstractNetwork):
         header = ("layer", "widths", "activation", "weights", "sigma_w", "sigma_b")
         return Table(f"MLP, {counted(self.depth, 'layer')}, q0 = {number(self.q0)}", header, runs([*layers]))
 
+
+class MLPLayers(AbstractNetwork):
+    """An MLP, layer by layer; those from `depth` on, if there is one, are the identity."""
+
+    widths: Float[Array, " layers+1"]
+    activations: Kinds[AbstractActivation]
+    weights: Kinds[AbstractWeights]
+    sigma_w: Float[Array, " layers"]
+    sigma_b: Float[Array, " layers"]
+    q0: Float[Array, ""]
+    depth: Int[Array, ""] | None
+    refine: int = eqx.field(static=True)
+
+    @staticmethod
+    def of(net: MLP, missing: int = 0) -> "MLPLayers":
+        """With so many neutral layers behind the last."""
+        numbers = np if all(map(is_concrete, jax.tree.leaves(net))) else jnp
+
+        def padded(x: Array, value: Array | float) -> Array:
+            rest = numbers.full(missing, value, x.dtype)
+            return numbers.concatenate([numbers.asarray(x), rest]) if missing else x
+
+        sigma_w, sigma_b = net.scales
+        return MLPLayers(
+            widths=padded(net.widths, net.widths[-1]),
+            activations=Kinds.of((*net.activations, *(Linear(),) * missing)),
+            weights=Kinds.of((*net.weights, *(Orthogonal(),) * missing)),
+            sigma_w=padded(sigma_w, 1.0),
+            sigma_b=padded(sigma_b, 0.0),
+            q0=net.q0,
+            depth=np.asarray(net.depth) if missing else None,
+            refine=4 if sum(isinstance(a, AbstractManySlopes) for a in net.activations) == 1 else 1,
+        )
+
+    def propagate(self) -> MeanField:
+        return forward(self.activations, self.sigma_w, self.sigma_b, self.q0)
+
+    def jacobian_curve(self, side: str) -> Curve:
+        ratio = self.widths[:-1] / self.widths[1:]
+        slopes = slope_factors(self.activations, self.propagate().q, self.refine)
+        operations = (weight_factor(self.weights, ratio, self.sigma_w), ChangeSide(ratio), *slopes)
+        last = (ChangeSide(self.widths[-1:] / self.widths[0]),) if side == "input" else ()
+        per_output = jnp.prod(ratio) if side == "output" else jnp.ones_like(ratio[0])
+        return curve_of(operations, last, per_output, max(2, slope_atoms(self.activations)), self.depth)
+
     def fisher_curve(self) -> Curve:
         """`H_l = W_l D_{l-1} H_{l-1} D_{l-1} W_l^T + a_l I`, `a_l = (N_{l-1} / N_L) E x_{l-1}^2`, and `D_L` if it is
         not 1: the Jacobian's layers, with shifts (Hayase and Karakida, Section 3; Collins and Hayase, Corollary 5.2).
         """
-        ratio, (sigma_w, _) = self.widths[:-1] / self.widths[1:], self.scales
-        field = self.propagate()
+        layer = jnp.arange(self.sigma_w.size)
+        depth = self.sigma_w.size if self.depth is None else self.depth
+        ratio, field = self.widths[:-1] / self.widths[1:], self.propagate()
         amount = self.widths[:-1] / self.widths[-1] * jnp.append(self.q0, field.phi2[:-1])
-        # A layer begins with the slopes of the one before.
-        activations, q = (Linear(), *self.activations[:-1]), jnp.append(field.q[:1], field.q[:-1])
-        laws, layer = self.weights, jnp.arange(self.depth)
+        amount = jnp.where(layer < depth, amount, 0)
 
         # What the first layers add to the mean may be less than a rounding of it: the last of these starts it all,
         # from half of what it adds to the other half.
-        log_chi = jnp.log(field.chi)
+        frozen, log_chi = jax.lax.stop_gradient((amount, jnp.log(field.chi)))
         later = jnp.cumsum(log_chi[::-1])[::-1] - log_chi
-        log_share = jax.lax.cumlogsumexp(jnp.log(amount) + log_chi - 2 * jnp.log(sigma_w) + later)
+        log_scale = jax.lax.stop_gradient(2 * jnp.log(self.sigma_w))
+        log_share = jax.lax.cumlogsumexp(jnp.log(frozen) + log_chi - log_scale + later)
         first = jnp.sum(log_share < log_share[-1] + 2 * jnp.log(jnp.finfo(ratio.dtype).eps))
-        first = jnp.minimum(first, self.depth - 1)
+        first = jnp.minimum(first, depth - 1)
 
-        if not isinstance(self.activations[-1], Linear | HardSine):
-            activations, q = (*activations, self.activations[-1]), jnp.append(q, field.q[-1])
-            laws, layer = (*laws, laws[-1]), jnp.arange(self.depth + 1)
-            ratio, sigma_w, amount = (jnp.append(x, y) for x, y in ((ratio, 1), (sigma_w, 1), (amount, 0)))
-        weighted = (layer > first) & (layer < self.depth)
-        weights = weight_factor(laws, ratio, sigma_w)
+        weighted = (layer > first) & (layer < depth)
+        weights = weight_factor(self.weights, ratio, self.sigma_w)
         starts = point_masses(jnp.where(layer == first, amount / 2, 1), weights.law_atoms.size)
-        slopes = slope_factors(activations, q)
+        # A layer begins with the slopes of the one before.
+        q = jnp.append(field.q[:1], field.q[:-1])
+        slopes = slope_factors(self.activations.after(Linear()), q, self.refine)
         operations = (
             *(where_layers(layer > first, slope, slope.neutral()) for slope in slopes),
             where_layers(weighted, weights, starts),
             ChangeSide(jnp.where(weighted, ratio, 1)),
             Shift(jnp.where(weighted, amount, jnp.where(layer == first, amount / 2, 0))),
         )
-        num_atoms = max(slope_atoms(self.activations), min(self.depth + 1, _MAX_ATOMS))
-        return Curve(operations, (), jnp.ones_like(ratio[0]), num_atoms)
+        num_atoms = max(slope_atoms(self.activations), min(self.sigma_w.size + 1, _MAX_ATOMS))
+        return Curve(operations, (), jnp.ones_like(ratio[0]), num_atoms, self._fisher_depth)
+
+    @property
+    def _fisher_depth(self) -> Int[Array, ""] | None:
+        """The last slopes are a layer of their own, if they are not 1."""
+        if self.depth is None:
+            return None
+        last, members = jnp.asarray(self.activations.kind)[self.depth - 1], self.activations.members
+        ones = [k for k, member in enumerate(members) if isinstance(member, Linear | HardSine)]
+        return self.depth + 1 - sum(last == k for k in ones)
 
 
 def as_network(net: object) -> AbstractNetwork:
@@ -195,9 +254,9 @@ def as_network(net: object) -> AbstractNetwork:
     return net
 
 
-def where_layers(layers: Bool[Array, " layers"], some: AbstractOperation, others: AbstractOperation):
-    """Operations layer by layer from one of two."""
-    return jax.tree.map(lambda x, y: jnp.where(layers.reshape(-1, *(1,) * (x.ndim - 1)), x, y), some, others)
+def num_padded_layers(depth: int) -> int:
+    """More than there are: Fisher spectra may need one more, and neutral ones cost next to nothing."""
+    return 16 << max(0, (depth // 16).bit_length())
 
 
 def curve_of(
@@ -205,37 +264,38 @@ def curve_of(
     last: tuple[AbstractOperation, ...],
     input_per_output: Array,
     num_atoms: int,
+    depth: Int[Array, ""] | None = None,
 ) -> Curve:
     """A curve whose parameter starts at the rank that its last operation leaves, so that `omega = 0` at `z = 0`."""
     last = tuple(jax.tree.map(lambda x: x[0], operation) for operation in last)
-    curve = Curve(operations, last, jnp.ones_like(input_per_output), num_atoms)
+    curve = Curve(operations, last, jnp.ones_like(input_per_output), num_atoms, depth)
     return eqx.tree_at(lambda c: c.rank, curve, curve.atoms().rank / input_per_output)
 
 
-def slope_atoms(activations: tuple[AbstractActivation, ...]) -> int:
-    laws = [a for a in activations if isinstance(a, AbstractManySlopes)]
-    shapes = [jax.eval_shape(a.slope_law, jax.ShapeDtypeStruct((), jnp.result_type(float))) for a in _distinct(laws)]
+def slope_atoms(activations: Kinds[AbstractActivation]) -> int:
+    laws = [_at_first(a) for a in activations.members if isinstance(a, AbstractManySlopes)]
+    shapes = [jax.eval_shape(a.slope_law, jax.ShapeDtypeStruct((), jnp.result_type(float))) for a in laws]
     return max([1, *(law.atoms.masses.shape[-1] for law in shapes)])
 
 
-def _distinct(activations: list[AbstractManySlopes]) -> list[AbstractManySlopes]:
-    """One activation of every structure: shapes depend on that alone."""
-    return list({jax.tree.structure(a): a for a in activations}.values())
+def _at_first(activation: AbstractManySlopes) -> AbstractManySlopes:
+    """The first layer's: shapes are those of all."""
+    return jax.tree.map(lambda x: x[0], activation)
 
 
 def slope_factors(
-    activations: tuple[AbstractActivation, ...], q: Float[Array, " layers"]
+    activations: Kinds[AbstractActivation], q: Float[Array, " layers"], refine: int
 ) -> tuple[Factor | LawFactor, ...]:
     """The free factors `D_l^2`. Layers with two slopes are explicit; the others take their law's unknown.
 
     In a network that has both, every layer has both factors, one of them a point mass at 1; in one that has only
     activations of slope 1 there are none.
     """
-    if all(isinstance(a, Linear | HardSine) for a in activations):
+    if all(isinstance(a, Linear | HardSine) for a in activations.members):
         return ()
     dtype, q = q.dtype, in_range(q)
     size = slope_atoms(activations)
-    laws = [a for a in activations if isinstance(a, AbstractManySlopes)]
+    laws = [_at_first(a) for a in activations.members if isinstance(a, AbstractManySlopes)]
 
     def two_slopes(activation: AbstractActivation, q: Array) -> Factor:
         if isinstance(activation, AbstractTwoSlopes):
@@ -246,12 +306,10 @@ def slope_factors(
         one = jnp.ones_like(q)
         return Factor(one, 0 * one, 0 * one, Atoms.identity(size, dtype))
 
-    explicit = every_layer(activations, two_slopes)(q)
+    explicit = activations.every(two_slopes)(q)
     if not laws:
         return (explicit,)
-    refine = 4 if len(laws) == 1 else 1
-    slope_law = lambda a: lambda q: a.slope_law(q, refine)  # noqa: E731
-    shapes = [jax.eval_shape(slope_law(a), jax.ShapeDtypeStruct((), dtype)) for a in _distinct(laws)]
+    shapes = [jax.eval_shape(lambda q, a=a: a.slope_law(q, refine), jax.ShapeDtypeStruct((), dtype)) for a in laws]
     num_points = max(law.points.shape[-1] for law in shapes)
     kind = jnp.result_type(*(law.points.dtype for law in shapes))
 
@@ -260,8 +318,7 @@ def slope_factors(
             return activation.slope_law(q, refine).resized(num_points, size, kind)
         return Law.point_mass(dtype).resized(num_points, size, kind)
 
-    index = jnp.arange(len(activations))
-    law = jax.lax.map(lambda xs: per_layer(activations, many_slopes)(*xs), (index, q))
+    law = jax.lax.map(lambda xs: activations.at(many_slopes)(*xs), (jnp.arange(q.size), q))
     return explicit, LawFactor(law)
 
 

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ._curve import Curve
+from ._curve import Curve, reader
 from ._edges import edges
 from ._implicit import implicit_root, with_slope
 from ._laws import Atoms
@@ -148,7 +148,7 @@ def _on_atoms(atoms: Atoms, heights: Array, p: Array) -> Bool[Array, "lanes atom
 
 def _corrected(curve: Curve, p: Array, levels: _Levels, roots: Roots, reading: Reading) -> _Levels:
     eps, tiny = float(jnp.finfo(p.dtype).eps), float(jnp.finfo(p.dtype).tiny)
-    noise = 4 * eps * (1 + curve.num_layers / 16)  # of the cdf
+    noise = 4 * eps * curve.num_roundings  # of the cdf
     x, certified = levels.log_x, reading.certified
     error = jnp.where(certified, 1 - reading.phi.imag / jnp.pi - p, jnp.nan)
     low, high = jnp.where(error < 0, x, levels.low), jnp.where(error >= 0, x, levels.high)
@@ -178,7 +178,7 @@ def _corrected(curve: Curve, p: Array, levels: _Levels, roots: Roots, reading: R
     )
 
 
-@jax.jit
+@reader
 def _read_quantiles(curve: Curve, ends: tuple[Array, Array], atoms: Atoms, p: Array, levels: _Levels) -> Array:
     lower, upper = ends
     found = levels.log_x, levels.guess, levels.error, levels.atom

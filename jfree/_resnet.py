@@ -6,18 +6,29 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Complex, Float
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Complex, Float, Int
 
-from ._activations import AbstractActivation, as_activation, BY_NAME as ACTIVATIONS, LeakyReLU, Linear, ReLU
+from ._activations import (
+    AbstractActivation,
+    AbstractManySlopes,
+    as_activation,
+    BY_NAME as ACTIVATIONS,
+    LeakyReLU,
+    Linear,
+    ReLU,
+)
 from ._curve import AbstractOperation, Cumulants, Curve, Point, Signs, Step
 from ._implicit import implicit_root
+from ._kinds import Kinds
 from ._laws import Atoms
-from ._meanfield import first_moment, in_range, MeanField, per_layer, second_moment
+from ._meanfield import first_moment, in_range, MeanField, second_moment
 from ._misc import (
     check,
     common_dtype,
     exponential,
     integer,
+    is_concrete,
     is_finite,
     log_lower,
     log_upper,
@@ -32,6 +43,7 @@ from ._networks import (
     cast,
     floats,
     nonnegative,
+    num_padded_layers,
     positive,
     scalar,
     several,
@@ -378,27 +390,14 @@ class ResNet(AbstractNetwork):
         return spread(self.sigma_w), spread(self.sigma_b)
 
     def propagate(self) -> MeanField:
-        def moments_of(phi: AbstractActivation, q: Array) -> tuple[Array, Array, Array]:
-            return second_moment(phi, q), first_moment(phi, q), phi.slope_moment(in_range(q))
+        return _Blocks.of(self).propagate()
 
-        moments = per_layer(self.activations, moments_of)
+    def jacobian_curve(self, side: str) -> Curve:
+        """Both sides are alike: all widths are one."""
+        return _Blocks.of(self).jacobian_curve(side)
 
-        def layer(state: tuple[Array, Array], xs: tuple[Array, Array, Array]):
-            square, _ = state
-            index, variance_w, variance_b = xs
-            q = jnp.maximum(variance_w * square + variance_b, jnp.finfo(square.dtype).tiny)
-            phi2, mean, slope = moments(index, q)
-            return (phi2, mean), (q, phi2, variance_w * slope)
-
-        def block(state: tuple[Array, Array], xs: tuple[Array, Array, Array]):
-            square, mean = state
-            (phi2, shift), found = jax.lax.scan(layer, state, xs)
-            return (square + phi2 + 2 * mean * shift, mean + shift), found
-
-        sigma_w, sigma_b = self.scales
-        index = jnp.arange(sigma_w.size).reshape(sigma_w.shape)
-        found = jax.lax.scan(block, (self.q0, self.mean0), (index, jnp.square(sigma_w), jnp.square(sigma_b)))[1]
-        return MeanField(*(x.ravel() for x in found))
+    def padded(self) -> "_Blocks":
+        return _Blocks.of(self, num_padded_layers(self.depth) - self.depth)
 
     def _table(self):
         if self.q0.ndim:
@@ -413,25 +412,86 @@ class ResNet(AbstractNetwork):
         title = f"ResNet, {counted(self.depth, 'block')} of {counted(step, 'layer')}, q0 = {number(self.q0)}"
         return Table(title, ("block", "activation", "weights", "sigma_w", "sigma_b"), runs([*blocks]))
 
-    def jacobian_curve(self, side: str) -> Curve:
-        """Both sides are alike: all widths are one."""
-        sigma_w, _ = self.scales
-        laws = tuple(law for law in self.weights for _ in range(self.layers_per_block))
-        weights = weight_factor(laws, jnp.ones(sigma_w.size, sigma_w.dtype), sigma_w.ravel())
-        layers = (weights, *slope_factors(self.activations, self.propagate().q))
-        layers = jax.tree.map(lambda x: x.reshape(*sigma_w.shape, *x.shape[1:]), layers)
-        count = 1
-        if self._alike:
-            layers, count = jax.tree.map(lambda x: x[:1], layers), self.depth
-        blocks = layers[0].mean.shape[0]
-        num_atoms = slope_atoms(self.activations)
-        one = jnp.ones((), sigma_w.dtype)
-        branch = jax.vmap(lambda layers: Curve(layers, (), one, num_atoms))(layers)
-        block = ResidualBlock(branch, jnp.full(blocks, count, sigma_w.dtype), self.layers_per_block)
-        return Curve((block,), (), one, 1)
-
     @property
-    def _alike(self) -> bool:
+    def alike(self) -> bool:
         """Whether all blocks have one law, whatever the variances: then one stands for all."""
         homogeneous = isinstance(self.activation, Linear | ReLU | LeakyReLU)
         return homogeneous and self.sigma_w.ndim == 0 and len(set(self.weights)) == 1
+
+
+class _Blocks(AbstractNetwork):
+    """A residual network, block by block; those from `depth` on, if there is one, are not there."""
+
+    activations: Kinds[AbstractActivation]
+    weights: Kinds[AbstractWeights]
+    sigma_w: Float[Array, "blocks layers"]
+    sigma_b: Float[Array, "blocks layers"]
+    q0: Float[Array, ""]
+    mean0: Float[Array, ""]
+    depth: Int[Array, ""] | None
+    alike: bool = eqx.field(static=True)
+    refine: int = eqx.field(static=True)
+
+    @staticmethod
+    def of(net: ResNet, missing: int = 0) -> "_Blocks":
+        """With so many more blocks behind the last, like the last."""
+        numbers = np if all(map(is_concrete, jax.tree.leaves(net))) else jnp
+
+        def padded(x: Array) -> Array:
+            return numbers.concatenate([x, numbers.repeat(x[-1:], missing, axis=0)]) if missing else x
+
+        per_block = net.layers_per_block
+        laws = (*net.weights, *net.weights[-1:] * missing)
+        sigma_w, sigma_b = map(padded, net.scales)
+        return _Blocks(
+            activations=Kinds.of((*net.activations, *net.activations[-1:] * (missing * per_block))),
+            weights=Kinds.of([law for law in laws for _ in range(per_block)]),
+            sigma_w=sigma_w,
+            sigma_b=sigma_b,
+            q0=net.q0,
+            mean0=net.mean0,
+            depth=np.asarray(net.depth) if missing else None,
+            alike=net.alike,
+            refine=4 if sum(isinstance(a, AbstractManySlopes) for a in net.activations) == 1 else 1,
+        )
+
+    def propagate(self) -> MeanField:
+        def moments_of(phi: AbstractActivation, q: Array) -> tuple[Array, Array, Array]:
+            return second_moment(phi, q), first_moment(phi, q), phi.slope_moment(in_range(q))
+
+        moments = self.activations.at(moments_of)
+
+        def layer(state: tuple[Array, Array], xs: tuple[Array, Array, Array]):
+            square, _ = state
+            index, variance_w, variance_b = xs
+            q = jnp.maximum(variance_w * square + variance_b, jnp.finfo(square.dtype).tiny)
+            phi2, mean, slope = moments(index, q)
+            return (phi2, mean), (q, phi2, variance_w * slope)
+
+        def block(state: tuple[Array, Array], xs: tuple[Array, Array, Array]):
+            square, mean = state
+            (phi2, shift), found = jax.lax.scan(layer, state, xs)
+            return (square + phi2 + 2 * mean * shift, mean + shift), found
+
+        sigma_w, sigma_b = self.sigma_w, self.sigma_b
+        index = jnp.arange(sigma_w.size).reshape(sigma_w.shape)
+        found = jax.lax.scan(block, (self.q0, self.mean0), (index, jnp.square(sigma_w), jnp.square(sigma_b)))[1]
+        return MeanField(*(x.ravel() for x in found))
+
+    def jacobian_curve(self, side: str) -> Curve:
+        """Both sides are alike: all widths are one."""
+        sigma_w, q = self.sigma_w, self.propagate().q
+        blocks, per_block = sigma_w.shape
+        there = jnp.arange(blocks) < (blocks if self.depth is None else self.depth)
+        q = jnp.where(jnp.repeat(there, per_block), q, 1)  # it may have grown out of range
+        weights = weight_factor(self.weights, jnp.ones(sigma_w.size, sigma_w.dtype), sigma_w.ravel())
+        layers = (weights, *slope_factors(self.activations, q, self.refine))
+        layers = jax.tree.map(lambda x: x.reshape(*sigma_w.shape, *x.shape[1:]), layers)
+        depth, count = self.depth, there.astype(sigma_w.dtype)
+        if self.alike:
+            layers, count = jax.tree.map(lambda x: x[:1], layers), jnp.sum(count, keepdims=True)
+            depth = None
+        num_atoms = slope_atoms(self.activations)
+        one = jnp.ones((), sigma_w.dtype)
+        branch = jax.vmap(lambda layers: Curve(layers, (), one, num_atoms))(layers)
+        return Curve((ResidualBlock(branch, count, per_block),), (), one, 1, depth)

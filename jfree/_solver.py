@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Complex, Int
 
 from ._certificate import OK
-from ._curve import Curve
+from ._curve import Curve, reader
 from ._follow import Lanes, walk
 from ._implicit import implicit_root
 from ._laws import Atoms
@@ -104,7 +104,7 @@ def _between(first: Lanes, last: Lanes, span: Array, part: Array) -> tuple[Array
     def interpolated(start: Array, end: Array, first_rate: Array, last_rate: Array) -> Array:
         rise = logarithm(end * reciprocal(start))
         change = t * (rise + (1 - t) * ((1 - t) * (first_rate - rise) - t * (last_rate - rise)))
-        return jnp.where(apart, start * exponential(change), start)
+        return jnp.where(apart & (start != 0), start * exponential(change), start)  # neutral layers have no unknowns
 
     omega = interpolated(first.omega, last.omega, first_rate, last_rate)
     omega = jnp.where(fine[0] | fine[1], omega, 0)
@@ -217,7 +217,7 @@ def solve(curve: Curve, z: Complex[Array, " lanes"], guess: Guess | None = None,
     return eqx.tree_at(lambda roots: roots.omega, roots, omega)
 
 
-@jax.jit
+@reader
 def find_atoms(curve: Curve) -> Atoms:
     return curve.atoms()
 

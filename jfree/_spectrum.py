@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, TYPE_CHECKING
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Complex, Float
@@ -194,8 +195,10 @@ class Spectrum(Shown):
     def _table(self):
         if self.curve.rank.ndim:
             return None
+        depth = self.curve.depth
         numbers = f"mean {number(self.mean())}, standard deviation {number(jnp.sqrt(self.variance()))}"
-        return Table(f"Spectrum, {counted(self.curve.num_layers, 'layer')}, {self._dtype}: {numbers}")
+        layers = counted(self.curve.num_layers if depth is None else int(depth), "layer")
+        return Table(f"Spectrum, {layers}, {self._dtype}: {numbers}")
 
     def _repr_png_(self) -> bytes | None:
         """Its picture, for notebooks."""
@@ -214,7 +217,6 @@ class Spectrum(Shown):
         return check(jnp.asarray(z, complex_dtype(self._dtype)), allowed, message)
 
 
-@eqx.filter_jit
 def jacobian_spectrum(net: AbstractNetwork, side: Literal["input", "output"] = "input") -> Spectrum:
     """The limiting spectrum of `J^T J` (`side="input"`) or `J J^T` (`"output"`), `J = D_L W_L ... D_1 W_1`.
 
@@ -227,10 +229,9 @@ def jacobian_spectrum(net: AbstractNetwork, side: Literal["input", "output"] = "
     """
     if side not in ("input", "output"):
         raise ValueError(f"`side` must be 'input' or 'output', got {side!r}.")
-    return Spectrum(as_network(net).jacobian_curve(side))
+    return _jacobian_spectrum(_padded(net), side)
 
 
-@eqx.filter_jit
 def fisher_spectrum(net: AbstractNetwork) -> Spectrum:
     """The limiting spectrum of the dual Fisher information per sample, `(1/N_L) J_theta J_theta^T`, `N_L x N_L`.
 
@@ -241,7 +242,22 @@ def fisher_spectrum(net: AbstractNetwork) -> Spectrum:
 
     **Raises:** `ValueError` if `net` is not an `MLP`.
     """
-    return Spectrum(as_network(net).fisher_curve())
+    return _fisher_spectrum(_padded(net))
+
+
+def _padded(net: AbstractNetwork) -> AbstractNetwork:
+    concrete = all(map(is_concrete, jax.tree.leaves(net)))
+    return as_network(net).padded() if concrete else as_network(net)
+
+
+@eqx.filter_jit
+def _jacobian_spectrum(net: AbstractNetwork, side: str) -> Spectrum:
+    return Spectrum(net.jacobian_curve(side))
+
+
+@eqx.filter_jit
+def _fisher_spectrum(net: AbstractNetwork) -> Spectrum:
+    return Spectrum(net.fisher_curve())
 
 
 def universal_resnet_spectrum(theta: ArrayLike) -> Spectrum:

@@ -36,7 +36,7 @@ class Sweep(eqx.Module):
 def stack(nets: Sequence[AbstractNetwork] | Sequence[Spectrum]) -> Any:
     """One network, or one spectrum, whose arrays have a leading axis over several, for `jax.vmap`.
 
-    Networks must be of equal depth. Spectra need not be: before the first layer of the shallower ones come as many that
+    Networks must be of equal depth. Spectra need not be: after the last layer of the shallower ones come as many that
     change nothing.
 
     **Raises:** `ValueError` if there are none, or they differ in more than the values of their arrays: in activations,
@@ -61,17 +61,20 @@ def _padded(nets: Sequence[AbstractNetwork] | Sequence[Spectrum]) -> list[Any]:
     operations = [jax.tree.structure((curve.operations, curve.last)) for curve in curves]
     for key, curve in zip(operations, curves, strict=True):
         depth, num_atoms = sizes.get(key, (0, 0))
-        sizes[key] = max(depth, curve.num_layers), max(num_atoms, curve.num_atoms)
+        sizes[key] = max(depth, _depth(curve)), max(num_atoms, curve.num_atoms)
     return networks or [Spectrum(_resized(c, *sizes[key])) for key, c in zip(operations, curves, strict=True)]
 
 
+def _depth(curve: Curve) -> int:
+    return curve.num_layers if curve.depth is None else int(np.max(np.asarray(curve.depth)))
+
+
 def _resized(curve: Curve, depth: int, num_atoms: int) -> Curve:
-    return (
-        curve if (depth, num_atoms) == (curve.num_layers, curve.num_atoms) else _padded_curve(curve, depth, num_atoms)
-    )
+    fits = curve.depth is None and (depth, num_atoms) == (curve.num_layers, curve.num_atoms)
+    return curve if fits else _resize(curve, depth, num_atoms)
 
 
-_padded_curve = eqx.filter_jit(Curve.padded)
+_resize = eqx.filter_jit(Curve.resized)
 
 
 def _kind(item: AbstractNetwork | Spectrum) -> Hashable:

@@ -6,6 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ._kinds import Kinds
 from ._laws import Atoms
 from ._operations import Factor
 
@@ -43,15 +44,10 @@ class Orthogonal(AbstractWeights):
         return jnp.minimum(1, 1 / ratio)
 
 
-def weight_factor(laws: tuple[AbstractWeights, ...], ratio: Array, sigma_w: Array) -> Factor:
+def weight_factor(laws: Kinds[AbstractWeights], ratio: Array, sigma_w: Array) -> Factor:
     """The free factors `W_l^T W_l`, as seen from the input side of every layer."""
-    kinds = sorted(set(laws), key=lambda law: type(law).__name__)
-    a, b, mass = jnp.zeros_like(ratio), jnp.zeros_like(ratio), jnp.zeros_like(ratio)
-    for kind in kinds:
-        mine = jnp.asarray([law == kind for law in laws])
-        kind_a, kind_b = kind.moebius(ratio)
-        a, b = jnp.where(mine, kind_a, a), jnp.where(mine, kind_b, b)
-        mass = jnp.where(mine, kind.point_mass(ratio), mass)
+    a, b = laws.every(lambda law, ratio: law.moebius(ratio))(ratio)
+    mass = laws.every(lambda law, ratio: law.point_mass(ratio))(ratio)
     variance = jnp.square(sigma_w)
     location = jnp.log(variance * jnp.maximum(1, 1 / ratio))
     rank = 1 / jnp.maximum(1, ratio)

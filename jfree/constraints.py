@@ -13,7 +13,8 @@ from jaxtyping import Array
 
 from ._activations import AbstractActivation
 from ._implicit import implicit_root, with_slope
-from ._meanfield import bisect, per_layer
+from ._kinds import Kinds
+from ._meanfield import bisect
 from ._networks import AbstractNetwork, MLP
 from ._resnet import ResNet
 
@@ -123,7 +124,7 @@ def criticality(q: float | None = None) -> Constraint:
 
 def _moments(activations: tuple[AbstractActivation, ...], index: Array, q: Array) -> tuple[Array, Array]:
     """`E phi(h)^2` and `E phi'(h)^2` of one layer."""
-    return per_layer(activations, lambda phi, q: (phi.second_moment(q), phi.slope_moment(q)))(index, q)
+    return Kinds.of(activations).at(lambda phi, q: (phi.second_moment(q), phi.slope_moment(q)))(index, q)
 
 
 def _log_chi(

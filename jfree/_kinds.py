@@ -1,0 +1,77 @@
+"""What differs from layer to layer in more than its numbers: activations and weight laws, by their kinds."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+Member = TypeVar("Member", bound=eqx.Module)
+
+
+class Kinds(eqx.Module, Generic[Member]):
+    """One of all layers' activations, or weight laws, of every structure, its leaves over all layers; and which kind
+    each layer is of.
+    """
+
+    members: tuple[Member, ...]
+    kind: Int[Array | np.ndarray, " layers"]
+
+    @staticmethod
+    def of(layers: Sequence[Member]) -> "Kinds[Member]":
+        structures = [jax.tree.structure(layer) for layer in layers]
+        kinds = sorted(set(structures), key=str)
+        kind = np.asarray([kinds.index(mine) for mine in structures])
+        return Kinds(tuple(_over_layers(layers, kind == k) for k in range(len(kinds))), kind)
+
+    def after(self, first: Member) -> "Kinds[Member]":
+        """Every layer's that of the one before, and `first` in front."""
+        structures, mine = [jax.tree.structure(member) for member in self.members], jax.tree.structure(first)
+        members = tuple(jax.tree.map(lambda x: jnp.concatenate([x[:1], x[:-1]]), member) for member in self.members)
+        if mine not in structures:
+            members = (*members, _over_layers([first] * self.kind.size, np.ones(self.kind.size, bool)))
+        kind = structures.index(mine) if mine in structures else len(structures)
+        numbers = np if isinstance(self.kind, np.ndarray) else jnp
+        return Kinds(members, numbers.concatenate([numbers.full(1, kind), self.kind[:-1]]))
+
+    def at(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        """`fn(l, q) = method(layers[l], q)` for a traced layer index: one branch per kind, not per layer."""
+
+        def branch(member: Member) -> Callable[..., Any]:
+            return lambda layer, q: method(jax.tree.map(lambda x: x[layer], member), q)
+
+        branches = [branch(member) for member in self.members]
+        if len(branches) == 1:
+            return branches[0]
+        return lambda layer, q: jax.lax.switch(jnp.asarray(self.kind)[layer], branches, layer, q)
+
+    def every(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        """`fn(q)[l] = method(layers[l], q[l])`, all layers at once."""
+
+        def apply(q: Array) -> Any:
+            found = None
+            for k, member in enumerate(self.members):
+                mine = jnp.asarray(self.kind == k)
+                # Where another kind is stands what suits all: what this one makes of it is dropped.
+                values = jax.vmap(method)(member, jnp.where(mine, q, 1) if len(self.members) > 1 else q)
+                found = values if found is None else where_layers(mine, values, found)
+            return found
+
+        return apply
+
+
+def _over_layers(layers: Sequence[Member], mine: np.ndarray) -> Member:
+    """Leaves of those that are `mine`; those of the first of them stand for the others."""
+    first = layers[int(np.argmax(mine))]
+    rows = [layer if own else first for layer, own in zip(layers, mine, strict=True)]
+    if all(row is first for row in rows):
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (len(rows), *jnp.shape(x))), first)
+    return jax.tree.map(lambda *xs: jnp.stack(xs), *rows)
+
+
+def where_layers(layers: Bool[Array, " layers"], some: Any, others: Any) -> Any:
+    """Layer by layer one of two."""
+    return jax.tree.map(lambda x, y: jnp.where(layers.reshape(-1, *(1,) * (x.ndim - 1)), x, y), some, others)
