@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Complex, Float, Int
 
 from ._certificate import rises, tolerated_roughness
 from ._curve import AbstractOperation, Curve, Point, reader, Signs, Step
-from ._implicit import implicit_root, with_slope
+from ._implicit import at_extremum, with_slope
 from ._laws import Atoms
 from ._misc import complex_dtype, magnitude
 from ._reading import cdf, solution
@@ -285,15 +285,19 @@ def _read_edges(
     place, critical, now = jax.lax.stop_gradient((place, critical, atoms))
     reach = jax.lax.stop_gradient(-curve.reach())
     omega, unknowns = (jnp.where(is_critical, x, reach) for x in (critical.omega, critical.unknowns))
-    omega = implicit_root(with_slope(_slope), omega, (curve, unknowns), is_critical)
-    point = curve.point(omega, unknowns)
-    log_edge = jnp.where(is_critical, point.log_scale + jnp.log(magnitude(point.z)), place.log_z)
+    log_edge = at_extremum(_log_z, with_slope(_slope), omega, (curve, unknowns), is_critical)
+    log_edge = jnp.where(is_critical, log_edge, place.log_z)
     apart = jnp.where(now.masses > 0, jnp.abs(now.log_locations - place.log_z[:, None]), jnp.inf)
     near = _NEAR * _precision(curve.rank.dtype) * (1e-2 + jnp.abs(place.slope))
     at_atom = ~is_critical & (jnp.min(apart, axis=1) < near)
     log_edge = jnp.where(at_atom, atoms.log_locations[jnp.argmin(apart, axis=1)], log_edge)
     lower, upper = jnp.where(place.outside, jnp.where(place.positive, jnp.exp(log_edge), 0), jnp.nan)
     return lower, upper
+
+
+def _log_z(omega: Complex[Array, " lanes"], curve: Curve, unknowns: Array) -> Float[Array, " lanes"]:
+    point = curve.point(omega, unknowns)
+    return point.log_scale + jnp.log(magnitude(point.z))
 
 
 def _slope(omega: Complex[Array, " lanes"], curve: Curve, unknowns: Array) -> Complex[Array, " lanes"]:

@@ -6,6 +6,8 @@ carry it along the arc from there to `z`, where it is polished. An arc has the s
 spectra of forty decades need no more steps than narrow ones. Every phase evaluates the curve once per step.
 """
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -127,8 +129,8 @@ class _Path(eqx.Module):
     """Where the lanes are on their way.
 
     The last accepted point lies at `ahead` on the arc, which runs from 1, on the axis, to 0, at `z`; `stride` is how
-    far the next step goes, and `growth` by what factor it may grow, less after a refusal. `turn` is all of the arc, and
-    `bend` tells powers of `u` from exponentials, see `_ahead`. `paths` are those followed so far, `steps` those of the
+    far the next step goes, and `growth` by what factor it may grow, less after a refusal. `bend` tells powers of `u`
+    from exponentials, see `_ahead`. `paths` are those followed so far, `steps` those of the
     last, and `polished` counts the steps next to a root. Off the support roots are `real`.
     """
 
@@ -138,7 +140,6 @@ class _Path(eqx.Module):
     stride: Float[Array, " lanes"]
     growth: Float[Array, " lanes"]
     bend: Complex[Array, " lanes"]
-    turn: Complex[Array, " lanes"]
     paths: Int[Array, " lanes"]
     steps: Int[Array, " lanes"]
     polished: Int[Array, " lanes"]
@@ -170,29 +171,40 @@ def walk(curve: Curve, z: Complex[Array, " lanes"], lanes: Lanes, search: Bool[A
     eps = float(jnp.finfo(z.dtype).eps)
     one, zero, count = jnp.ones_like(z.real), jnp.zeros_like(z), jnp.zeros(z.shape, int)
 
+    first, turn = _start(curve, z), _turn(curve, z)
+
     def begun(path: _Path) -> _Path:
         """The lanes that start a path, at its start."""
         there = path.phase == _START
-        start = _Path(
-            lanes=eqx.tree_at(lambda known: known.omega, Lanes.unknown(curve, count == 0), _start(curve, z)),
-            phase=count + _AXIS,
-            ahead=one,
-            stride=_FIRST_STRIDE * one,
-            growth=_MOST_FACTOR * one,
-            bend=zero,
-            turn=_turn(curve, z),
-            paths=path.paths + 1,
-            steps=count,
-            polished=count,
-            real=count > 0,
+
+        def at_start(value: Any, now: Array) -> Array:
+            return jnp.where(there, value, now)
+
+        lanes = path.lanes
+        return _Path(
+            lanes=Lanes(
+                omega=at_start(first, lanes.omega),
+                unknowns=at_start(0, lanes.unknowns),
+                slope=lanes.slope,
+                tangents=at_start(0, lanes.tangents),
+                code=lanes.code,
+                num_steps=lanes.num_steps,
+            ),
+            phase=at_start(_AXIS, path.phase),
+            ahead=at_start(1, path.ahead),
+            stride=at_start(_FIRST_STRIDE, path.stride),
+            growth=at_start(_MOST_FACTOR, path.growth),
+            bend=at_start(0, path.bend),
+            paths=path.paths + there,
+            steps=at_start(0, path.steps),
+            polished=at_start(0, path.polished),
+            real=path.real & ~there,
         )
-        start = eqx.tree_at(lambda path: path.lanes.num_steps, start, path.lanes.num_steps)
-        return jax.tree.map(lambda x, y: jnp.where(there, x, y), start, path)
 
     def predicted(path: _Path) -> _Target:
         ahead = jnp.where(path.phase == _ARC, jnp.maximum(path.ahead - path.stride, 0), path.ahead)
-        step = _ahead((ahead - path.ahead) * path.turn, path.lanes.slope, path.bend)
-        return _Target(ahead, _on_arc(curve, z, path.turn, ahead), limited(step, path.lanes.tangents, _LONGEST))
+        step = _ahead((ahead - path.ahead) * turn, path.lanes.slope, path.bend)
+        return _Target(ahead, _on_arc(curve, z, turn, ahead), limited(step, path.lanes.tangents, _LONGEST))
 
     def corrected(path: _Path, target: _Target, newton: Newton) -> _Progress:
         """On the arc a step is accepted if its correction is small; then come longer ones, else shorter ones."""
@@ -221,10 +233,10 @@ def walk(curve: Curve, z: Complex[Array, " lanes"], lanes: Lanes, search: Bool[A
     def polished(path: _Path, target: _Target, newton: Newton) -> _Progress:
         return _Progress(newton.step, one, one > 0, path.phase, path.stride, path.growth, path.bend)
 
-    def advance(path: _Path) -> _Path:
-        path = jax.lax.cond(jnp.any(path.phase == _START), begun, lambda path: path, path)
+    def advance(state: tuple[Array, _Path]) -> tuple[Array, _Path]:
+        least, path = state[0], begun(state[1])
         lanes, polishing, active = path.lanes, path.phase == _POLISH, path.phase != _DONE
-        on_way = jnp.any(path.phase < _POLISH)
+        on_way = least < _POLISH
         target = jax.lax.cond(on_way, predicted, lambda path: _Target(path.ahead, z, zero), path)
         omega, unknowns = moved(lanes.omega, lanes.unknowns, lanes.tangents, target.step)
         newton, settled, code = certify(curve, target.z, omega, unknowns, path.real)
@@ -260,14 +272,14 @@ def walk(curve: Curve, z: Complex[Array, " lanes"], lanes: Lanes, search: Bool[A
             code=jnp.where(active & (done | lost), _verdict(lanes.code, jnp.where(done, code, MAX_STEPS)), lanes.code),
             num_steps=lanes.num_steps + active,
         )
-        return _Path(
+        phase = jnp.where(active, phase, _DONE)
+        return jnp.min(phase), _Path(
             lanes=new,
-            phase=jnp.where(active, phase, _DONE),
+            phase=phase,
             ahead=accepted(target.ahead, path.ahead),
             stride=progress.stride,
             growth=progress.growth,
             bend=progress.bend,
-            turn=path.turn,
             paths=path.paths,
             steps=path.steps + 1,
             polished=num_polished,
@@ -282,13 +294,13 @@ def walk(curve: Curve, z: Complex[Array, " lanes"], lanes: Lanes, search: Bool[A
         stride=one,
         growth=one,
         bend=zero,
-        turn=zero,
         paths=count,
         steps=count,
         polished=count,
         real=known & (lanes.omega.imag == 0) & (z.imag == 0),
     )
-    return jax.lax.while_loop(lambda path: jnp.any(path.phase != _DONE), advance, start).lanes
+    unfinished = lambda state: state[0] != _DONE  # noqa: E731
+    return jax.lax.while_loop(unfinished, advance, (jnp.min(start.phase), start))[1].lanes
 
 
 def _verdict(before: Array, code: Array) -> Array:

@@ -28,6 +28,44 @@ def implicit_root(
     return _attach(residual, (static, jnp.asarray(found)), jax.lax.stop_gradient(root), dynamic)
 
 
+def at_extremum(
+    value: Callable[..., Array],
+    residual: Residual,
+    root: Array,
+    args: tuple[Any, ...],
+    found: Bool[Array, "..."] | bool = True,
+) -> Array:
+    """`value(root, *args)` where its slope in `root` vanishes, which `residual` says as in `implicit_root`.
+
+    Its first derivatives are those at a fixed root; those of the root enter only the second ones.
+    """
+    dynamic, static = eqx.partition(args, eqx.is_inexact_array)
+    return _extremal(value, residual, (static, jnp.asarray(found)), jax.lax.stop_gradient(root), dynamic)
+
+
+@eqx.filter_custom_jvp
+def _extremal(value: Callable[..., Array], residual: Residual, static: Any, root: Array, dynamic: Any) -> Array:
+    return value(root, *eqx.combine(dynamic, static[0]))
+
+
+@_extremal.def_jvp
+def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+    value, residual, static, root, dynamic = primals
+    root = _attach(residual, static, root, dynamic)
+    changes = (_instantiated(dynamic, tangents[-1]),)
+    return jax.jvp(lambda d: value(root, *eqx.combine(d, static[0])), (dynamic,), changes)
+
+
+def _instantiated(primals: Any, tangents: Any) -> Any:
+    """With zeros in place of what does not change."""
+    return jax.tree.map(
+        lambda x, t: jnp.zeros_like(x) if t is None and x is not None else t,
+        primals,
+        tangents,
+        is_leaf=lambda x: x is None,
+    )
+
+
 def with_slope(fn: Callable[..., Array]) -> Residual:
     """Where the slope is not at hand."""
 
@@ -51,12 +89,7 @@ def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array
         value, slope = residual(root, *eqx.combine(dynamic, static))
         return jnp.where(found, value, 0), jnp.where(found, slope, 1)
 
-    dynamic_tangent = jax.tree.map(
-        lambda x, t: jnp.zeros_like(x) if t is None and x is not None else t,
-        dynamic,
-        dynamic_tangent,
-        is_leaf=lambda x: x is None,
-    )
+    dynamic_tangent = _instantiated(dynamic, dynamic_tangent)
 
     def along(root: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
         return jax.jvp(lambda d: at(root, d), (dynamic,), (dynamic_tangent,))
