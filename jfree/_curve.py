@@ -296,7 +296,7 @@ class Curve(eqx.Module):
                 state = apply(operation, state)
             return state, None
 
-        state, _ = self._over_layers(layer, state, self.operations, None)
+        state, _ = jax.lax.scan(layer, state, self.operations)
         for operation in self.last:
             state = apply(operation, state)
         return state

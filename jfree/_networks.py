@@ -3,6 +3,7 @@
 import abc
 import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -174,11 +175,9 @@ class MLPLayers(AbstractNetwork):
     @staticmethod
     def of(net: MLP, missing: int = 0) -> "MLPLayers":
         """With so many neutral layers behind the last."""
-        numbers = np if all(map(is_concrete, jax.tree.leaves(net))) else jnp
 
         def padded(x: Array, value: Array | float) -> Array:
-            rest = numbers.full(missing, value, x.dtype)
-            return numbers.concatenate([numbers.asarray(x), rest]) if missing else x
+            return extended(x, value, missing)
 
         sigma_w, sigma_b = net.scales
         return MLPLayers(
@@ -245,6 +244,21 @@ class MLPLayers(AbstractNetwork):
         last, members = jnp.asarray(self.activations.kind)[self.depth - 1], self.activations.members
         ones = [k for k, member in enumerate(members) if isinstance(member, Linear | HardSine)]
         return self.depth + 1 - sum(last == k for k in ones)
+
+
+def extended(x: Array, value: Array | float, missing: int) -> Array:
+    """With so many rows more, on the host where they are known."""
+    if not missing:
+        return x
+    if is_concrete(x):
+        rest = np.broadcast_to(np.asarray(value, x.dtype), (missing, *x.shape[1:]))
+        return np.concatenate([x, rest])
+    return _extended(x, value, missing)
+
+
+@partial(jax.jit, static_argnums=2)
+def _extended(x: Array, value: Array | float, missing: int) -> Array:
+    return jnp.concatenate([x, jnp.broadcast_to(jnp.asarray(value, x.dtype), (missing, *x.shape[1:]))])
 
 
 def as_network(net: object) -> AbstractNetwork:

@@ -28,7 +28,6 @@ from ._misc import (
     common_dtype,
     exponential,
     integer,
-    is_concrete,
     is_finite,
     log_lower,
     log_upper,
@@ -41,6 +40,7 @@ from ._misc import (
 from ._networks import (
     AbstractNetwork,
     cast,
+    extended,
     floats,
     nonnegative,
     num_padded_layers,
@@ -435,14 +435,9 @@ class _Blocks(AbstractNetwork):
     @staticmethod
     def of(net: ResNet, missing: int = 0) -> "_Blocks":
         """With so many more blocks behind the last, like the last."""
-        numbers = np if all(map(is_concrete, jax.tree.leaves(net))) else jnp
-
-        def padded(x: Array) -> Array:
-            return numbers.concatenate([x, numbers.repeat(x[-1:], missing, axis=0)]) if missing else x
-
         per_block = net.layers_per_block
         laws = (*net.weights, *net.weights[-1:] * missing)
-        sigma_w, sigma_b = map(padded, net.scales)
+        sigma_w, sigma_b = (extended(x, x[-1], missing) for x in net.scales)
         return _Blocks(
             activations=Kinds.of((*net.activations, *net.activations[-1:] * (missing * per_block))),
             weights=Kinds.of([law for law in laws for _ in range(per_block)]),

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Complex, Int
 
 from ._certificate import OK
-from ._curve import Curve, reader
+from ._curve import Curve
 from ._follow import Lanes, walk
 from ._implicit import implicit_root
 from ._laws import Atoms
@@ -217,7 +217,7 @@ def solve(curve: Curve, z: Complex[Array, " lanes"], guess: Guess | None = None,
     return eqx.tree_at(lambda roots: roots.omega, roots, omega)
 
 
-@reader
+@jax.jit
 def find_atoms(curve: Curve) -> Atoms:
     return curve.atoms()
 

@@ -246,7 +246,8 @@ def fisher_spectrum(net: AbstractNetwork) -> Spectrum:
 
 
 def _padded(net: AbstractNetwork) -> AbstractNetwork:
-    concrete = all(map(is_concrete, jax.tree.leaves(net)))
+    """What is differentiated, but not traced by `jit` or `vmap`, too: the search for roots is the same program."""
+    concrete = all(map(is_concrete, jax.tree.leaves(jax.lax.stop_gradient(net))))
     return as_network(net).padded() if concrete else as_network(net)
 
 
