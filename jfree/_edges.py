@@ -14,7 +14,7 @@ from ._certificate import rises, tolerated_roughness
 from ._curve import AbstractOperation, Curve, Point, reader, Signs, Step
 from ._implicit import at_extremum, with_slope
 from ._laws import Atoms
-from ._misc import complex_dtype, magnitude
+from ._misc import at_once, complex_dtype, magnitude
 from ._reading import cdf, solution
 from ._solver import find_atoms
 
@@ -266,6 +266,7 @@ def _find_edges(curve: Curve, total: Array) -> tuple[_Place, _Place, Bool[Array,
 _NEAR = 8  # times the precision of a march lies what it has come to
 
 
+@at_once
 def edges(curve: Curve) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Smallest and largest point of the support away from 0; the smallest is 0 where the bulk reaches it.
 
@@ -304,6 +305,7 @@ def _slope(omega: Complex[Array, " lanes"], curve: Curve, unknowns: Array) -> Co
     return curve.point(omega, unknowns).dz
 
 
+@at_once
 def support(curve: Curve, atoms: Atoms, lower: float, upper: float) -> list[tuple[float, float]]:
     """The intervals of the bulk: a scan between the edges, and bisection of every change to a gap (host)."""
     pad = 1e-6

@@ -1,5 +1,6 @@
 """Small numerical helpers shared by every module."""
 
+import functools
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -23,9 +24,30 @@ def common_dtype(*values: ArrayLike | Sequence[Any]) -> jnp.dtype:
     return jnp.promote_types(jnp.result_type(*dtypes), jnp.float32) if dtypes else jnp.result_type(float)
 
 
+def at_once(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Evaluates `method` of what is known when it is called, whatever is traced around it."""
+
+    @functools.wraps(method)
+    def wrapped(*args: Any) -> Any:
+        if not all(map(is_concrete, jax.tree.leaves(args))):
+            return method(*args)
+        with jax.ensure_compile_time_eval():
+            return method(*args)
+
+    return wrapped
+
+
+def asarray(x: ArrayLike | Sequence[Any], dtype: DTypeLike) -> Array:
+    """`jnp.asarray`, but what is known stays so while something else is traced: it can be checked at once."""
+    if all(map(is_concrete, jax.tree.leaves(x))):
+        with jax.ensure_compile_time_eval():
+            return jnp.asarray(x, dtype)
+    return jnp.asarray(x, dtype)
+
+
 def inexact_asarray(x: Reals) -> Array:
     """`x` as a floating-point array; Python numbers and integers take JAX's default float dtype."""
-    return jnp.asarray(x, common_dtype(x))
+    return asarray(x, common_dtype(x))
 
 
 def is_interactive() -> bool:

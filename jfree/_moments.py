@@ -10,10 +10,11 @@ from jaxtyping import Array, Float
 
 from ._curve import AbstractOperation, Curve, Point, reader, Step
 from ._laws import Atoms
-from ._misc import complex_dtype, exponential, logarithm, reciprocal
+from ._misc import at_once, complex_dtype, exponential, logarithm, reciprocal
 from ._solver import differentiable, find_atoms, find_roots
 
 
+@at_once
 def log_moment(curve: Curve, k: int) -> Float[Array, ""]:
     """`log m_k`, `m_k = (1/2 pi i) int z^k M dlog z`, on a circle of `omega` around every singularity of the curve.
 
@@ -77,6 +78,7 @@ def _read_moment(curve: Curve, omega: Array, unknowns: Array, enclosed: Array, k
 _settled = jax.jit(lambda curve, omega: curve.settle(omega))
 
 
+@at_once
 def mean_log(curve: Curve) -> Float[Array, ""]:
     """`Phi(z) - mu({0}) log z` as `z -> 0-`: logarithms of `z` cancel."""
     frozen = jax.lax.stop_gradient(curve)
@@ -119,6 +121,7 @@ def _read_mean_log(curve: Curve, atoms: Atoms, z: Array, omega: Array, unknowns:
     return jnp.where(known, at_zero, jnp.nan)
 
 
+@at_once
 def log_moments(curve: Curve) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Mean and variance of log t over t > 0, by quadrature along the negative axis.
 

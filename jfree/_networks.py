@@ -26,7 +26,7 @@ from ._curve import AbstractOperation, Curve
 from ._kinds import Kinds, where_layers
 from ._laws import Atoms, Law
 from ._meanfield import forward, in_range, MeanField
-from ._misc import check, common_dtype, is_concrete, Reals
+from ._misc import asarray, check, common_dtype, is_concrete, Reals
 from ._operations import ChangeSide, Factor, LawFactor, point_masses, Shift
 from ._show import counted, name_of, number, runs, Shown, Table
 from ._weights import AbstractWeights, as_weights, BY_NAME as WEIGHTS, Orthogonal, weight_factor
@@ -362,7 +362,7 @@ def floats(name: str, value: Reals, dtype: DTypeLike) -> Array:
     try:
         if jnp.issubdtype(getattr(value, "dtype", dtype), jnp.complexfloating):
             raise TypeError
-        return jnp.asarray(value, dtype)
+        return asarray(value, dtype)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"`{name}` must be numbers, got {value!r}.") from error
 

@@ -9,7 +9,7 @@ from ._curve import Curve, reader
 from ._edges import edges
 from ._implicit import implicit_root, with_slope
 from ._laws import Atoms
-from ._misc import exponential, is_concrete, log_max, magnitude, reciprocal
+from ._misc import at_once, exponential, is_concrete, log_max, magnitude, reciprocal
 from ._reading import cdf_of, num_padded, off_atoms, on_axis, read_potential, Reading
 from ._solver import differentiable, find_atoms, find_roots, Guess, Roots
 
@@ -36,6 +36,7 @@ class _Levels(eqx.Module):
     atom: Int[Array, " lanes"]
 
 
+@at_once
 def quantile(curve: Curve, p: Array) -> Array:
     """Newton's method on the cdf in log x, kept in a bracket that a table of the cdf between the edges gives it."""
     ends, atoms = edges(curve), find_atoms(curve)

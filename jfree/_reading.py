@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Complex, Float, Int
 from ._certificate import as_results, RESULTS
 from ._curve import Curve, reader
 from ._laws import Atoms
-from ._misc import is_concrete, log_max, reciprocal
+from ._misc import at_once, is_concrete, log_max, reciprocal
 from ._moments import mean_log
 from ._solver import differentiable, find_atoms, find_roots, Roots
 
@@ -58,7 +58,7 @@ def over_lanes(idle: float) -> Callable[[Callable[[Any, Array], Any]], Callable[
             padded = np.pad(np.asarray(x).ravel(), (padding, 0), constant_values=idle) if padding else x.ravel()
             return _unpadded(method(curve, jnp.asarray(padded)), x.shape)
 
-        return wrapped
+        return at_once(wrapped)
 
     return over
 

@@ -17,7 +17,7 @@ from ._curve import Curve
 from ._follow import Lanes, walk
 from ._implicit import implicit_root
 from ._laws import Atoms
-from ._misc import exponential, is_concrete, log_max, log_upper, logarithm, magnitude, reciprocal
+from ._misc import at_once, exponential, is_concrete, log_max, log_upper, logarithm, magnitude, reciprocal
 
 # Lanes that are worked on at once. On a CPU a tile waits for its slowest lane, and fits into a cache; fewer lanes would
 # not pay for the calls of compiled pieces. An accelerator wants all lanes at once.
@@ -217,6 +217,7 @@ def solve(curve: Curve, z: Complex[Array, " lanes"], guess: Guess | None = None,
     return eqx.tree_at(lambda roots: roots.omega, roots, omega)
 
 
+@at_once
 @jax.jit
 def find_atoms(curve: Curve) -> Atoms:
     return curve.atoms()

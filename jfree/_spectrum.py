@@ -13,6 +13,7 @@ from . import _reading as reading
 from ._curve import Curve
 from ._edges import edges, support
 from ._misc import (
+    asarray,
     check,
     complex_dtype,
     inexact_asarray,
@@ -214,7 +215,7 @@ class Spectrum(Shown):
         return check(floats("x", x, self._dtype), is_finite, "`x` must be finite.")
 
     def _complex(self, z: ArrayLike | Sequence[complex], allowed: Callable[[Any], Any], message: str) -> Array:
-        return check(jnp.asarray(z, complex_dtype(self._dtype)), allowed, message)
+        return check(asarray(z, complex_dtype(self._dtype)), allowed, message)
 
 
 def jacobian_spectrum(net: AbstractNetwork, side: Literal["input", "output"] = "input") -> Spectrum:
