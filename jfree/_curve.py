@@ -17,7 +17,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, ArrayLike, Bool, Complex, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Complex, Float
 
 from ._laws import Atoms
 from ._misc import is_concrete, log_lower, reciprocal, scaled
@@ -265,16 +265,17 @@ class Curve(eqx.Module):
     with `z`, is negative exactly when `z` is, and is proportional to `z` at infinity. `cumulants` are those of the
     whole, found once.
 
-    The layers from `depth` on are neutral, if there is one: few numbers of layers are compiled, and only those that
-    count are run. A loop of so many steps has no derivatives in reverse mode; the `whole` curve has.
+    The layers from `depth` on are neutral: few numbers of layers are compiled. They are left out, unless `run_all`:
+    a loop that ends where it is told to has no derivatives in reverse mode.
     """
 
     operations: tuple[AbstractOperation, ...]
     last: tuple[AbstractOperation, ...]
     rank: Float[Array, ""]
     cumulants: Cumulants
-    depth: Int[Array, ""] | None
+    depth: Float[Array, ""]
     num_atoms: int = eqx.field(static=True)
+    run_all: bool = eqx.field(static=True)
 
     def __init__(
         self,
@@ -282,13 +283,19 @@ class Curve(eqx.Module):
         last: tuple[AbstractOperation, ...],
         rank: Float[Array, ""],
         num_atoms: int,
-        depth: Int[Array, ""] | None = None,
+        depth: ArrayLike | None = None,
+        run_all: bool = False,
+        cumulants: Cumulants | None = None,
     ):
         self.operations, self.last, self.rank = operations, last, rank
-        self.num_atoms, self.depth = num_atoms, depth
-        zero = jnp.zeros_like(rank)
+        self.num_atoms, self.run_all = num_atoms, run_all or depth is None
+        self.depth = jnp.asarray(self.num_layers if depth is None else depth, rank.dtype)
+        self.cumulants = self._cumulants() if cumulants is None else cumulants
+
+    def _cumulants(self) -> Cumulants:
+        zero = jnp.zeros_like(self.rank)
         identity = Cumulants(zero, zero, zero, zero - jnp.inf)
-        self.cumulants = self._propagated(lambda operation, c: operation.cumulants(c), identity)
+        return self._propagated(lambda operation, c: operation.cumulants(c), identity)
 
     def _propagated(self, apply: Callable[[AbstractOperation, Any], Any], state: Any) -> Any:
         def layer(state: Any, operations: tuple[AbstractOperation, ...]) -> tuple[Any, None]:
@@ -303,7 +310,7 @@ class Curve(eqx.Module):
 
     def _over_layers(self, layer: Callable[[Any, Any], tuple[Any, Any]], state: Any, xs: Any, found: Any) -> Any:
         """`jax.lax.scan` over the layers that count; `found` stands for what is not found by any."""
-        if self.depth is None:
+        if self.run_all:
             return jax.lax.scan(layer, state, xs)
 
         def one(k: Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
@@ -313,7 +320,7 @@ class Curve(eqx.Module):
             put = lambda x, y: jax.lax.dynamic_update_index_in_dim(x, y, k, 0)  # noqa: E731
             return state, jax.tree.map(put, found, new)
 
-        return jax.lax.fori_loop(0, self.depth, one, (state, found))
+        return jax.lax.fori_loop(0, self.depth.astype(int), one, (state, found))
 
     @property
     def num_layers(self) -> int:
@@ -321,14 +328,13 @@ class Curve(eqx.Module):
         return jax.tree.leaves(self.operations)[0].shape[0]
 
     @property
-    def num_roundings(self) -> Float[Array, ""] | float:
+    def num_roundings(self) -> Float[Array, ""]:
         """By how much more than its own a number is rounded on the way through the layers."""
-        depth = self.num_layers if self.depth is None else self.depth.astype(self.rank.dtype)
-        return 1 + depth / 16
+        return 1 + self.depth / 16
 
     def whole(self) -> "Curve":
-        """The same curve, whose layers all count: differentiable in reverse mode."""
-        return self if self.depth is None else eqx.tree_at(lambda curve: curve.depth, self, None)
+        """The same curve, all of whose layers are run: differentiable in reverse mode."""
+        return Curve(self.operations, self.last, self.rank, self.num_atoms, self.depth, True, self.cumulants)
 
     def resized(self, num_layers: int, num_atoms: int) -> "Curve":
         """The same spectrum over so many layers, neutral ones at the end, with room for so many atoms."""
@@ -338,7 +344,7 @@ class Curve(eqx.Module):
             return jnp.concatenate([x[:num_layers], jnp.broadcast_to(neutral[:1], (missing, *x.shape[1:]))])
 
         operations = tuple(jax.tree.map(resize, operation, operation.neutral()) for operation in self.operations)
-        return Curve(operations, self.last, self.rank, num_atoms)
+        return Curve(operations, self.last, self.rank, num_atoms, self.depth, True)
 
     @property
     def num_unknowns(self) -> int:

@@ -185,7 +185,7 @@ def walk(curve: Curve, z: Complex[Array, " lanes"], lanes: Lanes, search: Bool[A
             lanes=Lanes(
                 omega=at_start(first, lanes.omega),
                 unknowns=at_start(0, lanes.unknowns),
-                slope=lanes.slope,
+                slope=at_start(1, lanes.slope),
                 tangents=at_start(0, lanes.tangents),
                 code=lanes.code,
                 num_steps=lanes.num_steps,

@@ -158,11 +158,11 @@ def _read_log_moments(curve: Curve, z: Array, omega: Array, unknowns: Array, fou
         # Derivatives divide by fourth powers; of NaN it is no more than false.
         far = jnp.abs(unknowns.real) > jnp.finfo(dtype).tiny ** 0.2
         found = jnp.all(far | (unknowns == 0), axis=(0, 1))  # those of neutral layers are not asked for
+        s = jnp.log(-omega.real)
+        density = jax.nn.sigmoid(s) * jax.nn.sigmoid(-s)
         middle = omega.size // 2
         omega, unknowns = (jnp.where(found, x, x[..., middle, None]) for x in (omega, unknowns))
         log_y = curve.potential(omega, unknowns)[2].real
-        s = jnp.log(-omega.real)
-        density = jax.nn.sigmoid(s) * jax.nn.sigmoid(-s)
 
     lost = jnp.sum(jnp.where(found, 0, density)) / jnp.sum(density)
     density = jnp.where(found, density, 0)

@@ -233,7 +233,8 @@ class MLPLayers(AbstractNetwork):
             ChangeSide(jnp.where(weighted, ratio, 1)),
             Shift(jnp.where(weighted, amount, jnp.where(layer == first, amount / 2, 0))),
         )
-        num_atoms = max(slope_atoms(self.activations), min(self.sigma_w.size + 1, _MAX_ATOMS))
+        rows = self.sigma_w.size - (self.depth is not None)
+        num_atoms = max(slope_atoms(self.activations), min(num_padded_layers(rows), _MAX_ATOMS))
         return Curve(operations, (), jnp.ones_like(ratio[0]), num_atoms, self._fisher_depth)
 
     @property
@@ -278,7 +279,7 @@ def curve_of(
     last: tuple[AbstractOperation, ...],
     input_per_output: Array,
     num_atoms: int,
-    depth: Int[Array, ""] | None = None,
+    depth: ArrayLike | None = None,
 ) -> Curve:
     """A curve whose parameter starts at the rank that its last operation leaves, so that `omega = 0` at `z = 0`."""
     last = tuple(jax.tree.map(lambda x: x[0], operation) for operation in last)

@@ -196,9 +196,8 @@ class Spectrum(Shown):
     def _table(self):
         if self.curve.rank.ndim:
             return None
-        depth = self.curve.depth
         numbers = f"mean {number(self.mean())}, standard deviation {number(jnp.sqrt(self.variance()))}"
-        layers = counted(self.curve.num_layers if depth is None else int(depth), "layer")
+        layers = counted(int(self.curve.depth), "layer")
         return Table(f"Spectrum, {layers}, {self._dtype}: {numbers}")
 
     def _repr_png_(self) -> bytes | None:

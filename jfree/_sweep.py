@@ -66,11 +66,11 @@ def _padded(nets: Sequence[AbstractNetwork] | Sequence[Spectrum]) -> list[Any]:
 
 
 def _depth(curve: Curve) -> int:
-    return curve.num_layers if curve.depth is None else int(np.max(np.asarray(curve.depth)))
+    return curve.num_layers if curve.run_all else int(curve.depth)
 
 
 def _resized(curve: Curve, depth: int, num_atoms: int) -> Curve:
-    fits = curve.depth is None and (depth, num_atoms) == (curve.num_layers, curve.num_atoms)
+    fits = curve.run_all and (depth, num_atoms) == (curve.num_layers, curve.num_atoms)
     return curve if fits else _resize(curve, depth, num_atoms)
 
 
