@@ -29,7 +29,9 @@ def at_once(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def wrapped(*args: Any) -> Any:
-        if not all(map(is_concrete, jax.tree.leaves(args))):
+        known = [x for x in jax.tree.leaves(args) if eqx.is_array(x)]
+        staged = not is_concrete(jax.lax.stop_gradient(known[0]))
+        if not staged or not all(map(is_concrete, known)):
             return method(*args)
         with jax.ensure_compile_time_eval():
             return method(*args)

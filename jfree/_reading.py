@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Complex, Float, Int
 
 from ._certificate import as_results, RESULTS
-from ._curve import Curve, reader
+from ._curve import Curve, lane_reader
 from ._laws import Atoms
 from ._misc import at_once, is_concrete, log_max, reciprocal
 from ._moments import mean_log
@@ -76,14 +76,14 @@ class Reading(eqx.Module):
     certified: Bool[Array, " lanes"]
 
 
-@reader
+@lane_reader
 def read_potential(curve: Curve, z: Array, roots: Roots) -> Reading:
     omega = differentiable(curve, z, roots.omega, roots.unknowns, roots.certified)
     point, phi, _ = curve.potential(omega, roots.unknowns)
     return Reading(one=point.one_plus(1), slope=point.dz, phi=phi, certified=roots.certified)
 
 
-@reader
+@lane_reader
 def _read_values(curve: Curve, z: Array, roots: Roots) -> tuple[Array, Array]:
     """`m` and `G`, NaN where they are not certified."""
     omega = differentiable(curve, z, roots.omega, roots.unknowns, roots.certified)

@@ -21,7 +21,7 @@ from ._misc import at_once, exponential, is_concrete, log_max, log_upper, logari
 
 # Lanes that are worked on at once. On a CPU a tile waits for its slowest lane, and fits into a cache; fewer lanes would
 # not pay for the calls of compiled pieces. An accelerator wants all lanes at once.
-_TILE, _WIDE_TILE = 64, 65536
+_TILE, _WIDE_TILE = 32, 65536
 # Of no more lanes than this, a few at a time: they are batched by what is around them, or soon done.
 _FEW, _SMALL_TILE = 256, 16
 # Of more lanes than this so many are solved first, evenly, and the others start from between them.
