@@ -44,7 +44,7 @@ def quantile(curve: Curve, p: Array) -> Array:
     num_lanes = max(p.size, _NUM_PLACES + atoms.size)
     concrete = all(map(is_concrete, jax.tree.leaves((frozen, level))))
     num_lanes = num_padded(num_lanes) if concrete else num_lanes
-    level = jnp.pad(level, (0, num_lanes - level.size), constant_values=1)
+    level = jnp.pad(level, (num_lanes - level.size, 0), constant_values=1)  # lanes without a level come first
     places, levels = _table(frozen, *now, num_lanes)
 
     def unfinished(levels: _Levels) -> Array:
@@ -85,11 +85,11 @@ def _table(curve: Curve, ends: tuple[Array, Array], atoms: Atoms, num_lanes: int
     unknowns = jnp.zeros((curve.num_layers, curve.num_unknowns, num_lanes), omega.dtype)
     return places, _Levels(
         rounds=jnp.asarray(0),
-        log_x=jnp.pad(log_x, (0, size)),
+        log_x=jnp.pad(log_x, (size, 0)),
         guess=(omega, unknowns),
         low=zero,
         high=zero,
-        done=jnp.arange(num_lanes) >= log_x.size,
+        done=jnp.arange(num_lanes) < size,
         error=zero,
         atom=jnp.full(num_lanes, -1),
     )
@@ -117,14 +117,14 @@ def _from_table(
     curve: Curve, atoms: Atoms, places: Array, p: Array, levels: _Levels, roots: Roots, reading: Reading
 ) -> _Levels:
     heights = cdf_of(curve, atoms, jnp.exp(levels.log_x), reading)
-    at_atoms = heights[_NUM_PLACES : _NUM_PLACES + atoms.size]
-    heights = heights[:_NUM_PLACES]
+    first = p.size - _NUM_PLACES - atoms.size
+    heights, at_atoms = heights[first : p.size - atoms.size], heights[p.size - atoms.size :]
     heights = jax.lax.cummax(jnp.where(jnp.isfinite(heights), heights, 0))
     index = jnp.searchsorted(heights, p, method="compare_all")
     heights = jnp.concatenate([atoms.zero[None], heights, jnp.ones(1, p.dtype)])
     low, high = places[index], places[index + 1]
     share = (p - heights[index]) / jnp.maximum(heights[index + 1] - heights[index], jnp.finfo(p.dtype).tiny)
-    nearest = jnp.clip(index - (share < 0.5), 0, _NUM_PLACES - 1)
+    nearest = first + jnp.clip(index - (share < 0.5), 0, _NUM_PLACES - 1)
     found = roots.certified[nearest]
     jumps = _on_atoms(atoms, at_atoms, p)
     on_atom = jnp.any(jumps, axis=-1)
@@ -183,7 +183,7 @@ def _corrected(curve: Curve, p: Array, levels: _Levels, roots: Roots, reading: R
 def _read_quantiles(curve: Curve, ends: tuple[Array, Array], atoms: Atoms, p: Array, levels: _Levels) -> Array:
     lower, upper = ends
     found = levels.log_x, levels.guess, levels.error, levels.atom
-    log_x, guess, error, atom = jax.lax.stop_gradient(jax.tree.map(lambda x: x[..., : p.size], found))
+    log_x, guess, error, atom = jax.lax.stop_gradient(jax.tree.map(lambda x: x[..., x.shape[-1] - p.size :], found))
     now, level = jax.lax.stop_gradient((atoms, p.ravel()))
     on_atom = atom >= 0
     # On an atom the cdf jumps past p, and below the table's end, out of the range of floats, it cannot reach p.
