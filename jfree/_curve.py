@@ -10,6 +10,7 @@ next to `m` stands `n = m + rank`, so that `1 + b m` keeps its relative accuracy
 
 import abc
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -20,7 +21,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Bool, Complex, Float
 
 from ._laws import Atoms
-from ._misc import is_concrete, log_lower, reciprocal, scaled
+from ._misc import are_concrete, log_lower, reciprocal, scaled
 
 
 class Point(eqx.Module):
@@ -517,7 +518,7 @@ def reader(read: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(read)
     def door(curve: Curve, *args: Any) -> Any:
-        return compiled(curve if _are_concrete(curve, args) else curve.whole(), *args)
+        return compiled(curve if are_concrete(curve, args) else curve.whole(), *args)
 
     return door
 
@@ -526,9 +527,9 @@ def reader(read: Callable[..., Any]) -> Callable[..., Any]:
 _READ_TILE = 64
 
 
-def lane_reader(read: Callable[..., Any]) -> Callable[..., Any]:
+def lane_reader(read: Callable[..., Any], idle: float = math.nan) -> Callable[..., Any]:
     """`reader` of one value per lane, `read(curve, z, ...)`. Where nothing is traced, tiles of lanes with `z = 0` are
-    passed over, and are NaN, or false.
+    passed over, and are `idle`, or false.
     """
 
     def of_tile(curve: Curve, first: Array, args: Any, found: Any) -> Any:
@@ -541,18 +542,14 @@ def lane_reader(read: Callable[..., Any]) -> Callable[..., Any]:
         if not in_tiles:
             return read(curve, *args)
         shapes = jax.eval_shape(read, curve, *args)
-        nothing = jax.tree.map(lambda x: jnp.full(x.shape, False if x.dtype == bool else jnp.nan, x.dtype), shapes)
+        nothing = jax.tree.map(lambda x: jnp.full(x.shape, False if x.dtype == bool else idle, x.dtype), shapes)
         num_tiles = args[0].size // _READ_TILE
         return jax.lax.fori_loop(0, num_tiles, lambda k, found: of_tile(curve, k * _READ_TILE, args, found), nothing)
 
     @functools.wraps(read)
     def door(curve: Curve, *args: Any) -> Any:
-        if _are_concrete(curve, args):
+        if are_concrete(curve, args):
             return compiled(args[0].size % _READ_TILE == 0, curve, *args)
         return compiled(False, curve.whole(), *args)
 
     return door
-
-
-def _are_concrete(*trees: Any) -> bool:
-    return all(map(is_concrete, jax.tree.leaves(trees)))

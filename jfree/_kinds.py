@@ -22,9 +22,10 @@ class Kinds(eqx.Module, Generic[Member]):
 
     @staticmethod
     def of(layers: Sequence[Member]) -> "Kinds[Member]":
-        structures = [jax.tree.structure(layer) for layer in layers]
-        kinds = sorted(set(structures), key=str)
-        kind = np.asarray([kinds.index(mine) for mine in structures])
+        structure_of = {key: jax.tree.structure(layer) for key, layer in {id(layer): layer for layer in layers}.items()}
+        kinds = list(set(structure_of.values()))
+        kinds = sorted(kinds, key=str) if len(kinds) > 1 else kinds
+        kind = np.asarray([kinds.index(structure_of[id(layer)]) for layer in layers])
         return Kinds(tuple(_over_layers(layers, kind == k) for k in range(len(kinds))), kind)
 
     def after(self, first: Member) -> "Kinds[Member]":

@@ -24,6 +24,16 @@ def common_dtype(*values: ArrayLike | Sequence[Any]) -> jnp.dtype:
     return jnp.promote_types(jnp.result_type(*dtypes), jnp.float32) if dtypes else jnp.result_type(float)
 
 
+def are_concrete(*trees: Any) -> bool:
+    """Whether no array in them is traced."""
+    return all(map(is_concrete, jax.tree.leaves(trees)))
+
+
+def frozen(tree: Any) -> Any:
+    """Without derivatives; what is known is that already."""
+    return tree if are_concrete(tree) else jax.lax.stop_gradient(tree)
+
+
 def at_once(method: Callable[..., Any]) -> Callable[..., Any]:
     """Evaluates `method` of what is known when it is called, whatever is traced around it."""
 

@@ -175,17 +175,12 @@ class MLPLayers(AbstractNetwork):
     @staticmethod
     def of(net: MLP, missing: int = 0) -> "MLPLayers":
         """With so many neutral layers behind the last."""
-
-        def padded(x: Array, value: Array | float) -> Array:
-            return extended(x, value, missing)
-
-        sigma_w, sigma_b = net.scales
         return MLPLayers(
-            widths=padded(net.widths, net.widths[-1]),
+            widths=extended(net.widths, net.depth + 1, missing),
             activations=Kinds.of((*net.activations, *(Linear(),) * missing)),
             weights=Kinds.of((*net.weights, *(Orthogonal(),) * missing)),
-            sigma_w=padded(sigma_w, 1.0),
-            sigma_b=padded(sigma_b, 0.0),
+            sigma_w=extended(net.sigma_w, net.depth, missing, 1.0),
+            sigma_b=extended(net.sigma_b, net.depth, missing, 0.0),
             q0=net.q0,
             depth=np.asarray(net.depth) if missing else None,
             refine=4 if sum(isinstance(a, AbstractManySlopes) for a in net.activations) == 1 else 1,
@@ -247,19 +242,25 @@ class MLPLayers(AbstractNetwork):
         return self.depth + 1 - sum(last == k for k in ones)
 
 
-def extended(x: Array, value: Array | float, missing: int) -> Array:
-    """With so many rows more, on the host where they are known."""
+def extended(x: Array, number: int, missing: int, value: float | None = None) -> Array:
+    """`number` rows, of which one may stand for all, and as many as are missing, of a value or like the last; on the
+    host where they are known.
+    """
+    if not is_concrete(x):
+        return _extended(x, number, missing, value)
+    return _rows(np, np.asarray(x), number, missing, value)
+
+
+def _rows(numbers: Any, x: Any, number: int, missing: int, value: float | None) -> Any:
+    rows = x if x.ndim else numbers.broadcast_to(x, number)
     if not missing:
-        return x
-    if is_concrete(x):
-        rest = np.broadcast_to(np.asarray(value, x.dtype), (missing, *x.shape[1:]))
-        return np.concatenate([x, rest])
-    return _extended(x, value, missing)
+        return rows
+    shape = (missing, *rows.shape[1:])
+    rest = numbers.broadcast_to(rows[-1:], shape) if value is None else numbers.full(shape, value, rows.dtype)
+    return numbers.concatenate([rows, rest])
 
 
-@partial(jax.jit, static_argnums=2)
-def _extended(x: Array, value: Array | float, missing: int) -> Array:
-    return jnp.concatenate([x, jnp.broadcast_to(jnp.asarray(value, x.dtype), (missing, *x.shape[1:]))])
+_extended = jax.jit(partial(_rows, jnp), static_argnums=(1, 2, 3))
 
 
 def as_network(net: object) -> AbstractNetwork:

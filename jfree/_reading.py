@@ -6,6 +6,7 @@ that are asked for one after the other share both.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -83,8 +84,7 @@ def read_potential(curve: Curve, z: Array, roots: Roots) -> Reading:
     return Reading(one=point.one_plus(1), slope=point.dz, phi=phi, certified=roots.certified)
 
 
-@lane_reader
-def _read_values(curve: Curve, z: Array, roots: Roots) -> tuple[Array, Array]:
+def _values(curve: Curve, z: Array, roots: Roots) -> tuple[Array, Array]:
     """`m` and `G`, NaN where they are not certified."""
     omega = differentiable(curve, z, roots.omega, roots.unknowns, roots.certified)
     point = curve.point(omega, roots.unknowns)
@@ -92,6 +92,9 @@ def _read_values(curve: Curve, z: Array, roots: Roots) -> tuple[Array, Array]:
     G = point.one_plus(1) * reciprocal(jnp.where(roots.certified, z, 1) * scale) * scale
     nan = jnp.asarray(complex(np.nan, np.nan), z.dtype)
     return jnp.where(roots.certified, point.side * point.m, nan), jnp.where(roots.certified, G, nan)
+
+
+_read_values = lane_reader(_values)
 
 
 @over_lanes(idle=0.0)
@@ -116,8 +119,9 @@ def _density_points(curve: Curve, x: Array) -> Array:
     return on_axis(jnp.where(x == 0, near_zero, x))
 
 
-@jax.jit
-def _density_of(x: Array, G: Array) -> Array:
+@partial(lane_reader, idle=0.0)
+def _read_density(curve: Curve, z: Array, roots: Roots, x: Array) -> Array:
+    G = _values(curve, z, roots)[1]
     density = jnp.maximum(-G.imag, 0) / jnp.pi
     density = jnp.where((x == 0) & (density > 0), jnp.inf, density)
     return jnp.where(x < 0, 0, density)
@@ -126,7 +130,7 @@ def _density_of(x: Array, G: Array) -> Array:
 @over_lanes(idle=-1.0)
 def density(curve: Curve, x: Array) -> Array:
     z = _density_points(curve, x)
-    return _density_of(x, _read_values(curve, z, find_roots(curve, z))[1])
+    return _read_density(curve, z, find_roots(curve, z), x)
 
 
 @jax.jit

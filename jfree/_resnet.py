@@ -437,7 +437,7 @@ class _Blocks(AbstractNetwork):
         """With so many more blocks behind the last, like the last."""
         per_block = net.layers_per_block
         laws = (*net.weights, *net.weights[-1:] * missing)
-        sigma_w, sigma_b = (extended(x, x[-1], missing) for x in net.scales)
+        sigma_w, sigma_b = (extended(x, net.depth, missing) for x in net.scales)
         return _Blocks(
             activations=Kinds.of((*net.activations, *net.activations[-1:] * (missing * per_block))),
             weights=Kinds.of([law for law in laws for _ in range(per_block)]),

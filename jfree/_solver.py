@@ -4,7 +4,7 @@ Lanes are sorted by distance from 0 and worked on in tiles. The first tile has t
 the others start from between those, and follow paths only where that fails.
 """
 
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import equinox as eqx
@@ -17,7 +17,7 @@ from ._curve import Curve
 from ._follow import Lanes, walk
 from ._implicit import implicit_root
 from ._laws import Atoms
-from ._misc import at_once, exponential, is_concrete, log_max, log_upper, logarithm, magnitude, reciprocal
+from ._misc import at_once, exponential, frozen, is_concrete, log_max, log_upper, logarithm, magnitude, reciprocal
 
 # Lanes that are worked on at once. On a CPU a tile waits for its slowest lane, and fits into a cache; fewer lanes would
 # not pay for the calls of compiled pieces. An accelerator wants all lanes at once.
@@ -155,13 +155,19 @@ def find_roots(
     curve: Curve, z: Complex[Array, " lanes"], guess: Guess | None = None, search: Array | bool = True
 ) -> Roots:
     """The search behind `solve`, without derivatives, and so compiled once for whatever is made of the roots."""
-    curve, z, guess = jax.lax.stop_gradient((curve, z, guess))
+    curve, z, guess = frozen((curve, z, guess))
+    concrete = is_concrete(curve.rank) and is_concrete(z)
     if guess is None:
         unknowns = curve.num_layers, curve.num_unknowns, z.shape[0]
-        guess = jnp.zeros(z.shape, z.dtype), jnp.zeros(unknowns, z.dtype)
-    concrete = is_concrete(curve.rank) and is_concrete(z)
+        guess = _zeros(z.shape, z.dtype), _zeros(unknowns, z.dtype)
     platform = next(iter(curve.rank.devices())).platform if concrete else None
     return _find_roots(curve, z, guess, search, platform)
+
+
+@lru_cache(8)
+def _zeros(shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+    with jax.ensure_compile_time_eval():
+        return jnp.zeros(shape, dtype)
 
 
 @partial(jax.jit, static_argnums=4)

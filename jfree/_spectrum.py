@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, TYPE_CHECKING
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Complex, Float
@@ -13,9 +12,11 @@ from . import _reading as reading
 from ._curve import Curve
 from ._edges import edges, support
 from ._misc import (
+    are_concrete,
     asarray,
     check,
     complex_dtype,
+    frozen,
     inexact_asarray,
     integer,
     is_concrete,
@@ -247,8 +248,7 @@ def fisher_spectrum(net: AbstractNetwork) -> Spectrum:
 
 def _padded(net: AbstractNetwork) -> AbstractNetwork:
     """What is differentiated, but not traced by `jit` or `vmap`, too: the search for roots is the same program."""
-    concrete = all(map(is_concrete, jax.tree.leaves(jax.lax.stop_gradient(net))))
-    return as_network(net).padded() if concrete else as_network(net)
+    return as_network(net).padded() if are_concrete(frozen(net)) else as_network(net)
 
 
 @eqx.filter_jit
