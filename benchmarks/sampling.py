@@ -20,6 +20,7 @@ import tyro
 
 import jfree
 from jfree import empirical
+from jfree._kinds import Kinds
 from jfree._networks import curve_of, slope_atoms, slope_factors
 from jfree._operations import ChangeSide
 from jfree._weights import weight_factor
@@ -94,8 +95,10 @@ def growing(widths: tuple[int, ...], num_samples: int) -> list[Row]:
 def with_own_variances(net: jfree.MLP, q: jax.Array) -> jfree.Spectrum:
     """The Jacobian's limit if the preactivations had these variances."""
     ratio, (sigma_w, _) = net.widths[:-1] / net.widths[1:], net.scales
-    operations = weight_factor(net.weights, ratio, sigma_w), ChangeSide(ratio), *slope_factors(net.activations, q)
-    return jfree.Spectrum(curve_of(operations, (), jnp.ones_like(ratio[0]), max(2, slope_atoms(net.activations))))
+    kinds = Kinds.of(net.activations)
+    slopes = slope_factors(kinds, q, refine=1)
+    operations = weight_factor(Kinds.of(net.weights), ratio, sigma_w), ChangeSide(ratio), *slopes
+    return jfree.Spectrum(curve_of(operations, (), jnp.ones_like(ratio[0]), max(2, slope_atoms(kinds))))
 
 
 def one_sample(net: jfree.MLP, key: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:

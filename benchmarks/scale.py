@@ -148,7 +148,7 @@ _COSTS |= dict.fromkeys(("lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not",
 
 def least_operations(net: jfree.AbstractNetwork, x: Any) -> tuple[float, float]:
     """Of a density without unknowns: to certify every point from a guess next to it, and to read it."""
-    curve = jfree.jacobian_spectrum(net).curve
+    curve = jax.jit(jfree.jacobian_spectrum)(net).curve  # without neutral layers
     z, real = jax.ShapeDtypeStruct(x.shape, jnp.result_type(x.dtype, jnp.complex64)), jnp.zeros(x.shape, bool)
     unknowns = jnp.zeros((curve.num_layers, 0, *x.shape), z.dtype)
 

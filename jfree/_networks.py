@@ -169,7 +169,7 @@ class MLPLayers(AbstractNetwork):
     sigma_w: Float[Array, " layers"]
     sigma_b: Float[Array, " layers"]
     q0: Float[Array, ""]
-    depth: Int[Array, ""] | None
+    depth: Int[Array | np.ndarray, ""] | None
     refine: int = eqx.field(static=True)
 
     @staticmethod
@@ -233,7 +233,7 @@ class MLPLayers(AbstractNetwork):
         return Curve(operations, (), jnp.ones_like(ratio[0]), num_atoms, self._fisher_depth)
 
     @property
-    def _fisher_depth(self) -> Int[Array, ""] | None:
+    def _fisher_depth(self) -> ArrayLike | None:
         """The last slopes are a layer of their own, if they are not 1."""
         if self.depth is None:
             return None

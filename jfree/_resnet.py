@@ -428,7 +428,7 @@ class _Blocks(AbstractNetwork):
     sigma_b: Float[Array, "blocks layers"]
     q0: Float[Array, ""]
     mean0: Float[Array, ""]
-    depth: Int[Array, ""] | None
+    depth: Int[Array | np.ndarray, ""] | None
     alike: bool = eqx.field(static=True)
     refine: int = eqx.field(static=True)
 
