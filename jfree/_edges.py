@@ -11,10 +11,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Complex, Float, Int
 
 from ._certificate import rises, tolerated_roughness
-from ._curve import AbstractOperation, Curve, Point, reader, Signs, Step
+from ._curve import AbstractOperation, Curve, Point, Signs, Step
 from ._implicit import at_extremum, with_slope
 from ._laws import Atoms
 from ._misc import at_once, complex_dtype, magnitude
+from ._reader import reader
 from ._reading import cdf, solution
 from ._solver import find_atoms
 

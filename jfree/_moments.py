@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ._curve import AbstractOperation, Curve, Point, reader, Step
+from ._curve import AbstractOperation, Curve, Point, Step
 from ._laws import Atoms
 from ._misc import at_once, complex_dtype, exponential, logarithm, reciprocal
+from ._reader import reader
 from ._solver import differentiable, find_atoms, find_roots
 
 

@@ -5,11 +5,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ._curve import Curve, reader
+from ._curve import Curve
 from ._edges import edges
 from ._implicit import implicit_root, with_slope
 from ._laws import Atoms
 from ._misc import at_once, exponential, is_concrete, log_max, magnitude, reciprocal
+from ._reader import reader
 from ._reading import cdf_of, num_padded, off_atoms, on_axis, read_potential, Reading
 from ._solver import differentiable, find_atoms, find_roots, Guess, Roots
 

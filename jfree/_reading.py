@@ -16,10 +16,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Complex, Float, Int
 
 from ._certificate import as_results, RESULTS
-from ._curve import Curve, lane_reader
+from ._curve import Curve
 from ._laws import Atoms
 from ._misc import at_once, is_concrete, log_max, reciprocal
 from ._moments import mean_log
+from ._reader import lane_reader
 from ._solver import differentiable, find_atoms, find_roots, Roots
 
 
