@@ -202,9 +202,9 @@ class AbstractOperation(eqx.Module):
         return 0
 
     @property
-    def has_few_points(self) -> bool:
-        """Whether it has laws of few points only, which may lie far apart."""
-        return False
+    def num_points(self) -> int:
+        """Of a layer's law; 0 for explicit operations."""
+        return 0
 
     @property
     def reach(self) -> Float[Array, ""] | float:
@@ -349,6 +349,16 @@ class Curve(eqx.Module):
     def num_unknowns(self) -> int:
         """Unknowns of every layer."""
         return sum(operation.num_unknowns for operation in self.operations)
+
+    @property
+    def num_points(self) -> int:
+        """The most that a law has."""
+        return max(operation.num_points for operation in self.operations)
+
+    @property
+    def has_few_points(self) -> bool:
+        """Whether a law has few points only, which may lie far apart."""
+        return any(0 < operation.num_points <= 16 for operation in self.operations)
 
     @property
     def has_shifts(self) -> bool:

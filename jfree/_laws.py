@@ -135,18 +135,16 @@ class Law(eqx.Module):
 
     def transform(self, w: Complex[Array, " lanes"]) -> Transform:
         inverse = reciprocal(w - self.points[:, None])
-        terms = self.weighted[:, None] * inverse
-        g = jnp.sum(self.weights[:, None] * inverse, 0)
-        m = jnp.sum(terms, 0)
-        slope = jnp.sum(terms * inverse, 0)
         size = squared(inverse)
-        rough = jnp.sum(self.unresolved[:, None] * inverse, 0)
+        g, m, rough = _sums(jnp.stack([self.weights, self.weighted, self.unresolved]), inverse)
+        (slope,) = _sums(self.weighted[None], inverse * inverse)
+        (total,) = _sums(self.sizes[None], size)
         on_axis = w.imag == 0  # off the support M is real there, and the contour's error is not part of it
         return Transform(
             _real_where(on_axis, m),
             _real_where(on_axis, g),
             _real_where(on_axis, slope),
-            jnp.sum(self.sizes[:, None] * size, 0),
+            total,
             lax.rsqrt(jnp.max(size * (self.weights[:, None] != 0), 0)),
             squared(rough) / squared(m),
         )
@@ -159,6 +157,11 @@ class Law(eqx.Module):
         near = lax.complex(0.5 * jnp.log1p(y.real * (2 + y.real) + jnp.square(y.imag)), jnp.arctan2(y.imag, 1 + y.real))
         far = log_upper(w - self.points[:, None]) - log_upper(w)
         return jnp.sum(self.weights[:, None] * jnp.where(small, near, far), 0)
+
+
+def _sums(weights: Array, values: Array) -> Array:
+    """Over the points; GPUs are told not to round products of single precision to half of it."""
+    return jnp.matmul(weights, values.astype(jnp.result_type(weights, values)), precision=lax.Precision.HIGHEST)
 
 
 def _real_where(real: Array, z: Array) -> Array:

@@ -180,4 +180,4 @@ def _read_log_moments(curve: Curve, z: Array, omega: Array, unknowns: Array, fou
 
 def _num_nodes(curve: Curve) -> int:
     """A law of few points, far apart, makes log y jump as a function of log omega, which takes many nodes to see."""
-    return 1201 if any(operation.has_few_points for operation in curve.operations) else 121
+    return 1201 if curve.has_few_points else 121

@@ -304,14 +304,15 @@ def slope_factors(
 ) -> tuple[Factor | LawFactor, ...]:
     """The free factors `D_l^2`. Layers with two slopes are explicit; the others take their law's unknown.
 
-    In a network that has both, every layer has both factors, one of them a point mass at 1; in one that has only
-    activations of slope 1 there are none.
+    In a network that has both, every layer has both factors, one of them a point mass at 1. Activations of slope 1
+    have none.
     """
-    if all(isinstance(a, Linear | HardSine) for a in activations.members):
+    bent = [a for a in activations.members if not isinstance(a, Linear | HardSine)]
+    if not bent:
         return ()
     dtype, q = q.dtype, in_range(q)
     size = slope_atoms(activations)
-    laws = [_at_first(a) for a in activations.members if isinstance(a, AbstractManySlopes)]
+    laws = [_at_first(a) for a in bent if isinstance(a, AbstractManySlopes)]
 
     def two_slopes(activation: AbstractActivation, q: Array) -> Factor:
         if isinstance(activation, AbstractTwoSlopes):
@@ -322,9 +323,9 @@ def slope_factors(
         one = jnp.ones_like(q)
         return Factor(one, 0 * one, 0 * one, Atoms.identity(size, dtype))
 
-    explicit = activations.every(two_slopes)(q)
+    explicit = () if len(laws) == len(bent) else (activations.every(two_slopes)(q),)
     if not laws:
-        return (explicit,)
+        return explicit
     shapes = [jax.eval_shape(lambda q, a=a: a.slope_law(q, refine), jax.ShapeDtypeStruct((), dtype)) for a in laws]
     num_points = max(law.points.shape[-1] for law in shapes)
     kind = jnp.result_type(*(law.points.dtype for law in shapes))
@@ -335,7 +336,7 @@ def slope_factors(
         return Law.point_mass(dtype).resized(num_points, size, kind)
 
     law = jax.lax.map(lambda xs: activations.at(many_slopes)(*xs), (jnp.arange(q.size), q))
-    return explicit, LawFactor(law)
+    return *explicit, LawFactor(law)
 
 
 def positive(x: Array | np.ndarray) -> Array | np.ndarray:

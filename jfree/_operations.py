@@ -79,8 +79,8 @@ class LawFactor(AbstractOperation):
         return 1
 
     @property
-    def has_few_points(self):
-        return self.law.points.shape[-1] <= 16
+    def num_points(self):
+        return self.law.points.shape[-1]
 
     @property
     def reach(self):

@@ -93,8 +93,8 @@ class ResidualBlock(AbstractOperation):
     blurs_atoms = True
 
     @property
-    def has_few_points(self):
-        return any(operation.has_few_points for operation in self.branch.operations)
+    def num_points(self):
+        return self.branch.num_points
 
     @property
     def num_unknowns(self):

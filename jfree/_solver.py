@@ -22,8 +22,9 @@ from ._misc import at_once, exponential, frozen, is_concrete, log_max, log_upper
 # Lanes that are worked on at once. On a CPU a tile waits for its slowest lane, and fits into a cache; fewer lanes would
 # not pay for the calls of compiled pieces. An accelerator wants all lanes at once.
 _TILE, _WIDE_TILE = 32, 65536
-# Of no more lanes than this, a few at a time: they are batched by what is around them, or soon done.
-_FEW, _SMALL_TILE = 256, 16
+# Of no more lanes than this, a few at a time: they are batched by what is around them, or soon done. And so where sums
+# over laws have more points than this: calls are nothing to those.
+_FEW, _MANY_POINTS, _SMALL_TILE = 256, 256, 16
 # Of more lanes than this so many are solved first, evenly, and the others start from between them.
 _NODES = 4096
 
@@ -181,7 +182,8 @@ def _find_roots(curve: Curve, z: Array, guess: Guess, search: Array, platform: s
     lanes = eqx.tree_at(lambda lanes: (lanes.omega, lanes.unknowns), Lanes.unknown(curve, valid), guess)
     target, lanes = _take((target, lanes), order)
     work = curve, target, lanes, jnp.sum(~valid), search
-    narrow = partial(_work_through, tile=min(z.shape[0], _SMALL_TILE if z.shape[0] <= _FEW else _TILE))
+    few = z.shape[0] <= _FEW or curve.num_points > _MANY_POINTS
+    narrow = partial(_work_through, tile=min(z.shape[0], _SMALL_TILE if few else _TILE))
     wide = partial(_work_through, tile=min(z.shape[0], _WIDE_TILE))
     if platform is None:
         found = jax.lax.platform_dependent(*work, cpu=narrow, default=wide)
