@@ -7,7 +7,22 @@ from jaxtyping import Array, Float
 from ._curve import AbstractOperation, Cumulants, Point, Signs, Step
 from ._implicit import implicit_root
 from ._laws import Atoms, Law, Transform
-from ._misc import exponential, log_lower, log_one_plus, log_upper, logarithm, magnitude, reciprocal, scaled, squared
+from ._misc import (
+    exponential,
+    log_lower,
+    log_max,
+    log_one_plus,
+    log_upper,
+    logarithm,
+    magnitude,
+    reciprocal,
+    scaled,
+    squared,
+)
+
+# By how much Newton's method may change log w at once. On the axis M is monotone, and w may have far to go: a share of
+# the range of floats.
+_LONGEST, _LONGEST_PER_RANGE = 2, 22
 
 
 class Factor(AbstractOperation):
@@ -101,7 +116,7 @@ class LawFactor(AbstractOperation):
         step = change * stiffness
         step = jax.lax.stop_gradient(step)  # w has its derivatives already
         correction = magnitude(step)
-        limit = jnp.where(unknown.imag == 0, 8, 2)
+        limit = jnp.where(unknown.imag == 0, max(8, log_max(m.real.dtype) / _LONGEST_PER_RANGE), _LONGEST)
         w = w * exponential(step * jnp.minimum(1, limit / jnp.maximum(correction, limit / 2)))
         dw = _relative(dm, want) * stiffness
         slope = _relative(dm, m) - _relative(dm, one) + dw
