@@ -15,7 +15,14 @@ from ._interop import (
     ResidualMLP as ResidualMLP,
     to_equinox as to_equinox,
 )
-from ._meanfield import critical_sigma_w as critical_sigma_w, fixed_point as fixed_point, MeanField as MeanField
+from ._meanfield import (
+    critical_points as critical_points,
+    critical_sigma_w as critical_sigma_w,
+    fixed_point as fixed_point,
+    fixed_points as fixed_points,
+    FixedPoints as FixedPoints,
+    MeanField as MeanField,
+)
 from ._measured import from_weights as from_weights
 from ._networks import AbstractNetwork as AbstractNetwork, MLP as MLP, propagate as propagate
 from ._resnet import ResNet as ResNet

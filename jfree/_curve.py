@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Bool, Complex, Float
 
 from ._laws import Atoms
-from ._misc import log_lower, reciprocal, scaled
+from ._misc import log_lower, reciprocal, scaled, x_log_x
 
 
 class Point(eqx.Module):
@@ -236,6 +236,14 @@ class AbstractOperation(eqx.Module):
     @abc.abstractmethod
     def atoms(self, atoms: Atoms) -> Atoms:
         """Maps the atoms of the measure."""
+
+    def beyond(self, rank: Float[Array, ""]) -> Float[Array, ""]:
+        """Maps the share of what is not at zero."""
+        return rank
+
+    def log_volume(self, rank: Float[Array, ""]) -> Float[Array, ""]:
+        """What it adds to `-int_0^rank log S(-u) du` of a measure; with shifts there is no such sum."""
+        raise NotImplementedError
 
     @abc.abstractmethod
     def neutral(self) -> "AbstractOperation":
@@ -513,6 +521,33 @@ class Curve(eqx.Module):
         """`Phi` and `log z` at the last point."""
         phi = point.side * psi + (1 - point.side) * log_z
         return phi + point.log_scale, log_z + point.log_scale
+
+    def mean_log(self) -> Float[Array, ""]:
+        """The mean of `log t` over `t > 0`; with shifts it is not known here."""
+        mean, rank = self.log_volume(self.rank)
+        return mean - (x_log_x(rank) + x_log_x(1 - rank)) / rank
+
+    def log_volume(self, rank: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """The mean of `-log S(-u)` for `u` up to a rank, as counted at the start, and that rank at the end.
+
+        It is a sum over the operations (Haagerup and Moeller, Theorem 2.2).
+        """
+
+        def layer(rank: Array, operations: tuple[AbstractOperation, ...]) -> tuple[Array, tuple[Array, ...]]:
+            ranks = []
+            for operation in operations:
+                ranks.append(rank)
+                rank = operation.beyond(rank)
+            return rank, tuple(ranks)
+
+        def mean(operation: AbstractOperation, rank: Array) -> Array:
+            return operation.log_volume(rank) / rank
+
+        rank, ranks = jax.lax.scan(layer, rank, self.operations)
+        total = sum(jnp.sum(jax.vmap(mean)(*one)) for one in zip(self.operations, ranks, strict=True))
+        for operation in self.last:
+            total, rank = total + mean(operation, rank), operation.beyond(rank)
+        return jnp.asarray(total), rank
 
     def atoms(self) -> Atoms:
         """Atoms by propagation: zero first, then at most `num_atoms` others."""

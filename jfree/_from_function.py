@@ -1,11 +1,13 @@
 """Any function as an activation."""
 
+import functools
 import math
 from collections.abc import Callable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from ._activations import AbstractManySlopes
@@ -13,9 +15,19 @@ from ._laws import Atoms, Law
 from ._misc import integer
 from ._quadrature import gaussian_density, panel_nodes
 
+# How far zeros of the derivative are looked for, and at how many points: an odd number, 0 among them.
+_FARTHEST, _NUM_SEEN = 30.0, 6001
+# How many zeros make panels of their own.
+_MOST_ZEROS = 32
+# Nodes of a panel, at least.
+_FEWEST = 48
+
 
 class FromFunction(AbstractManySlopes):
     """Any scalar JAX function, smooth between `knots` (the kinks and jumps of its derivative).
+
+    Zeros of the derivative, where its logarithm is singular, are found where it changes sign, between -30 and 30: the
+    32 nearest to 0.
 
     Between knots where the derivative is constant, the law of its square is an atom; elsewhere it is a quadrature on
     the real line, `num_nodes` nodes on either side of 0, and points of a spectrum nearer to its support than that
@@ -34,6 +46,7 @@ class FromFunction(AbstractManySlopes):
 
     fn: Callable[[Array], Array] = eqx.field(static=True)
     knots: tuple[float, ...] = eqx.field(static=True)
+    zeros: tuple[float, ...] = eqx.field(static=True, repr=False)
     num_nodes: int = eqx.field(static=True)
 
     def __init__(self, fn: Callable[[Array], Array], knots: tuple[float, ...] = (), num_nodes: int = 320):
@@ -53,6 +66,7 @@ class FromFunction(AbstractManySlopes):
         if integer("num_nodes", num_nodes) < 8:
             raise ValueError(f"`num_nodes` must be 8 at least, got {num_nodes}.")
         self.num_nodes = num_nodes
+        self.zeros = _zeros(fn, self.knots)
 
     def __call__(self, x: Array) -> Array:
         return jnp.vectorize(self.fn)(x)
@@ -62,8 +76,9 @@ class FromFunction(AbstractManySlopes):
 
     def _panels(self, q: Array, refine: int = 1) -> tuple[Array, Array, Array]:
         # A knot at 0 in any case: half of all activations have their structure there.
-        knots = tuple(sorted({*self.knots, 0.0}))
-        nodes, weights, coarse = panel_nodes(q, knots, refine * self.num_nodes // 2)
+        ends = tuple(sorted({*self.knots, *self.zeros, 0.0}))
+        num_nodes = max(_FEWEST, self.num_nodes // (1 + len(self.zeros) // 2) // 2)
+        nodes, weights, coarse = panel_nodes(q, ends, refine * num_nodes)
         density = gaussian_density(nodes, q)
         return nodes, weights * density, coarse * density
 
@@ -102,3 +117,26 @@ class FromFunction(AbstractManySlopes):
         )
         coarse = jnp.where(flat[:, None], weights, coarse)
         return Law.from_points(points.ravel(), weights.ravel(), coarse.ravel(), atoms.merged())
+
+
+@functools.lru_cache(256)
+def _zeros(fn: Callable[[Array], Array], knots: tuple[float, ...]) -> tuple[float, ...]:
+    """Where the derivative changes sign, but for knots."""
+
+    def slope(x: np.ndarray) -> np.ndarray:
+        with jax.ensure_compile_time_eval():
+            return np.asarray(jax.vmap(jax.grad(fn))(jnp.asarray(x, jnp.result_type(float))))
+
+    x = np.linspace(-_FARTHEST, _FARTHEST, _NUM_SEEN)
+    sign = np.sign(slope(x))
+    changes = np.flatnonzero(sign[1:] * sign[:-1] < 0)
+    low, high = x[changes], x[changes + 1]
+    for _ in range(52):
+        middle = 0.5 * (low + high)
+        same = np.sign(slope(middle)) == sign[changes]
+        low, high = np.where(same, middle, low), np.where(same, high, middle)
+    lonely = np.flatnonzero((sign[1:-1] == 0) & (sign[2:] != 0) & (sign[:-2] != 0)) + 1
+    zeros = np.concatenate([0.5 * (low + high), x[lonely]])
+    near = np.min(np.abs(zeros[:, None] - np.asarray([np.inf, *knots])), axis=1)
+    nearest = sorted(zeros[near > 1e-6].tolist(), key=abs)[:_MOST_ZEROS]
+    return tuple(sorted(nearest))

@@ -101,3 +101,15 @@ def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array
     root = root - value / jax.lax.stop_gradient(slope)
     (_, slope), (change, _) = along(root)
     return root, -change / slope
+
+
+def bisect(fn: Callable[[Array], Array], low: Array, high: Array) -> Array:
+    """The sign change of a scalar function that goes from negative to positive."""
+
+    def halve(_: Array, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bracket
+        middle = 0.5 * (low + high)
+        below = fn(middle) < 0
+        return jnp.where(below, middle, low), jnp.where(below, high, middle)
+
+    return jax.lax.fori_loop(0, 60, halve, (low, high))[0]

@@ -6,7 +6,10 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Complex, Float, Inexact
 
-from ._misc import log_upper, reciprocal, squared
+from ._misc import complex_dtype, log_lower, log_upper, reciprocal, squared
+
+# How much a mean logarithm may differ from that by half the nodes: it is off by a tenth of that, or less.
+_LOG_TOLERANCE = 1e-5
 
 
 class Atoms(eqx.Module):
@@ -148,6 +151,16 @@ class Law(eqx.Module):
             lax.rsqrt(jnp.max(size * (self.weights[:, None] != 0), 0)),
             squared(rough) / squared(m),
         )
+
+    def mean_log(self) -> Float[Array, ""]:
+        """`int_{t>0} log t law(dt)`, NaN where the quadrature does not resolve it."""
+        tiny = jnp.finfo(self.sizes.dtype).tiny
+        there = squared(self.points) > tiny
+        points = jnp.where(there, self.points, 1)
+        logs = log_lower(points.astype(complex_dtype(tiny.dtype)))
+        fine, missing = (jnp.sum(w * logs).real for w in (self.weights, self.unresolved / points))
+        tolerance = max(_LOG_TOLERANCE, 100 * float(jnp.finfo(tiny.dtype).eps))
+        return jnp.where(jnp.abs(missing) <= tolerance * (1 + jnp.abs(fine)), fine, jnp.nan)
 
     def log_transform(self, w: Complex[Array, " lanes"]) -> Complex[Array, " lanes"]:
         """`int log(1 - t/w) law(dt)`, continuous from infinity on the upper half plane, where it is small."""

@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Float
 from ._activations import AbstractActivation, as_activation, Linear
 from ._curve import AbstractOperation, Curve
 from ._laws import Atoms, Law
-from ._meanfield import MeanField
+from ._meanfield import COLUMNS, elasticities, MeanField
 from ._misc import check, common_dtype, is_finite
 from ._networks import AbstractNetwork, curve_of, floats, several
 from ._operations import ChangeSide, Factor, LawFactor
@@ -67,7 +67,7 @@ class MeasuredMLP(AbstractNetwork):
             return None
         rows = [(number(ratio), *row) for ratio, row in zip(self.ratio.tolist(), self.field.rows, strict=True)]
         title = f"MLP with given weights, {counted(len(rows), 'layer')}"
-        return Table(title, ("layer", "inputs per output", "q", "phi2", "chi"), runs(rows))
+        return Table(title, ("layer", "inputs per output", *COLUMNS), runs(rows))
 
     def fisher_curve(self) -> Curve:
         raise ValueError("`net` must be an `MLP`: the Fisher spectrum of a measured network is not available.")
@@ -119,10 +119,13 @@ def from_weights(
         x = activation(h)
         slopes.append(_not_all_zero("activations", jnp.square(activation.derivative(h))))
         variance = jnp.mean(jnp.square(weight)) * weight.shape[1]
-        moments.append((jnp.mean(jnp.square(h)), jnp.mean(jnp.square(x)), variance * jnp.mean(slopes[-1])))
+        q, passed_on = jnp.mean(jnp.square(h)), jnp.mean(x * activation.derivative(h) * h)
+        moments.append((q, jnp.mean(jnp.square(x)), variance * jnp.mean(slopes[-1]), variance, passed_on / q))
     eigenvalues = [_eigenvalues(_not_all_zero("weights", weight)) for weight in weights]
     sizes = jnp.asarray(widths, dtype)
-    field = MeanField(*(jnp.stack(moment) for moment in zip(*moments, strict=True)))
+    q, phi2, chi, variance, passed_on = (jnp.stack(moment) for moment in zip(*moments, strict=True))
+    chi_q = jnp.append(variance[1:], variance[-1:]) * passed_on
+    field = MeanField(q, phi2, chi, chi_q, elasticities(q, chi_q))
     return MeasuredMLP(sizes[:-1] / sizes[1:], _Spectra.of(eigenvalues), _Spectra.of(slopes), field)
 
 

@@ -130,6 +130,14 @@ def squared(z: Array) -> Array:
     return jnp.square(z.real) + jnp.square(z.imag)
 
 
+def x_log_x(x: Array) -> Array:
+    """`x log x` for `x >= 0`; a rounding counts as 0, and stays there."""
+    info = jnp.finfo(x.dtype)
+    there = x > 64 * info.eps
+    constant = jax.lax.stop_gradient(jnp.log(jnp.maximum(x, info.tiny)))
+    return jnp.maximum(x, 0) * jnp.where(there, jnp.log(jnp.where(there, x, 1)), constant)
+
+
 def magnitude(z: Array) -> Array:
     """`|z|`, without the overflow guards of `jnp.abs`."""
     return jnp.sqrt(squared(z))

@@ -81,25 +81,23 @@ _settled = jax.jit(lambda curve, omega: curve.settle(omega))
 
 @at_once
 def mean_log(curve: Curve) -> Float[Array, ""]:
-    """`Phi(z) - mu({0}) log z` as `z -> 0-`: logarithms of `z` cancel."""
+    """A sum over the layers; with shifts `Phi(z) - mu({0}) log z` as `z -> 0-`, where logarithms of `z` cancel."""
+    if not curve.has_shifts:
+        return _sum_of_logs(curve)
     frozen = jax.lax.stop_gradient(curve)
-    places = np.arange(1, 4)
-    if curve.has_shifts:
-        return _read_mean_log(curve, find_atoms(curve), *_below_shifts(frozen, _next_to_zero(frozen, places)))
-    omega = _next_to_zero(frozen, places)
-    return _read_mean_log(curve, find_atoms(curve), omega, omega, _settled(frozen, omega), omega.real < 0)
+    return _read_mean_log(curve, find_atoms(curve), *_below_shifts(frozen, _next_to_zero(frozen, np.arange(1, 4))))
+
+
+@reader
+def _sum_of_logs(curve: Curve) -> Array:
+    return curve.mean_log()
 
 
 @jax.jit
 def _next_to_zero(curve: Curve, places: Array) -> Array:
-    """With shifts some `z`, else `omega`, below 0: `log z` is the steeper, and its derivatives the less exact, the
-    closer `z` is to 0, and without shifts `omega` goes to 0 with `z`, and more slowly.
-    """
+    """Some `z` below 0: the closer they are, the steeper is `log z`, and the less exact are its derivatives."""
     eps = float(jnp.finfo(curve.rank.dtype).eps)
-    if curve.has_shifts:
-        near = eps ** (1 / 3) * jnp.exp(curve.cumulants.log_floor)
-    else:
-        near = jnp.where((curve.rank < 1) | (curve.num_unknowns == 0), eps**0.5, eps)
+    near = eps ** (1 / 3) * jnp.exp(curve.cumulants.log_floor)
     return (-near * places).astype(complex_dtype(curve.rank.dtype))
 
 
@@ -112,11 +110,10 @@ def _below_shifts(curve: Curve, z: Array) -> tuple[Array, Array, Array, Array]:
 @reader
 def _read_mean_log(curve: Curve, atoms: Atoms, z: Array, omega: Array, unknowns: Array, found: Array) -> Array:
     z, omega, unknowns, found = jax.lax.stop_gradient((z, omega, unknowns, found))
-    if curve.has_shifts:
-        omega = differentiable(curve, z, omega, unknowns, found)
+    omega = differentiable(curve, z, omega, unknowns, found)
     _, phi, log_z = curve.potential(omega, unknowns)
     value = (phi.real - atoms.zero * log_z.real) / (1 - atoms.zero)
-    # Analytic in z, or as far as all is explicit in omega: the linear and the quadratic term cancel.
+    # Analytic in z: the linear and the quadratic term cancel.
     at_zero = 3 * value[0] - 3 * value[1] + value[2]
     known = jnp.all(found) & (1 - atoms.zero > jnp.finfo(value.dtype).eps ** 0.5)
     return jnp.where(known, at_zero, jnp.nan)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ._curve import AbstractOperation, Cumulants, Point, Signs, Step
-from ._implicit import implicit_root
+from ._implicit import at_extremum, bisect, implicit_root, with_slope
 from ._laws import Atoms, Law, Transform
 from ._misc import (
     exponential,
@@ -18,6 +18,7 @@ from ._misc import (
     reciprocal,
     scaled,
     squared,
+    x_log_x,
 )
 
 # By how much Newton's method may change log w at once. On the axis M is monotone, and w may have far to go: a share of
@@ -62,6 +63,9 @@ class Factor(AbstractOperation):
     def atoms(self, atoms: Atoms) -> Atoms:
         return atoms.times(self.law_atoms)
 
+    def log_volume(self, rank: Array) -> Array:
+        return rank * jnp.log(self.mean) + _log_volume(self.b, rank) - _log_volume(self.a, rank)
+
     def neutral(self):
         return point_masses(jnp.ones_like(self.mean), self.law_atoms.size)
 
@@ -71,6 +75,12 @@ def point_masses(location: Float[Array, " layers"], num_atoms: int) -> Factor:
     zero = jnp.zeros_like(location)
     one_atom = Atoms(zero + 1, jnp.log(location)[:, None], jnp.ones_like(location)[:, None])
     return Factor(location, zero, zero, one_atom.resized(num_atoms))
+
+
+def _log_volume(a: Array, rank: Array) -> Array:
+    """`int_0^rank log(1 - a u) du`."""
+    safe = jnp.where(a == 0, 1, a)
+    return jnp.where(a == 0, 0, -(x_log_x(1 - a * rank) + a * rank) / safe)
 
 
 def _log_moebius(a: Array, point: Point) -> Array:
@@ -149,10 +159,36 @@ class LawFactor(AbstractOperation):
     def atoms(self, atoms: Atoms) -> Atoms:
         return atoms.times(self.law.atoms)
 
+    def log_volume(self, rank: Array) -> Array:
+        law, dtype = self.law, rank.dtype
+        far = 0.4 * log_max(dtype)
+        args = (law, rank)
+        frozen = jax.lax.stop_gradient(args)
+        log_w = bisect(lambda v: _missing(v, *frozen), -far + 0 * rank, far + 0 * rank)
+        whole = rank > (1 - 64 * jnp.finfo(dtype).eps) * law.atoms.rank
+        log_w = jnp.where(whole, 0, log_w)
+        inside = at_extremum(_volume_at, with_slope(_missing), log_w, args, ~whole)
+        volume = jnp.where(whole, law.mean_log(), inside)
+        return volume + rank * law.log_mean + x_log_x(rank) + x_log_x(1 - rank)
+
     def neutral(self):
         law = self.law
         one = Law.point_mass(law.log_mean.dtype).resized(law.points.shape[-1], law.atoms.size, law.points.dtype)
         return LawFactor(jax.tree.map(lambda x, like: jnp.broadcast_to(x, like.shape), one, law))
+
+
+def _missing(log_w: Array, law: Law, rank: Array) -> Array:
+    """By how much the rank exceeds `-M(w)`, `w < 0`."""
+    return rank + law.transform(_negative(log_w)).m.real[0]
+
+
+def _volume_at(log_w: Array, law: Law, rank: Array) -> Array:
+    """`int_0^rank log|w| du` where `w`, at its end, solves `-M(w) = rank`, and is least."""
+    return rank * log_w + law.log_transform(_negative(log_w)).real[0]
+
+
+def _negative(log_w: Array) -> Array:
+    return jax.lax.complex(-jnp.exp(log_w), jnp.zeros_like(log_w))[None]
 
 
 def _either(moments: Transform, w: Array, m: Array, one: Array) -> tuple[Array, Array]:
@@ -193,6 +229,13 @@ class ChangeSide(AbstractOperation):
 
     def atoms(self, atoms: Atoms) -> Atoms:
         return atoms.other_side(self.ratio)
+
+    def beyond(self, rank: Array) -> Array:
+        return self.ratio * rank
+
+    def log_volume(self, rank: Array) -> Array:
+        one = jnp.ones_like(rank)
+        return rank * jnp.log(self.ratio) + _log_volume(one, rank) - _log_volume(self.ratio, rank)
 
     def neutral(self):
         return ChangeSide(jnp.ones_like(self.ratio))

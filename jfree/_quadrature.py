@@ -74,7 +74,10 @@ def _table(clusters: Clusters) -> tuple[np.ndarray, np.ndarray]:
 def panel_nodes(
     variance: Float[Array, ""], knots: tuple[float, ...], num_nodes: int
 ) -> tuple[Float[Array, "panels nodes"], Float[Array, "panels nodes"], Float[Array, "panels nodes"]]:
-    """Gauss-Legendre on every panel between knots: nodes, weights, and the weights of a rule on every other node."""
+    """Gauss-Legendre on every panel between knots: nodes, weights, and the weights of a rule on every other node.
+
+    Nodes are drawn to both ends of a panel, where logarithms may be singular.
+    """
     variance = lax.stop_gradient(variance)
     dtype = variance.dtype
     reach = _REACH * jnp.sqrt(variance)
@@ -82,8 +85,10 @@ def panel_nodes(
     ends = jnp.concatenate([-reach[None], inner, reach[None]])
     x, w, coarse = (jnp.asarray(a, dtype) for a in _nested_gauss(num_nodes))
     middle, half = 0.5 * (ends[1:] + ends[:-1]), 0.5 * (ends[1:] - ends[:-1])
-    nodes = middle[:, None] + half[:, None] * x
-    return nodes, half[:, None] * w, half[:, None] * coarse
+    square = jnp.square(x)
+    drawn, pull = x * (15 - 10 * square + 3 * jnp.square(square)) / 8, 15 / 8 * jnp.square(1 - square)
+    nodes, scale = middle[:, None] + half[:, None] * drawn, half[:, None] * pull
+    return nodes, scale * w, scale * coarse
 
 
 def _nested_gauss(num_nodes: int):

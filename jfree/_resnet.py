@@ -19,10 +19,10 @@ from ._activations import (
     ReLU,
 )
 from ._curve import AbstractOperation, Cumulants, Curve, Point, Signs, Step
-from ._implicit import implicit_root
+from ._implicit import at_extremum, bisect, implicit_root, with_slope
 from ._kinds import Kinds
 from ._laws import Atoms
-from ._meanfield import first_moment, in_range, MeanField, second_moment
+from ._meanfield import elasticities, first_moment, in_range, MeanField, second_moment
 from ._misc import (
     check,
     common_dtype,
@@ -212,6 +212,25 @@ class ResidualBlock(AbstractOperation):
         spread = (2 * mean + y.spread * jnp.square(mean)) / jnp.square(1 + mean)
         return c.times(self.count * self._log_mean, self.count * spread)
 
+    def log_volume(self, rank: Array) -> Array:
+        """Of a product without mass at 0: that of `I + Y` is the most that `Y Y^T` has up to any rank, as its
+        eigenvalues are spread alike in all directions (Haagerup and Larsen, Theorem 4.4).
+        """
+        branch, whole = self.branch, self.branch.atoms().rank
+
+        def volume(share: Array, branch: Curve) -> Array:
+            return share * branch.log_volume(share)[0]
+
+        slope = with_slope(volume)
+        falling = with_slope(lambda share, branch: -slope(share, branch)[1])
+        frozen, end = jax.lax.stop_gradient((branch, whole))
+        share = bisect(lambda share: falling(share, frozen)[0], 0 * end, end)
+        nearly = 1 - 64 * jnp.finfo(rank.dtype).eps
+        none, all_of_it = share == 0, share > nearly * end
+        inside = at_extremum(volume, falling, jnp.where(none, end / 2, share), (branch,), ~(none | all_of_it))
+        most = jnp.where(none, 0, jnp.where(all_of_it, volume(whole, branch), inside))
+        return jnp.where(rank > nearly, self.count * most, jnp.nan)
+
     def atoms(self, atoms: Atoms) -> Atoms:
         missing = jnp.minimum(1, 2 * self.branch.atoms().rank)
         mass = jnp.maximum(0, 1 - self.count * missing)
@@ -306,6 +325,9 @@ class UniversalFactor(AbstractOperation):
 
     def atoms(self, atoms: Atoms) -> Atoms:
         return Atoms(atoms.rank, atoms.log_locations, jnp.zeros_like(atoms.masses))
+
+    def log_volume(self, rank: Array) -> Array:
+        return self.theta * rank * (1 - rank)
 
     def neutral(self):
         return UniversalFactor(jnp.zeros_like(self.theta))
@@ -465,13 +487,21 @@ class _Blocks(AbstractNetwork):
 
         def block(state: tuple[Array, Array], xs: tuple[Array, Array, Array]):
             square, mean = state
-            (phi2, shift), found = jax.lax.scan(layer, state, xs)
-            return (square + phi2 + 2 * mean * shift, mean + shift), found
+
+            def after(square: Array) -> tuple[Array, Any]:
+                (phi2, shift), found = jax.lax.scan(layer, (square, mean), xs)
+                return square + phi2 + 2 * mean * shift, (mean + shift, found)
+
+            new, passed_on, (mean, found) = jax.jvp(after, (square,), (jnp.ones_like(square),), has_aux=True)
+            return (new, mean), (*found, square, passed_on)
 
         sigma_w, sigma_b = self.sigma_w, self.sigma_b
         index = jnp.arange(sigma_w.size).reshape(sigma_w.shape)
         found = jax.lax.scan(block, (self.q0, self.mean0), (index, jnp.square(sigma_w), jnp.square(sigma_b)))[1]
-        return MeanField(*(x.ravel() for x in found))
+        q, phi2, chi, square, chi_q = found
+        per_block = sigma_w.shape[1]
+        stream = (jnp.repeat(x, per_block) for x in (chi_q, elasticities(square, chi_q)))
+        return MeanField(q.ravel(), phi2.ravel(), chi.ravel(), *stream)
 
     def jacobian_curve(self, side: str) -> Curve:
         """Both sides are alike: all widths are one."""

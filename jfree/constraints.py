@@ -12,9 +12,8 @@ import numpy as np
 from jaxtyping import Array
 
 from ._activations import AbstractActivation
-from ._implicit import implicit_root, with_slope
+from ._implicit import bisect, implicit_root, with_slope
 from ._kinds import Kinds
-from ._meanfield import bisect
 from ._networks import AbstractNetwork, MLP
 from ._resnet import ResNet
 
