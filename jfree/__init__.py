@@ -9,6 +9,7 @@ from . import (
 )
 from ._cache import keep_compiled as keep_compiled
 from ._certificate import RESULTS as RESULTS
+from ._finite_width import diagnose as diagnose, Diagnosis as Diagnosis, signal_spread as signal_spread
 from ._interop import (
     from_equinox as from_equinox,
     reinitialize as reinitialize,

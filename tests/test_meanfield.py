@@ -84,7 +84,7 @@ def test_quadrature_that_resolves_nothing_is_nan():
     q = jnp.asarray(3.0)
     assert np.isnan(F(lambda x: jnp.sin(20 * x)).second_moment(4 * q))
     assert np.isnan(F(jax.nn.hard_tanh).slope_moment(q))
-    assert np.isnan(F(jnp.tanh).slope_moment(1e6 * q))
+    assert np.isnan(F(lambda x: jnp.tanh(x - 3)).slope_moment(1e6 * q))
     assert np.isnan(jfree.jacobian_spectrum(jfree.MLP([1, 1, 1], F(jax.nn.relu6), sigma_w=3.0)).density(0.5))
     exact = jfree.activations.HardTanh()
     knots = F(jax.nn.hard_tanh, knots=(-1, 1))

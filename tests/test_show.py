@@ -43,14 +43,17 @@ def test_residual_networks():
 
 def test_mean_fields_and_measured_networks():
     lines = str(jfree.propagate(NET)).splitlines()
-    assert (lines[0], lines[1].split()) == ("Mean field, 4 layers", ["layer", "q", "phi2", "chi"])
+    assert (lines[0], lines[1].split()) == (
+        "Mean field, 4 layers",
+        ["layer", "q", "phi2", "chi", "chi_q", "elasticity"],
+    )
     assert len(lines) == 6
     layers = jfree.sample_weights(NET, jax.random.key(0))
     weights, biases = zip(*layers, strict=True)
     net = jfree.from_weights(weights, biases, NET.activations, jax.random.normal(jax.random.key(1), (64,)))
     lines = str(net).splitlines()
     assert lines[0] == "MLP with given weights, 4 layers"
-    assert lines[1].split() == ["layer", "inputs", "per", "output", "q", "phi2", "chi"]
+    assert lines[1].split() == ["layer", "inputs", "per", "output", "q", "phi2", "chi", "chi_q", "elasticity"]
     assert lines[2].split()[:2] == ["1", "0.25"]
 
 

@@ -86,6 +86,13 @@ class Data:
     source: str
     path: Path | None = None
 
+    def mean_squares(self) -> np.ndarray | None:
+        """Of single inputs: the quantiles at 5, 50 and 95%; none if there are no inputs."""
+        if self.x is None:
+            return None
+        squares = np.mean(np.square(self.x), axis=1)
+        return np.quantile(squares[squares > 0], (0.05, 0.5, 0.95))
+
     @property
     def num_inputs(self) -> int:
         return _NUM_INPUTS if self.x is None else self.x.shape[1]

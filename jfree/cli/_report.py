@@ -1,6 +1,7 @@
 """What the commands print and write."""
 
 import contextlib
+import dataclasses
 import itertools
 import math
 import os
@@ -13,6 +14,7 @@ import numpy as np
 if TYPE_CHECKING:
     from .._networks import MLP
     from .._spectrum import Spectrum
+    from ._network import Data
 
 POOLED = 200  # eigenvalues of sampled networks, at least
 _LEVELS = (0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
@@ -50,7 +52,7 @@ def summarize(net: "MLP", spectrum: "Spectrum") -> dict[str, Any]:
     mean_field = propagate(net)
     atoms = zip(*(np.asarray(a).tolist() for a in spectrum.atoms()), strict=True)
     return {
-        "mean_field": {"q": mean_field.q.tolist(), "chi": mean_field.chi.tolist()},
+        "mean_field": {name: np.asarray(getattr(mean_field, name)).tolist() for name in ("q", "chi", "chi_q")},
         "edges": [float(edge) for edge in spectrum.edges()],
         "condition_number": float(spectrum.condition_number()),
         "mass_at_zero": float(spectrum.mass_at_zero()),
@@ -60,6 +62,15 @@ def summarize(net: "MLP", spectrum: "Spectrum") -> dict[str, Any]:
         "mean_log": float(spectrum.mean_log()),
         "quantiles": dict(zip(map(str, _LEVELS), spectrum.quantile(np.asarray(_LEVELS)).tolist(), strict=True)),
     }
+
+
+def diagnosis(net: "MLP", data: "Data") -> dict[str, Any]:
+    """Numbers and words, for the data's own inputs."""
+    from .._finite_width import diagnose
+
+    found = diagnose(net, data.mean_squares())
+    numbers = {field.name: np.asarray(getattr(found, field.name)).tolist() for field in dataclasses.fields(found)}
+    return {**numbers, "trusted": bool(found.trusted), "words": found.words}
 
 
 def table(summary: dict[str, Any]) -> str:
@@ -84,7 +95,7 @@ def table(summary: dict[str, Any]) -> str:
         f"{label:<18}" + "".join(f"{v:>14}" if isinstance(v, str) else f"{v:>14.6g}" for v in values)
         for label, *values in rows
     )
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join([*(line.rstrip() for line in lines), "", *summary["diagnosis"]["words"]])
 
 
 def finite(value: Any) -> Any:

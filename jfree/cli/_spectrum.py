@@ -9,7 +9,7 @@ from typing import Annotated, Literal, TYPE_CHECKING
 import numpy as np
 
 from ._network import default, Network
-from ._report import check_figure, check_seed, complete, describe, finite, header, POOLED, summarize, table
+from ._report import check_figure, check_seed, complete, describe, diagnosis, finite, header, POOLED, summarize, table
 
 if TYPE_CHECKING:
     from .._networks import MLP
@@ -46,6 +46,7 @@ class SpectrumCommand:
             print(header(network), flush=True)
         spectrum = jacobian_spectrum(net, self.side)
         summary = {"network": network, "side": self.side, **summarize(net, spectrum)}
+        summary["diagnosis"] = diagnosis(net, data)
         if eigenvalues is not None:
             from ..empirical import ks_distance
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, IO, Literal, TYPE_CHECKING
 import numpy as np
 
 from ._network import Data, default, Network
-from ._report import check_figure, check_seed, check_writable, complete, describe, finite, header, POOLED
+from ._report import check_figure, check_seed, check_writable, complete, describe, diagnosis, finite, header, POOLED
 
 if TYPE_CHECKING:
     from .._networks import MLP
@@ -63,7 +63,8 @@ class TuneCommand:
         before = _Measured.of(net, self.seed)
         tuned, objective = self._tuned(net, show=not self.json)
         after = _Measured.of(tuned, self.seed)
-        say(_spectra_table(before, after, objective))
+        words = diagnosis(tuned, data)
+        say("\n".join([_spectra_table(before, after, objective), "", *words["words"]]))
         training = self._trained(net, tuned, data)
         if training:
             say(_training_table(training))
@@ -80,6 +81,7 @@ class TuneCommand:
                 "objective": objective,
                 "before": before.summary(),
                 "after": after.summary(),
+                "diagnosis": words,
                 "training": {name: t.summary() for name, t in training.items()},
             }
             print(jsonlib.dumps(finite(summary), allow_nan=False))
