@@ -22,6 +22,8 @@ from ._meanfield import (
     fixed_point as fixed_point,
     fixed_points as fixed_points,
     FixedPoints as FixedPoints,
+    Gain as Gain,
+    gain as gain,
     MeanField as MeanField,
 )
 from ._measured import from_weights as from_weights

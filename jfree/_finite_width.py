@@ -76,7 +76,8 @@ def _sized(net: AbstractNetwork, width: int | None) -> tuple[MLP, MeanField]:
         raise ValueError(f"`net` must be an MLP, got {type(net).__name__}.")
     if width is not None:
         widths = net.widths * (integer("width", width) / jnp.max(net.widths))
-        net = eqx.tree_at(lambda n: n.widths, net, widths)
+        sized: MLP = eqx.tree_at(lambda n: n.widths, net, widths)
+        return sized, sized.propagate()
     return net, net.propagate()
 
 
@@ -157,7 +158,7 @@ class Diagnosis(Shown):
     def _signal(self) -> str:
         q, apart = np.asarray(self.q), float(jnp.log(jnp.max(self.q)) - jnp.log(jnp.min(self.q)))
         last = f"the last layer's variance is {number(q.min())}" + (f" to {number(q.max())}" if q.size > 1 else "")
-        if self.chi_q > 1 + _MARGIN and (apart > _ALIKE or self.signal_spread > _ALIKE):
+        if self.chi_q > 1 + _MARGIN and (apart > _ALIKE or self.signal_spread > _ALIKE) and q.min() < _LOUD:
             return (
                 f"The signal is unstable: {last}, and differences of variance grow by chi_q = {number(self.chi_q)} a "
                 "layer. Take larger biases with a smaller sigma_w, a bounded activation, or normalise layers."
@@ -214,10 +215,19 @@ def diagnose(net: AbstractNetwork, q0: ArrayLike | Sequence[float] | None = None
         q0 = check(floats("q0", q0, jnp.result_type(float)), positive, "`q0` must be positive and finite.")
         fields = jax.vmap(lambda q: eqx.tree_at(lambda n: n.q0, net, q).propagate())(jnp.atleast_1d(q0))
     field = net.propagate()
-    nan = jnp.full_like(field.q[0], jnp.nan)
-    finite = (signal_spread(net), slope_spread(net), _log_loss(net, field)) if isinstance(net, MLP) else (nan,) * 3
+    signal = slope = loss = jnp.full_like(field.q[0], jnp.nan)
+    if isinstance(net, MLP):
+        signal, slope, loss = signal_spread(net), slope_spread(net), _log_loss(net, field)
     spectrum = jacobian_spectrum(net)
     _, variance = log_moments(spectrum.curve)
     inner = jnp.abs(field.chi_q[:-1]) if field.q.size > 1 else jnp.ones_like(field.q)
     chi_q = jnp.exp(jnp.mean(jnp.log(jnp.maximum(inner, jnp.finfo(inner.dtype).tiny))))
-    return Diagnosis(fields.q[:, -1], chi_q, *finite, spectrum.mean_log(), jnp.sqrt(variance))
+    return Diagnosis(
+        q=fields.q[:, -1],
+        chi_q=chi_q,
+        signal_spread=signal,
+        slope_spread=slope,
+        log_loss=loss,
+        mean_log=spectrum.mean_log(),
+        log_spread=jnp.sqrt(variance),
+    )

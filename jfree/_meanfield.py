@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -195,7 +195,8 @@ def _fixed_at(activation: AbstractActivation, sigma_w: Array, sigma_b: Array, q:
     beyond = jnp.log(_NEXT * jnp.where(safe < _homogeneous(q.dtype) ** 0.4, _NEXT_TO_ZERO, safe))
     grows = _variance_map(beyond, activation, sigma_w, sigma_b) > _MARGINAL
     stable = known & ~grows & (jnp.abs(chi_q) < 1 + _MARGINAL**0.5)
-    return FixedPoints(*(jnp.where(known, x, jnp.nan) for x in (sigma_w, q, chi, chi_q)), stable)
+    sigma_w, q, chi, chi_q = (jnp.where(known, x, jnp.nan) for x in (sigma_w, q, chi, chi_q))
+    return FixedPoints(sigma_w=sigma_w, q=q, chi=chi, chi_q=chi_q, stable=stable)
 
 
 class _Crossings(eqx.Module):
@@ -337,6 +338,40 @@ def critical_sigma_w(
             stacklevel=2,
         )
     return sigma_w, q
+
+
+class Gain(NamedTuple):
+    """A scale of weights, and what it makes of derivatives and variances from layer to layer."""
+
+    gain: Float[Array, ""]
+    chi: Float[Array, ""]
+    chi_q: Float[Array, ""]
+
+
+def gain(activation: str | AbstractActivation, q: ArrayLike = 1.0, centred: bool = False) -> Gain:
+    """The `sigma_w` with which layers without biases keep the variance `q` of their preactivations: `q / E phi^2`, of
+    which the root is taken; dimensionless.
+
+    `chi = sigma_w^2 E phi'^2` is by what squared gradients grow from layer to layer, `chi_q` by what small differences
+    of variance do: only with `chi_q` below 1, or at it, will `q` stay. For ReLU the gain is `sqrt(2)` whatever `q` (He
+    et al. 2015), for others it belongs to `q`.
+
+    **Arguments:**
+
+    - `activation`: one, or its name.
+    - `q`: the variance to keep.
+    - `centred`: for weights whose rows sum to 0, as standardised ones do, which see only the variance of `phi`.
+
+    **Raises:** `ValueError` for an unknown activation, or a `q` that is not positive and finite.
+    """
+    activation, q = as_activation(activation), inexact_asarray(q)
+    q = check(q, lambda q: (q > 0) & (q < np.inf), "`q` must be positive and finite.")
+
+    def passed_on(q: Array) -> Array:
+        return second_moment(activation, q) - (jnp.square(first_moment(activation, q)) if centred else 0)
+
+    moment, slope = jax.jvp(passed_on, (q,), (jnp.ones_like(q),))
+    return Gain(jnp.sqrt(q / moment), q / moment * activation.slope_moment(in_range(q)), q / moment * slope)
 
 
 def _sigma(name: str, value: ArrayLike) -> Array:

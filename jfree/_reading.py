@@ -124,8 +124,9 @@ def _density_points(curve: Curve, x: Array) -> Array:
 def _read_density(curve: Curve, z: Array, roots: Roots, x: Array) -> Array:
     G = _values(curve, z, roots)[1]
     density = jnp.maximum(-G.imag, 0) / jnp.pi
-    density = jnp.where((x == 0) & (density > 0), jnp.inf, density)
-    return jnp.where(x < 0, 0, density)
+    reached = (x == 0) & (density > 0)
+    density = jnp.where(x == 0, jax.lax.stop_gradient(density), density)
+    return jnp.where(x < 0, 0, jnp.where(reached, jnp.inf, density))
 
 
 @over_lanes(idle=-1.0)

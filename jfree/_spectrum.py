@@ -155,7 +155,8 @@ class Spectrum(Shown):
     def mean_log(self) -> Float[Array, ""]:
         """`int_{t>0} log t mu(dt) / mu((0, inf))`: twice the mean logarithm of the nonzero singular values.
 
-        NaN where nearly all mass is at 0, all but a root of the rounding.
+        A sum over the layers, with no quadrature but those of their laws, and good to six digits. NaN where a law gives
+        fewer, or nearly all mass is at 0.
         """
         return mean_log(self.curve)
 
@@ -163,8 +164,7 @@ class Spectrum(Shown):
         """`int_{t>0} (log t - mean_log)^2 mu(dt) / mu((0, inf))`: four times that of the nonzero singular values.
 
         A quadrature along the negative axis, where nothing is singular: it is defined and smooth whatever the spectrum,
-        good to twelve digits for explicit laws, to some for smooth ones, and to some per cent for slopes a factor 100
-        apart. NaN where it is worse.
+        and good to six digits. NaN where it is worse.
         """
         return log_moments(self.curve)[1]
 

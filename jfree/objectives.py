@@ -22,8 +22,7 @@ def isometry(net: AbstractNetwork) -> Float[Array, ""]:
     """Mean square of the logarithms of the nonzero singular values of the Jacobian: 0 if and only if all are 1.
 
     Smooth whatever the spectrum, and the cheapest after `moments`. Mass at zero is left out: it is a matter of widths
-    and dead units. Atoms count like everything else. Good to many digits, but to some per mille only where slopes are a
-    factor 100 apart or more, as in `leaky_relu`; NaN where it is off by more than a tenth.
+    and dead units. Atoms count like everything else. Good to six digits, or NaN.
     """
     mean, variance = log_moments(jacobian_spectrum(net).curve)
     return 0.25 * (jnp.square(mean) + variance)
