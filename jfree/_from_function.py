@@ -78,7 +78,7 @@ class FromFunction(AbstractManySlopes):
         # A knot at 0 in any case: half of all activations have their structure there.
         ends = tuple(sorted({*self.knots, *self.zeros, 0.0}))
         num_nodes = max(_FEWEST, self.num_nodes // (1 + len(self.zeros) // 2) // 2)
-        nodes, weights, coarse = panel_nodes(q, ends, refine * num_nodes)
+        nodes, weights, coarse = panel_nodes(q, ends, refine * num_nodes, self.zeros)
         density = gaussian_density(nodes, q)
         return nodes, weights * density, coarse * density
 

@@ -72,23 +72,34 @@ def _table(clusters: Clusters) -> tuple[np.ndarray, np.ndarray]:
 
 
 def panel_nodes(
-    variance: Float[Array, ""], knots: tuple[float, ...], num_nodes: int
+    variance: Float[Array, ""], ends: tuple[float, ...], num_nodes: int, singular: tuple[float, ...] = ()
 ) -> tuple[Float[Array, "panels nodes"], Float[Array, "panels nodes"], Float[Array, "panels nodes"]]:
-    """Gauss-Legendre on every panel between knots: nodes, weights, and the weights of a rule on every other node.
+    """Gauss-Legendre on every panel between ends: nodes, weights, and the weights of a rule on every other node.
 
-    Nodes are drawn to both ends of a panel, where logarithms may be singular.
+    Nodes are drawn to those ends that are `singular`, where logarithms may be.
     """
     variance = lax.stop_gradient(variance)
     dtype = variance.dtype
     reach = _REACH * jnp.sqrt(variance)
-    inner = jnp.clip(jnp.asarray(knots, dtype), -reach, reach)
-    ends = jnp.concatenate([-reach[None], inner, reach[None]])
-    x, w, coarse = (jnp.asarray(a, dtype) for a in _nested_gauss(num_nodes))
-    middle, half = 0.5 * (ends[1:] + ends[:-1]), 0.5 * (ends[1:] - ends[:-1])
-    square = jnp.square(x)
-    drawn, pull = x * (15 - 10 * square + 3 * jnp.square(square)) / 8, 15 / 8 * jnp.square(1 - square)
-    nodes, scale = middle[:, None] + half[:, None] * drawn, half[:, None] * pull
-    return nodes, scale * w, scale * coarse
+    inner = jnp.clip(jnp.asarray(ends, dtype), -reach, reach)
+    places = jnp.concatenate([-reach[None], inner, reach[None]])
+    low, size = places[:-1], jnp.diff(places)
+    x, w, coarse = _nested_gauss(num_nodes)
+    drawn = [end in singular for end in ends]
+    maps = [_drawn(0.5 * (1 + x), *ends) for ends in zip([False, *drawn], [*drawn, False], strict=True)]
+    share, pull = (jnp.asarray(np.stack(column), dtype) for column in zip(*maps, strict=True))
+    nodes, scale = low[:, None] + size[:, None] * share, 0.5 * size[:, None] * pull
+    return nodes, scale * jnp.asarray(w, dtype), scale * jnp.asarray(coarse, dtype)
+
+
+def _drawn(t: np.ndarray, low: bool, high: bool) -> tuple[np.ndarray, np.ndarray]:
+    """A map of [0, 1] that is flat to second order at the ends that draw, and its slope."""
+    if low and high:
+        return t**3 * (10 - 15 * t + 6 * t**2), 30 * np.square(t * (1 - t))
+    if high:
+        share, pull = _drawn(1 - t, True, False)
+        return 1 - share, pull
+    return (t**3, 3 * t**2) if low else (t, np.ones_like(t))
 
 
 def _nested_gauss(num_nodes: int):

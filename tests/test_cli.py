@@ -40,7 +40,7 @@ def test_json(capsys):
     assert np.allclose(out["edges"], [LOWER, UPPER], rtol=1e-12)
     assert np.allclose([out["mass_at_zero"], out["mean"], out["variance"]], 0.5)
     assert np.isclose(out["condition_number"], (UPPER / LOWER) ** 0.5)
-    assert out["mean_field"] == {"q": [2.0], "chi": [1.0]}
+    assert out["mean_field"] == {"q": [2.0], "chi": [1.0], "chi_q": [1.0]}
     assert out["quantiles"]["0.5"] == 0
     assert LOWER < out["quantiles"]["0.75"] < out["quantiles"]["0.99"] < UPPER
     assert out["atoms"] == []
