@@ -28,6 +28,7 @@ from ._meanfield import (
 )
 from ._measured import from_weights as from_weights
 from ._networks import AbstractNetwork as AbstractNetwork, MLP as MLP, propagate as propagate
+from ._nonlinearity import nonlinearity as nonlinearity
 from ._resnet import ResNet as ResNet
 from ._sampling import sample_weights as sample_weights
 from ._spectrum import (

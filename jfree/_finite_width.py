@@ -27,6 +27,8 @@ _TRUSTED = 0.2
 _NARROWEST = 0.2
 # How far inputs or samples may be apart in log q_L where chi_q exceeds 1 by this margin.
 _ALIKE, _MARGIN = 1.0, 1e-3
+# How much larger, or smaller, inputs are that are about as large as one.
+_ABOUT = 1.25
 # The least and largest variance at which signals are seen, and how far log t may be from 0.
 _FAINT, _LOUD, _ISOMETRIC = 1e-3, 1e3, 1.0
 
@@ -156,18 +158,10 @@ class Diagnosis(Shown):
         return [self._signal(), *self._samples(), self._singular_values()]
 
     def _signal(self) -> str:
-        q, apart = np.asarray(self.q), float(jnp.log(jnp.max(self.q)) - jnp.log(jnp.min(self.q)))
-        last = f"the last layer's variance is {number(q.min())}" + (f" to {number(q.max())}" if q.size > 1 else "")
-        if self.chi_q > 1 + _MARGIN and (apart > _ALIKE or self.signal_spread > _ALIKE) and q.min() < _LOUD:
-            return (
-                f"The signal is unstable: {last}, and differences of variance grow by chi_q = {number(self.chi_q)} a "
-                "layer. Take larger biases with a smaller sigma_w, a bounded activation, or normalise layers."
-            )
-        if not np.all(np.isfinite(q)) or q.max() > _LOUD:
-            return f"The signal explodes: {last}. Take a smaller sigma_w, or normalise layers."
-        if q.min() < _FAINT:
-            return f"The signal fades: {last}. Take a larger sigma_w, or biases."
-        return f"The signal is stable: {last}, chi_q = {number(self.chi_q)}."
+        last = _last(np.asarray(self.q))
+        return _fault(self.q, self.chi_q, self.signal_spread) or (
+            f"The signal is stable: {last}, chi_q = {number(self.chi_q)}."
+        )
 
     def _samples(self) -> list[str]:
         if jnp.isnan(self.signal_spread):
@@ -199,6 +193,41 @@ class Diagnosis(Shown):
         return None if self.mean_log.ndim else Table("\n".join(self.words))
 
 
+def _fault(q: Array, chi_q: Array, spread: Array | float) -> str | None:
+    """What is wrong with the signal of inputs that have these variances in the end, and what to do."""
+    q, apart = np.asarray(q), float(jnp.log(jnp.max(q)) - jnp.log(jnp.min(q)))
+    if chi_q > 1 + _MARGIN and (apart > _ALIKE or spread > _ALIKE) and q.min() < _LOUD:
+        return (
+            f"The signal is unstable: {_last(q)}, and differences of variance grow by chi_q = {number(chi_q)} a layer. "
+            "Take larger biases with a smaller sigma_w, a bounded activation, or normalise layers."
+        )
+    if not np.all(np.isfinite(q)) or q.max() > _LOUD:
+        return f"The signal explodes: {_last(q)}. Take a smaller sigma_w, or normalise layers."
+    return f"The signal fades: {_last(q)}. Take a larger sigma_w, or biases." if q.min() < _FAINT else None
+
+
+def _last(q: np.ndarray) -> str:
+    return f"the last layer's variance is {number(q.min())}" + (f" to {number(q.max())}" if q.size > 1 else "")
+
+
+def alarm(net: AbstractNetwork, q0: Float[Array, " inputs"]) -> str | None:
+    """What is wrong with the signal of these inputs, or of some about as large as one (host)."""
+    q0 = q0 if q0.size > 1 else q0 * jnp.asarray([1 / _ABOUT, 1, _ABOUT], q0.dtype)
+    return _fault(*_last_variances(net, q0), 0.0)
+
+
+@eqx.filter_jit
+def _last_variances(net: AbstractNetwork, q0: Float[Array, " inputs"]) -> tuple[Array, Array]:
+    """For every input, and the geometric mean of all layers' `|chi_q|` for the network's own."""
+    fields = jax.vmap(lambda q: eqx.tree_at(lambda n: n.q0, net, q).propagate())(q0)
+    return fields.q[:, -1], _typical(net.propagate().chi_q)
+
+
+def _typical(chi_q: Float[Array, " layers"]) -> Float[Array, ""]:
+    inner = jnp.abs(chi_q[:-1]) if chi_q.size > 1 else jnp.ones_like(chi_q)
+    return jnp.exp(jnp.mean(jnp.log(jnp.maximum(inner, jnp.finfo(inner.dtype).tiny))))
+
+
 def diagnose(net: AbstractNetwork, q0: ArrayLike | Sequence[float] | None = None) -> Diagnosis:
     """What is to be expected of a network, in numbers and words: whether its signal is stable, samples follow the
     limit, and singular values are near 1.
@@ -209,21 +238,17 @@ def diagnose(net: AbstractNetwork, q0: ArrayLike | Sequence[float] | None = None
     **Raises:** `ValueError` if some `q0` is not positive and finite.
     """
     net = as_network(net)
-    if q0 is None:
-        fields = jax.tree.map(lambda x: x[None], net.propagate())
-    else:
-        q0 = check(floats("q0", q0, jnp.result_type(float)), positive, "`q0` must be positive and finite.")
-        fields = jax.vmap(lambda q: eqx.tree_at(lambda n: n.q0, net, q).propagate())(jnp.atleast_1d(q0))
+    own = net.q0 if q0 is None else q0  # pyright: ignore[reportAttributeAccessIssue]
+    inputs = jnp.atleast_1d(check(floats("q0", own, jnp.result_type(float)), positive, "`q0` must be positive."))
+    q, chi_q = _last_variances(net, inputs)
     field = net.propagate()
     signal = slope = loss = jnp.full_like(field.q[0], jnp.nan)
     if isinstance(net, MLP):
         signal, slope, loss = signal_spread(net), slope_spread(net), _log_loss(net, field)
     spectrum = jacobian_spectrum(net)
     _, variance = log_moments(spectrum.curve)
-    inner = jnp.abs(field.chi_q[:-1]) if field.q.size > 1 else jnp.ones_like(field.q)
-    chi_q = jnp.exp(jnp.mean(jnp.log(jnp.maximum(inner, jnp.finfo(inner.dtype).tiny))))
     return Diagnosis(
-        q=fields.q[:, -1],
+        q=q,
         chi_q=chi_q,
         signal_spread=signal,
         slope_spread=slope,

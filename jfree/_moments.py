@@ -120,32 +120,36 @@ def _read_mean_log(curve: Curve, atoms: Atoms, z: Array, omega: Array, unknowns:
 
 
 @at_once
-def log_moments(curve: Curve) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Mean and variance of log t over t > 0, by quadrature along the negative axis.
+def log_moments(curve: Curve, power: float = 0.0) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Mean and variance of log t over t > 0, where t counts `t^power` times, `0 <= power < 1`.
 
-    `-M(-y) = int t / (t + y) mu(dt)` is the mass above `log y` of log t with logistic noise, of variance pi^2/3.
-    NaN where more than 1e-6 of the variance may not be resolved, or points of more weight than a root of the rounding
-    are not found.
+    A quadrature along the negative axis: `-M(-y) = int t / (t + y) mu(dt)` is the mass above `log y` of log t with
+    logistic noise. `int -M(-y) y^power dlog y` is `pi / sin(pi power)` times the mean of `t^power`, whose logarithm has
+    these as its derivatives by `power`. NaN where more than 1e-6 of the variance may not be resolved, or points of more
+    weight than a root of the rounding are not found.
     """
     frozen = jax.lax.stop_gradient(curve)
     reach = -math.log(float(jnp.finfo(curve.rank.dtype).eps))
+    low, high = reach / (1 + power), reach / (1 - power)  # weights fall off that fast
     if curve.has_shifts:
-        z = _along_negative_axis(frozen, reach)
-        return _read_log_moments(curve, *_below_shifts(frozen, z))
-    s = np.linspace(-reach, reach, _num_nodes(curve), dtype=curve.rank.dtype)
+        z = _along_negative_axis(frozen, low, high)
+        return _read_log_moments(curve, *_below_shifts(frozen, z), power)
+    s = np.linspace(-low, high, _num_nodes(curve, power), dtype=curve.rank.dtype)
     omega = jnp.asarray(-np.exp(s), complex_dtype(curve.rank.dtype))
-    return _read_log_moments(curve, omega, omega, _settled(frozen, omega), omega.real < 0)
+    return _read_log_moments(curve, omega, omega, _settled(frozen, omega), omega.real < 0, power)
 
 
 @jax.jit
-def _along_negative_axis(curve: Curve, reach: float) -> Array:
+def _along_negative_axis(curve: Curve, low: float, high: float) -> Array:
     c = curve.cumulants
-    y = jnp.exp(jnp.linspace(c.log_floor - reach, c.log_mean + reach, 385, dtype=c.log_mean.dtype))
+    y = jnp.exp(jnp.linspace(c.log_floor - low, c.log_mean + high, 385, dtype=c.log_mean.dtype))
     return jax.lax.complex(-y, jnp.zeros_like(y))
 
 
 @reader
-def _read_log_moments(curve: Curve, z: Array, omega: Array, unknowns: Array, found: Array) -> tuple[Array, Array]:
+def _read_log_moments(
+    curve: Curve, z: Array, omega: Array, unknowns: Array, found: Array, power: Array
+) -> tuple[Array, Array]:
     z, omega, unknowns, found = jax.lax.stop_gradient((z, omega, unknowns, found))
     dtype = curve.rank.dtype
     eps = float(jnp.finfo(dtype).eps)
@@ -159,17 +163,22 @@ def _read_log_moments(curve: Curve, z: Array, omega: Array, unknowns: Array, fou
         found = jnp.all(far | (unknowns == 0), axis=(0, 1))  # those of neutral layers are not asked for
         s = jnp.log(-omega.real)
         density = jax.nn.sigmoid(s) * jax.nn.sigmoid(-s)
-        middle = omega.size // 2
+        middle = jnp.argmin(jnp.abs(s))
         omega, unknowns = (jnp.where(found, x, x[..., middle, None]) for x in (omega, unknowns))
         log_y = curve.potential(omega, unknowns)[2].real
+        # It rises: where it is not found it is less than at the next place.
+        log_y = jnp.where(found, log_y, jax.lax.cummin(jnp.where(found, log_y, jnp.inf), reverse=True))
 
+    weight = power * log_y
+    density = density * jnp.exp(weight - jax.lax.stop_gradient(jnp.max(jnp.where(found, weight, -jnp.inf))))
     lost = jnp.sum(jnp.where(found, 0, density)) / jnp.sum(density)
-    density = jnp.where(found, density, 0)
+    log_y, density = jnp.where(found, log_y, 0), jnp.where(found, density, 0)
+    offset, noise = _of_the_noise(power)
 
     def moments(log_y: Array, density: Array) -> tuple[Array, Array]:
         density = density / jnp.sum(density)
         mean = jnp.sum(density * log_y)
-        return mean, jnp.sum(density * jnp.square(log_y - mean)) - jnp.pi**2 / 3
+        return mean + offset, jnp.sum(density * jnp.square(log_y - mean)) - noise
 
     (mean, fine), (_, coarse) = moments(log_y, density), moments(log_y[::2], density[::2])
     # The rule converges as fast as its error squares with twice the nodes.
@@ -177,6 +186,16 @@ def _read_log_moments(curve: Curve, z: Array, omega: Array, unknowns: Array, fou
     return jnp.where(known, mean, jnp.nan), jnp.where(known, jnp.maximum(fine, 0), jnp.nan)
 
 
-def _num_nodes(curve: Curve) -> int:
+def _of_the_noise(power: Array) -> tuple[Array, Array]:
+    """The derivatives of `log sin(pi p) / p` and, negative, its second ones."""
+    some = power > 0
+    angle = jnp.pi * jnp.where(some, power, 0.5)
+    per = jnp.pi / angle
+    mean = jnp.pi / jnp.tan(angle) - per
+    variance = jnp.square(jnp.pi / jnp.sin(angle)) - jnp.square(per)
+    return jnp.where(some, mean, 0), jnp.where(some, variance, jnp.pi**2 / 3)
+
+
+def _num_nodes(curve: Curve, power: float) -> int:
     """A law of few points, far apart, makes log y jump as a function of log omega, which takes many nodes to see."""
-    return 4801 if curve.has_few_points else 241
+    return 4801 if curve.has_few_points else 241 if power == 0 else 401

@@ -1,6 +1,7 @@
 """Tuning: gradient descent on anything a spectrum tells."""
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any, TYPE_CHECKING
 
@@ -13,14 +14,17 @@ from jaxtyping import Array, Float
 from tqdm.auto import tqdm
 
 from . import objectives
-from ._misc import integer, is_concrete, is_interactive
+from ._finite_width import alarm
+from ._misc import inexact_asarray, integer, is_concrete, is_interactive, Reals
 from ._networks import AbstractNetwork, as_network, MLP
+from ._nonlinearity import too_linear
 from ._show import counted, number, Shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_ADAM = optax.adam(0.05)  # one for all calls: a new one is compiled anew
+# Of the default optimiser: its first updates of logarithms, which fall to 0 as a cosine does.
+_LEARNING_RATE = 0.05
 _CHUNK = 10  # steps between two looks at the progress
 
 
@@ -28,7 +32,7 @@ class TuneResult(Shown):
     """What `tune` found.
 
     - `net`: the best network on the way, with the constraint applied.
-    - `objective`: its objective.
+    - `objective`: its objective, without what too little nonlinearity costs.
     - `history`: the objective at the start and after every step; NaN after an early stop.
     - `rounded`, `rounded_objective`: if widths were tuned, the network with integer widths, and its objective.
     """
@@ -61,6 +65,21 @@ def _sigma_w(net: Any) -> Array:
     return net.sigma_w
 
 
+def _annealed() -> optax.GradientTransformationExtraArgs:
+    """Adam, with what is left of a cosine of the share of the steps that are done; one for any number of them."""
+
+    def update(updates: Any, state: Any, params: Any = None, *, share: Array, **_: Any):
+        size = -0.5 * _LEARNING_RATE * (1 + jnp.cos(jnp.pi * share))
+        return jax.tree.map(lambda u: u * size.astype(u.dtype), updates), state
+
+    # Gradients fall by orders of magnitude on the way: they must not be remembered for long.
+    adam = optax.scale_by_adam(b2=0.9)
+    return optax.chain(adam, optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update))
+
+
+_DEFAULT = _annealed()  # one for all calls: a new one is compiled anew
+
+
 def _unconstrained(net: AbstractNetwork) -> AbstractNetwork:
     return net
 
@@ -69,11 +88,13 @@ def tune(
     net: AbstractNetwork,
     objective: Callable[[AbstractNetwork], Array] = objectives.isometry,
     where: Callable[[Any], Any] = _sigma_w,
-    optimizer: optax.GradientTransformation = _ADAM,
+    optimizer: optax.GradientTransformation = _DEFAULT,
     steps: int = 200,
     constraint: Callable[[AbstractNetwork], AbstractNetwork] | None = None,
     progress: bool = True,
     stop_at: float = -np.inf,
+    q0: Reals | None = None,
+    nonlinearity: float = 0.05,
 ) -> TuneResult:
     """Minimises an objective over some leaves of a network by gradient descent.
 
@@ -85,19 +106,29 @@ def tune(
     - `net`: where to start. Share one `sigma_w` among all layers by giving a scalar, tune each with an array.
     - `objective`: from a network to a scalar, of `jfree.objectives` or your own.
     - `where`: from a network to the leaf, or tuple of leaves, to tune, as in `eqx.tree_at`.
-    - `optimizer`: any optax optimizer, `optax.adam(0.05)` if not given. A new one is compiled anew.
+    - `optimizer`: any optax optimizer, if not given Adam with `b2 = 0.9` and a learning rate that falls as a cosine
+        does, from 0.05 to 0. A new one is compiled anew.
     - `steps`: how many updates.
     - `constraint`: from a network to one that obeys, see `jfree.constraints`.
     - `progress`: shows a bar, in a terminal or a notebook.
     - `stop_at`: stops once the objective is not above this. It also stops where objective or gradient is not finite.
+    - `q0`: mean squares of inputs, if the objective is to be the mean over several, such as quantiles of those of data;
+        `jfree.objectives.over_inputs` takes the worst.
+    - `nonlinearity`: the sum of `jfree.nonlinearity` that an `MLP` keeps, every layer its part: a network that is
+        linear is isometric for nothing. 0 lets it be.
 
     **Returns:** a `TuneResult`, with the best network on the way.
 
+    **Warns:** if the network's signal fades, explodes, or is so unstable that inputs which differ little in their norms
+    differ much in the end.
+
     **Raises:** `ValueError` if `where` does not give floating-point arrays of the network, `steps` is not a positive
-    integer, `optimizer` is none, `constraint` does not give a network, or the objective is not a real scalar, or
-    it or its gradient is not finite at the start.
+    integer, `optimizer` is none, `constraint` does not give a network, `q0` is not positive, `nonlinearity` not from 0
+    to 1, or the objective is not a real scalar, or it or its gradient is not finite at the start.
     """
     steps = integer("steps", steps)
+    if not isinstance(nonlinearity, int | float | np.number) or not 0 <= nonlinearity < 1:
+        raise ValueError(f"`nonlinearity` must be from 0 to 1, got {nonlinearity!r}.")
     if not isinstance(optimizer, optax.GradientTransformation):
         raise ValueError(f"`optimizer` must be an optax optimizer, got {optimizer!r}.")
     for name, function in (("objective", objective), ("constraint", constraint or _unconstrained)):
@@ -109,8 +140,9 @@ def tune(
         net,
         positive,
         where,
-        objective,
+        objective if q0 is None else objectives.over_inputs(objective, q0),
         _unconstrained if constraint is None else constraint,
+        jnp.asarray(nonlinearity) if nonlinearity and isinstance(net, MLP) else None,
         _with_extra_args(optimizer),
     )
     value = _checked(problem, start)
@@ -127,7 +159,7 @@ def tune(
                 continue  # under a transformation: the rest in one go
             history[-1] = values = np.asarray(values)
             bar.update(min(first, steps) - bar.n)
-            bar.set_postfix(objective=f"{float(state.best_value):.4g}")
+            bar.set_postfix(objective=f"{float(state.best_objective):.4g}")
             if not np.isfinite(history[0][0]):
                 raise ValueError(f"`objective` must be finite at the start, got {float(history[0][0])}.")
             if history[0][0] > stop_at and np.isnan(history[0][1]):
@@ -138,10 +170,14 @@ def tune(
     history = numpy.concatenate(history)[: steps + 1]
     history = jnp.asarray(numpy.pad(history, (0, steps + 1 - history.size), constant_values=np.nan))
     best = _finished(problem, state.best)
+    if watched:
+        fault = alarm(best, jnp.atleast_1d(inexact_asarray(best.q0 if q0 is None else q0)))
+        if fault:
+            warnings.warn(fault, stacklevel=2)
     rounded = rounded_objective = None
     if isinstance(net, MLP) and isinstance(best, MLP) and any(leaf is net.widths for leaf in leaves):
         rounded, rounded_objective = _rounded(best, objective)
-    return TuneResult(best, state.best_value, history, rounded, rounded_objective)
+    return TuneResult(best, state.best_objective, history, rounded, rounded_objective)
 
 
 def _leaves(net: AbstractNetwork, where: Callable[..., Any]) -> list[Array]:
@@ -183,6 +219,7 @@ class _Problem(eqx.Module):
     where: Callable[..., Any]
     objective: Callable[..., Array]
     constraint: Callable[..., AbstractNetwork]
+    nonlinearity: Array | None
     optimizer: optax.GradientTransformationExtraArgs
 
     def network(self, free: list[Array]) -> AbstractNetwork:
@@ -190,18 +227,28 @@ class _Problem(eqx.Module):
         net = eqx.tree_at(lambda net: jax.tree.leaves(self.where(net)), self.net, values)
         return self.constraint(net)
 
+    def value(self, free: list[Array]) -> tuple[Array, Array]:
+        """What is minimised, and the objective."""
+        net = self.network(free)
+        value = self.objective(net)
+        if self.nonlinearity is None or not isinstance(net, MLP):
+            return value, value
+        return value + too_linear(net, self.nonlinearity).astype(value.dtype), value
+
 
 class _State(eqx.Module):
     free: list[Array]
     optimizer: Any
     best: list[Array]
     best_value: Array
+    best_objective: Array
     done: Array
 
 
 @eqx.filter_jit
 def _started(problem: _Problem, free: list[Array], dtype: jnp.dtype) -> _State:
-    return _State(free, problem.optimizer.init(free), free, jnp.asarray(jnp.inf, dtype), jnp.asarray(False))
+    none = jnp.asarray(jnp.inf, dtype)
+    return _State(free, problem.optimizer.init(free), free, none, none, jnp.asarray(False))
 
 
 @eqx.filter_jit
@@ -210,23 +257,21 @@ def _advance(
 ) -> tuple[_State, Array]:
     """The next steps, those of `index` up to `steps`."""
 
-    def work(state: _State) -> tuple[_State, Array]:
-        def objective(free: list[Array]) -> Array:
-            return problem.objective(problem.network(free))
-
-        value, grad = jax.value_and_grad(objective)(state.free)
+    def work(state: _State, k: Array) -> tuple[_State, Array]:
+        (value, objective), grad = jax.value_and_grad(problem.value, has_aux=True)(state.free)
         finite = jnp.isfinite(value) & jnp.all(jnp.asarray([jnp.all(jnp.isfinite(g)) for g in grad]))
-        known = {"value": value, "grad": grad, "value_fn": objective}
+        known = {"value": value, "grad": grad, "value_fn": lambda free: problem.value(free)[0], "share": k / steps}
         updates, optimizer = problem.optimizer.update(grad, state.optimizer, state.free, **known)
         free: Any = optax.apply_updates(state.free, updates)
         better = value < state.best_value
-        best = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.free, state.best)
-        done = ~finite | (value <= stop_at)
-        return _State(free, optimizer, best, jnp.where(better, value, state.best_value), done), value
+        keep = lambda new, old: jnp.where(better, new, old)  # noqa: E731
+        best, lowest = jax.tree.map(keep, state.free, state.best), keep(value, state.best_value)
+        done = ~finite | (objective <= stop_at)
+        return _State(free, optimizer, best, lowest, keep(objective, state.best_objective), done), objective
 
     def step(state: _State, k: Array) -> tuple[_State, Array]:
         idle = state.done | (k > steps)
-        return jax.lax.cond(idle, lambda s: (s, jnp.full_like(s.best_value, jnp.nan)), work, state)
+        return jax.lax.cond(idle, lambda s, _: (s, jnp.full_like(s.best_value, jnp.nan)), work, state, k)
 
     return jax.lax.scan(step, state, jnp.asarray(index))
 

@@ -6,25 +6,36 @@ best in the trivial limit `q -> 0`, where every layer is linear. `jfree.constrai
 
 from collections.abc import Callable
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from ._misc import check
+from ._misc import check, inexact_asarray, Reals
 from ._moments import log_moment, log_moments
-from ._networks import AbstractNetwork, floats, positive
+from ._networks import AbstractNetwork, as_network, floats, positive
 from ._spectrum import fisher_spectrum, jacobian_spectrum, Spectrum
 
 Objective = Callable[[AbstractNetwork], Float[Array, ""]]
 
 
-def isometry(net: AbstractNetwork) -> Float[Array, ""]:
-    """Mean square of the logarithms of the nonzero singular values of the Jacobian: 0 if and only if all are 1.
+def isometry(net: AbstractNetwork, power: float = 0.5) -> Float[Array, ""]:
+    """Mean square of the logarithms of the nonzero singular values of the Jacobian, each with its own size as weight:
+    0 if and only if all are 1.
 
-    Smooth whatever the spectrum, and the cheapest after `moments`. Mass at zero is left out: it is a matter of widths
-    and dead units. Atoms count like everything else. Good to six digits, or NaN.
+    Units that are nearly dead count for as little as those that are dead, of ReLU, for nothing; and of a spectrum that
+    is broad on logarithmic scale, mean square 1 is best, where gradients neither vanish nor explode. Smooth, and the
+    cheapest after `moments`. Atoms count like everything else. Good to six digits, or NaN.
+
+    **Arguments:** a network, and what power of the squared singular values are their weights, at least 0, less than 1.
+    With 0 all count alike: then few that are nearly 0 rule.
+
+    **Raises:** `ValueError` unless `0 <= power < 1`.
     """
-    mean, variance = log_moments(jacobian_spectrum(net).curve)
+    if not isinstance(power, int | float | np.number) or not 0 <= power < 1:
+        raise ValueError(f"`power` must be 0 <= power < 1, got {power!r}.")
+    mean, variance = log_moments(jacobian_spectrum(net).curve, float(power))
     return 0.25 * (jnp.square(mean) + variance)
 
 
@@ -44,6 +55,39 @@ def fisher_condition(net: AbstractNetwork) -> Float[Array, ""]:
     **Raises:** `ValueError` if `net` is not an `MLP`.
     """
     return _edge_ratio(fisher_spectrum(net))
+
+
+def stability(net: AbstractNetwork) -> Float[Array, ""]:
+    """Square of the logarithm by which a relative difference of variances grows from the first layer to the last; 0
+    where none does, so that inputs of different norms, and samples of finite width, fare alike.
+    """
+    net = as_network(net)
+    elasticity = jnp.abs(net.propagate().elasticity[0])
+    return jnp.square(jax.nn.relu(jnp.log(jnp.maximum(elasticity, jnp.finfo(elasticity.dtype).tiny))))
+
+
+def over_inputs(objective: Objective, q0: Reals, worst: bool = False) -> Objective:
+    """The mean of an objective, or the `worst`, over inputs of several mean squares `q0`.
+
+    **Raises:** `ValueError` if `q0` is not a positive and finite number, or several.
+    """
+    values = jnp.atleast_1d(check(inexact_asarray(q0), positive, "`q0` must be positive and finite."))
+    if values.ndim != 1 or not values.size:
+        raise ValueError(f"`q0` must be a number or several, got shape {values.shape}.")
+    return _OverInputs(objective, values, bool(worst))
+
+
+class _OverInputs(eqx.Module):
+    objective: Objective
+    q0: Float[Array, " inputs"]
+    worst: bool = eqx.field(static=True)
+
+    def __call__(self, net: AbstractNetwork) -> Float[Array, ""]:
+        def at(q0: Array) -> Array:
+            return self.objective(eqx.tree_at(lambda n: n.q0, net, q0))
+
+        values = jax.vmap(at)(self.q0.astype(net.q0.dtype))  # pyright: ignore[reportAttributeAccessIssue]
+        return jnp.max(values) if self.worst else jnp.mean(values)
 
 
 def _edge_ratio(spectrum: Spectrum) -> Float[Array, ""]:
