@@ -382,6 +382,89 @@ class GELU(AbstractSmooth):
         return _limited(0.5, q) * decay * _signs(x, -1.4142135623730951, -0.7517915240843226, 1.4142135623730951)
 
 
+class GELUTanh(AbstractSmooth):
+    """`x / 2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`, the default of `jax.nn.gelu`."""
+
+    num_nodes = 640
+    even = False
+    clusters = ((-1.4185040087908284, 1e-3), (-0.7524614220710163, 1e-7), (1.4185040087908284, 1e-3))
+
+    def __call__(self, x: Array) -> Array:
+        return jax.nn.gelu(x, approximate=True)
+
+    def derivative(self, x: Array) -> Array:
+        rate = 2 * math.sqrt(2 / math.pi)
+        z, slope = rate * x * (1 + 0.044715 * x * x), rate * (1 + 3 * 0.044715 * x * x)
+        s = _logistic(z)
+        return s * (1 + x * slope * _logistic(-z))
+
+    def bend(self, x: Array, q: Array) -> Array:
+        decay = 1 / (1 + jnp.square(x))
+        return _limited(0.4, q) * decay * _signs(x, -1.4185040087908284, -0.7524614220710163, 1.4185040087908284)
+
+
+class Mish(AbstractSmooth):
+    """`x tanh(softplus(x))`."""
+
+    num_nodes = 480
+    even = False
+    clusters = ((-2.256376396360793, 1e-3), (-1.1924312145154952, 1e-7), (1.4905711794854285, 1e-3))
+
+    def __call__(self, x: Array) -> Array:
+        return jax.nn.mish(x)
+
+    def derivative(self, x: Array) -> Array:
+        # tanh(log(1 + e)) = e (e + 2) / (e (e + 2) + 2), in powers of whichever exponential is small.
+        negative = x.real < 0
+        e = jnp.exp(jnp.where(negative, x, -x))
+        low, high = e * (e + 2), 1 + 2 * e
+        square = jnp.square(e)
+        tanh = jnp.where(negative, low / (low + 2), high / (high + 2 * square))
+        slope = jnp.where(
+            negative, 4 * e * (1 + e) / jnp.square(low + 2), 4 * square * (1 + e) / jnp.square(high + 2 * square)
+        )
+        return tanh + x * slope
+
+    def bend(self, x: Array, q: Array) -> Array:
+        return _limited(0.5, q) * _signs(x, -2.256376396360793, -1.1924312145154952, 1.4905711794854285)
+
+
+class Squareplus(AbstractSmooth):
+    """`(x + sqrt(x^2 + 4)) / 2`."""
+
+    num_nodes = 200
+    even = False
+    clusters = ()
+
+    def __call__(self, x: Array) -> Array:
+        return jax.nn.squareplus(x)
+
+    def derivative(self, x: Array) -> Array:
+        root = jnp.sqrt(x * x + 4)
+        negative = x.real < 0
+        return jnp.where(negative, 2 / (root * (root - jnp.where(negative, x, 0))), 0.5 * (1 + x / root))
+
+    def bend(self, x: Array, q: Array) -> Array:
+        return jnp.broadcast_to(-_limited(0.8, q), x.shape)
+
+
+class LogSigmoid(AbstractSmooth):
+    """`-log(1 + exp(-x))`."""
+
+    num_nodes = 200
+    even = False
+    clusters = ()
+
+    def __call__(self, x: Array) -> Array:
+        return jax.nn.log_sigmoid(x)
+
+    def derivative(self, x: Array) -> Array:
+        return _logistic(-x)
+
+    def bend(self, x: Array, q: Array) -> Array:
+        return jnp.broadcast_to(_limited(0.78, q), x.shape)
+
+
 def _signs(x: Array, *critical: float) -> Array:
     """Changes sign at every critical point, +1 beyond the last."""
     value = jnp.ones_like(x)
@@ -414,29 +497,3 @@ def _finite(name: str, value: ArrayLike) -> Array:
 
 def _positive(name: str, value: ArrayLike) -> Array:
     return check(inexact_asarray(value), lambda x: (x > 0) & (x < np.inf), f"`{name}` must be positive and finite.")
-
-
-BY_NAME: dict[str, Callable[[], AbstractActivation]] = {
-    "linear": Linear,
-    "relu": ReLU,
-    "leaky_relu": LeakyReLU,
-    "hard_tanh": HardTanh,
-    "hard_sine": HardSine,
-    "tanh": Tanh,
-    "erf": Erf,
-    "sigmoid": Sigmoid,
-    "silu": SiLU,
-    "gelu": GELU,
-    "softplus": Softplus,
-}
-
-
-def as_activation(activation: str | AbstractActivation, argument: str = "activation") -> AbstractActivation:
-    if isinstance(activation, AbstractActivation):
-        return activation
-    if isinstance(activation, str) and activation in BY_NAME:
-        return BY_NAME[activation]()
-    raise ValueError(
-        f"`{argument}` must be one of {', '.join(map(repr, BY_NAME))} or an activation from `jfree.activations`, "
-        f"got {activation!r}."
-    )

@@ -17,11 +17,12 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from ._activations import AbstractActivation, AbstractManySlopes, as_activation
+from ._activations import AbstractActivation, AbstractManySlopes
 from ._curve import Curve
 from ._kinds import Kinds, where_layers
 from ._meanfield import critical_sigma_w, fixed_point, in_range, MeanField
 from ._moments import log_moments
+from ._names import as_activation
 from ._networks import AbstractNetwork, curve_of, MLP, slope_atoms
 from ._operations import ChangeSide
 from ._spectrum import jacobian_spectrum

@@ -10,24 +10,15 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
-from ._activations import (
-    AbstractActivation,
-    Erf,
-    GELU,
-    HardTanh,
-    LeakyReLU,
-    Linear,
-    ReLU,
-    Sigmoid,
-    SiLU,
-    Softplus,
-    Tanh,
-)
+from ._activations import AbstractActivation, GELU, GELUTanh, LeakyReLU, Linear
 from ._from_function import FromFunction
 from ._misc import check, integer
+from ._names import BY_NAME
 from ._networks import MLP, positive
+from ._piecewise import CELU, ELU
 from ._resnet import ResNet
 from ._sampling import integer_widths, sample_weights
+from ._show import name_of
 from ._weights import AbstractWeights
 
 Activation = Callable[[Array], Array]
@@ -127,9 +118,8 @@ def from_equinox(model: EquinoxModel, q0: ArrayLike = 1.0, weights: str | Abstra
     **Arguments:**
 
     - `model`: an `eqx.nn.MLP`, an `eqx.nn.Sequential` of `eqx.nn.Linear`, each followed by at most one
-        `eqx.nn.Lambda`, or a `jfree.ResidualMLP`, of which the blocks are read. Functions that are not known become
-        `FromFunction`, with knots if they are of `jax.nn`; `jax.nn.gelu` becomes `GELU`, from which its default,
-        approximate form differs by `5e-4`.
+        `eqx.nn.Lambda`, or a `jfree.ResidualMLP`, of which the blocks are read. Functions that are not
+        known, as those of `jax.nn` are, become `FromFunction` without knots.
     - `q0`: mean square of the input's entries, at the first block of a `ResidualMLP`.
     - `weights`: the law that the weights shall have.
 
@@ -297,28 +287,36 @@ def _alike(activations: Sequence[AbstractActivation]) -> bool:
     return all(bool(eqx.tree_equal(activation, activations[0])) for activation in activations)
 
 
-_FUNCTIONS: dict[type[AbstractActivation], Activation] = {
-    Linear: jax.nn.identity,
-    Tanh: jnp.tanh,
-    ReLU: jax.nn.relu,
-    Erf: jax.scipy.special.erf,
-    Sigmoid: jax.nn.sigmoid,
-    SiLU: jax.nn.silu,
-    Softplus: jax.nn.softplus,
-}
-_MORE_FUNCTIONS: tuple[tuple[type[AbstractActivation], Activation], ...] = (
-    (Tanh, jax.lax.tanh),
-    (Erf, jax.lax.erf),
-    (Sigmoid, jax.lax.logistic),
-    (GELU, jax.nn.gelu),
-    (LeakyReLU, jax.nn.leaky_relu),
-    (HardTanh, jax.nn.hard_tanh),
-)
-_KNOTS: tuple[tuple[Activation, tuple[float, ...]], ...] = (
-    (jax.nn.relu6, (0.0, 6.0)),
-    (jax.nn.hard_sigmoid, (-3.0, 3.0)),
-    (jax.nn.hard_silu, (-3.0, 3.0)),
-    (jax.nn.hard_swish, (-3.0, 3.0)),
+# The first of a kind is what it becomes in a model.
+_FUNCTIONS: tuple[tuple[str, Activation], ...] = (
+    ("linear", jax.nn.identity),
+    ("tanh", jnp.tanh),
+    ("tanh", jax.lax.tanh),
+    ("relu", jax.nn.relu),
+    ("erf", jax.scipy.special.erf),
+    ("erf", jax.lax.erf),
+    ("sigmoid", jax.nn.sigmoid),
+    ("sigmoid", jax.lax.logistic),
+    ("silu", jax.nn.silu),
+    ("softplus", jax.nn.softplus),
+    ("gelu_tanh", jax.nn.gelu),
+    ("mish", jax.nn.mish),
+    ("squareplus", jax.nn.squareplus),
+    ("log_sigmoid", jax.nn.log_sigmoid),
+    ("leaky_relu", jax.nn.leaky_relu),
+    ("elu", jax.nn.elu),
+    ("selu", jax.nn.selu),
+    ("celu", jax.nn.celu),
+    ("softsign", jax.nn.soft_sign),
+    ("sin", jnp.sin),
+    ("sin", jax.lax.sin),
+    ("hard_tanh", jax.nn.hard_tanh),
+    ("relu6", jax.nn.relu6),
+    ("hard_sigmoid", jax.nn.hard_sigmoid),
+    ("hard_silu", jax.nn.hard_silu),
+    ("hard_silu", jax.nn.hard_swish),
+    ("sparse_sigmoid", jax.nn.sparse_sigmoid),
+    ("sparse_plus", jax.nn.sparse_plus),
 )
 
 
@@ -328,7 +326,8 @@ def _apply(activation: Activation, x: Array) -> Array:
 
 def _function(activation: AbstractActivation) -> Activation:
     """Without arrays that an optimiser would take for parameters."""
-    return _FUNCTIONS.get(type(activation), partial(_apply, activation))
+    name = name_of(activation, BY_NAME)
+    return next((fn for known, fn in _FUNCTIONS if known == name), partial(_apply, activation))
 
 
 def _activation(fn: Activation) -> AbstractActivation:
@@ -339,17 +338,29 @@ def _activation(fn: Activation) -> AbstractActivation:
             return LeakyReLU(fn.negative_slope)
         case partial(func=func, args=(AbstractActivation() as activation,)) if func is _apply:
             return activation
-        case partial(func=func, args=(), keywords=options) if func is jax.nn.leaky_relu:
-            return LeakyReLU(**options)
-        case partial(func=func) if func is jax.nn.gelu:
-            return GELU()
+        case partial(func=func, args=(), keywords=options):
+            known = _with_options(func, options)
+            if known is not None:
+                return known
         case _:
             pass
-    for kind, function in (*_FUNCTIONS.items(), *_MORE_FUNCTIONS):
+    for name, function in _FUNCTIONS:
         if fn is function:
-            return kind()
+            return BY_NAME[name]()
     has_arrays = any(eqx.is_array(x) for x in jax.tree.leaves(fn))
     static = (lambda x: fn(x)) if has_arrays else fn  # arrays have no hash
-    knots = next((knots for known, knots in _KNOTS if fn is known), ())
-    activation, jaxpr = FromFunction(static, knots), jax.make_jaxpr(static)(0.0).jaxpr
+    activation, jaxpr = FromFunction(static), jax.make_jaxpr(static)(0.0).jaxpr
     return Linear() if jaxpr.outvars == jaxpr.invars else activation
+
+
+def _with_options(function: Activation, options: dict[str, Any]) -> AbstractActivation | None:
+    """A function of `jax.nn` with arguments of its own, if that is known."""
+    if function is jax.nn.gelu and set(options) <= {"approximate"}:
+        return GELUTanh() if options.get("approximate", True) else GELU()
+    kinds: dict[Activation, tuple[type[AbstractActivation], str]] = {
+        jax.nn.leaky_relu: (LeakyReLU, "negative_slope"),
+        jax.nn.elu: (ELU, "alpha"),
+        jax.nn.celu: (CELU, "alpha"),
+    }
+    kind, option = kinds.get(function, (None, ""))
+    return kind(**options) if kind is not None and set(options) <= {option} else None

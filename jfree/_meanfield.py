@@ -11,10 +11,11 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from ._activations import AbstractActivation, as_activation
+from ._activations import AbstractActivation
 from ._implicit import bisect, implicit_root, with_slope
 from ._kinds import Kinds
 from ._misc import check, inexact_asarray, is_concrete
+from ._names import as_activation
 from ._show import counted, number, runs, Shown, Table
 
 

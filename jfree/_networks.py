@@ -17,8 +17,6 @@ from ._activations import (
     AbstractActivation,
     AbstractManySlopes,
     AbstractTwoSlopes,
-    as_activation,
-    BY_NAME as ACTIVATIONS,
     HardSine,
     Linear,
 )
@@ -27,6 +25,7 @@ from ._kinds import Kinds, where_layers
 from ._laws import Atoms, Law
 from ._meanfield import forward, in_range, MeanField
 from ._misc import asarray, check, common_dtype, is_concrete, Reals
+from ._names import as_activation, BY_NAME as ACTIVATIONS
 from ._operations import ChangeSide, Factor, LawFactor, point_masses, Shift
 from ._show import counted, name_of, number, runs, Shown, Table
 from ._weights import AbstractWeights, as_weights, BY_NAME as WEIGHTS, Orthogonal, weight_factor

@@ -71,6 +71,24 @@ def _table(clusters: Clusters) -> tuple[np.ndarray, np.ndarray]:
     return _grading(x, clusters, np.arcsinh), x
 
 
+def piece_nodes(
+    variance: Float[Array, ""], ends: tuple[float, ...], num_nodes: int, clusters: Clusters
+) -> tuple[Float[Array, "pieces nodes"], Float[Array, "pieces nodes"], Float[Array, "pieces nodes"]]:
+    """Gauss-Legendre on every piece between `ends`, in the coordinate of `graded_nodes`: nodes, weights, and the
+    weights of a rule on every other node. Pieces beyond the reach of the Gaussian have no weight.
+    """
+    variance = lax.stop_gradient(variance)
+    reach = _REACH * jnp.sqrt(variance)
+    places = jnp.clip(jnp.asarray(ends, variance.dtype), -reach, reach)
+    heights = _grading(places, clusters)
+    x, w, coarse = (jnp.asarray(a, variance.dtype) for a in _nested_gauss(num_nodes))
+    half = 0.5 * jnp.diff(heights)[:, None]
+    nodes = _nodes_at(heights[:-1, None] + half * (1 + x), clusters)
+    nodes = jnp.clip(nodes, places[:-1, None], places[1:, None])  # or rounding may put some on the other side
+    scale = half / _grading_slope(nodes, clusters)
+    return nodes, scale * w, scale * coarse
+
+
 def panel_nodes(
     variance: Float[Array, ""], ends: tuple[float, ...], num_nodes: int, singular: tuple[float, ...] = ()
 ) -> tuple[Float[Array, "panels nodes"], Float[Array, "panels nodes"], Float[Array, "panels nodes"]]:

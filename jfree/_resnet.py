@@ -12,8 +12,6 @@ from jaxtyping import Array, ArrayLike, Bool, Complex, Float, Int
 from ._activations import (
     AbstractActivation,
     AbstractManySlopes,
-    as_activation,
-    BY_NAME as ACTIVATIONS,
     LeakyReLU,
     Linear,
     ReLU,
@@ -37,6 +35,7 @@ from ._misc import (
     reciprocal,
     squared,
 )
+from ._names import as_activation, BY_NAME as ACTIVATIONS
 from ._networks import (
     AbstractNetwork,
     cast,

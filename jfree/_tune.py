@@ -86,7 +86,7 @@ def _unconstrained(net: AbstractNetwork) -> AbstractNetwork:
 
 def tune(
     net: AbstractNetwork,
-    objective: Callable[[AbstractNetwork], Array] = objectives.isometry,
+    objective: Callable[[AbstractNetwork], Array] = objectives.weighted_isometry,
     where: Callable[[Any], Any] = _sigma_w,
     optimizer: optax.GradientTransformation = _DEFAULT,
     steps: int = 200,
@@ -260,7 +260,11 @@ def _advance(
     def work(state: _State, k: Array) -> tuple[_State, Array]:
         (value, objective), grad = jax.value_and_grad(problem.value, has_aux=True)(state.free)
         finite = jnp.isfinite(value) & jnp.all(jnp.asarray([jnp.all(jnp.isfinite(g)) for g in grad]))
-        known = {"value": value, "grad": grad, "value_fn": lambda free: problem.value(free)[0], "share": k / steps}
+
+        def value_fn(free: list[Array], share: Array | None = None) -> Array:  # line searches hand on what they get
+            return problem.value(free)[0]
+
+        known = {"value": value, "grad": grad, "value_fn": value_fn, "share": k / steps}
         updates, optimizer = problem.optimizer.update(grad, state.optimizer, state.free, **known)
         free: Any = optax.apply_updates(state.free, updates)
         better = value < state.best_value

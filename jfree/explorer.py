@@ -20,7 +20,7 @@ def _():
     jax.config.update("jax_enable_x64", True)
 
     from jfree import _explorer as model, _explorer_html as html, keep_compiled
-    from jfree._activations import BY_NAME as ACTIVATIONS
+    from jfree._names import BY_NAME as ACTIVATIONS
     from jfree._weights import BY_NAME as WEIGHT_LAWS
 
     keep_compiled()

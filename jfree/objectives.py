@@ -20,22 +20,27 @@ from ._spectrum import fisher_spectrum, jacobian_spectrum, Spectrum
 Objective = Callable[[AbstractNetwork], Float[Array, ""]]
 
 
-def isometry(net: AbstractNetwork, power: float = 0.5) -> Float[Array, ""]:
-    """Mean square of the logarithms of the nonzero singular values of the Jacobian, each with its own size as weight:
-    0 if and only if all are 1.
+def isometry(net: AbstractNetwork) -> Float[Array, ""]:
+    """Mean square of the logarithms of the nonzero singular values of the Jacobian: 0 if and only if all are 1.
 
-    Units that are nearly dead count for as little as those that are dead, of ReLU, for nothing; and of a spectrum that
-    is broad on logarithmic scale, mean square 1 is best, where gradients neither vanish nor explode. Smooth, and the
-    cheapest after `moments`. Atoms count like everything else. Good to six digits, or NaN.
-
-    **Arguments:** a network, and what power of the squared singular values are their weights, at least 0, less than 1.
-    With 0 all count alike: then few that are nearly 0 rule.
-
-    **Raises:** `ValueError` unless `0 <= power < 1`.
+    Smooth whatever the spectrum, and the cheapest after `moments`. Mass at zero is left out: it is a matter of widths
+    and dead units. Atoms count like everything else. Good to six digits, or NaN. In deep networks of SiLU, GELU and
+    their like it is ruled by units that are nearly dead; see `weighted_isometry`.
     """
-    if not isinstance(power, int | float | np.number) or not 0 <= power < 1:
-        raise ValueError(f"`power` must be 0 <= power < 1, got {power!r}.")
-    mean, variance = log_moments(jacobian_spectrum(net).curve, float(power))
+    return _mean_square_log(net, 0.0)
+
+
+def weighted_isometry(net: AbstractNetwork) -> Float[Array, ""]:
+    """`isometry` with every singular value's own size as its weight: 0 if and only if all that are not 0 are 1.
+
+    Units that are nearly dead count for next to nothing, as those that are dead count for nothing. Of a spectrum that
+    is broad on logarithmic scale, a mean square of 1 is best: gradients then neither vanish nor explode.
+    """
+    return _mean_square_log(net, 0.5)
+
+
+def _mean_square_log(net: AbstractNetwork, power: float) -> Float[Array, ""]:
+    mean, variance = log_moments(jacobian_spectrum(net).curve, power)
     return 0.25 * (jnp.square(mean) + variance)
 
 

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ._activations import AbstractActivation, as_activation
+from ._activations import AbstractActivation
 from ._meanfield import critical_sigma_w, fixed_point, in_range
 from ._misc import inexact_asarray, Reals
+from ._names import as_activation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,6 +8,8 @@ import pytest
 
 import jfree
 from jfree import activations as acts
+from jfree._interop import _FUNCTIONS
+from jfree._names import BY_NAME
 
 KEY = jax.random.key(0)
 ACTIVATIONS = [
@@ -104,7 +106,8 @@ def test_round_trip_of_resnets():
     [
         (jax.nn.relu, acts.ReLU()),
         (jax.nn.swish, acts.SiLU()),
-        (jax.nn.gelu, acts.GELU()),
+        (jax.nn.gelu, acts.GELUTanh()),
+        (partial(jax.nn.gelu, approximate=True), acts.GELUTanh()),
         (partial(jax.nn.gelu, approximate=False), acts.GELU()),
         (jax.nn.leaky_relu, acts.LeakyReLU(0.01)),
         (partial(jax.nn.leaky_relu, negative_slope=0.3), acts.LeakyReLU(0.3)),
@@ -114,9 +117,12 @@ def test_round_trip_of_resnets():
         (jax.lax.logistic, acts.Sigmoid()),
         (acts.HardTanh(2.0, 0.5), acts.HardTanh(2.0, 0.5)),
         (lambda x: x, acts.Linear()),
-        (jnp.sin, acts.FromFunction(jnp.sin)),
-        (jax.nn.relu6, acts.FromFunction(jax.nn.relu6, knots=(0.0, 6.0))),
-        (jax.nn.hard_swish, acts.FromFunction(jax.nn.hard_swish, knots=(-3.0, 3.0))),
+        (jnp.sin, acts.Sine()),
+        (jax.nn.relu6, acts.Clip(0.0, 6.0)),
+        (jax.nn.hard_swish, acts.HardSiLU()),
+        (partial(jax.nn.elu, alpha=0.5), acts.ELU(0.5)),
+        (partial(jax.nn.celu, alpha=0.5), acts.CELU(0.5)),
+        (jnp.cos, acts.FromFunction(jnp.cos)),
     ],
 )
 def test_functions_are_recognised(fn, activation):
@@ -130,9 +136,8 @@ def test_functions_are_recognised(fn, activation):
 
 def test_recognised_functions_are_what_they_seem():
     x = jnp.linspace(-5, 5, 201)
-    assert np.allclose(jax.nn.gelu(x), acts.GELU()(x), atol=1e-3)
-    for fn, activation in [(jax.nn.leaky_relu, acts.LeakyReLU()), (jax.nn.hard_tanh, acts.HardTanh())]:
-        assert np.allclose(fn(x), activation(x), rtol=1e-12)
+    for name, fn in _FUNCTIONS:
+        np.testing.assert_allclose(fn(x), BY_NAME[name]()(x), rtol=1e-12, atol=1e-15, err_msg=name)
 
 
 def test_measured_scales():

@@ -32,8 +32,9 @@ class Network:
     width: Annotated[float | None, default("256; 128 for tune")] = None
     """Width of the hidden layers, in place of --widths."""
     activation: Annotated[tuple[str, ...] | None, default("tanh")] = None
-    """One for all layers but the last, or one per layer: linear, relu, leaky_relu, hard_tanh, hard_sine, tanh, erf,
-    sigmoid, silu, gelu, softplus."""
+    """One for all layers but the last, or one per layer: linear, relu, leaky_relu, prelu, relu6, relu_squared,
+    hard_tanh, hard_sine, hard_sigmoid, hard_silu, sparse_sigmoid, sparse_plus, tanh, erf, sigmoid, log_sigmoid,
+    softplus, squareplus, softsign, silu, swish, quick_gelu, gelu, gelu_tanh, mish, elu, selu, celu, sin."""
     final_activation: Annotated[str | None, default("linear")] = None
     """Activation of the last layer."""
     weights: Annotated[tuple[str, ...] | None, default("orthogonal")] = None

@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json as jsonlib
 import math
+import warnings
 from collections.abc import Generator
 from pathlib import Path
 from typing import Annotated, Any, IO, Literal, TYPE_CHECKING
@@ -33,12 +34,15 @@ class TuneCommand:
     network: Network = dataclasses.field(default_factory=Network)
     config: Annotated[Path | None, default("none")] = None
     """A TOML file with a [network] table, whose keys are the flags of the network with underscores."""
-    objective: Literal["isometry", "condition_number", "log_spread"] = "isometry"
-    """What to make small: mean square of the log singular values, or largest over smallest, or the spread of 90%."""
+    objective: Literal["weighted_isometry", "isometry", "condition_number", "log_spread"] = "weighted_isometry"
+    """What to make small: mean square of the log singular values, weighted by their size or not, or largest over
+    smallest, or the spread of 90%."""
     tune: tuple[Literal["sigma_w", "sigma_b", "widths"], ...] = ("sigma_w",)
     """What to tune. A scale that is given as one stays one; hidden widths keep to their number of weights."""
     steps: int = 60
     """Steps of tuning."""
+    nonlinearity: float = 0.05
+    """The nonlinear share of variance that all layers together keep; 0 for none."""
     training_steps: int = 400
     """Steps of training, with Adam; 0 for none."""
     learning_rate: float = 1e-4
@@ -61,7 +65,7 @@ class TuneCommand:
         config, weights, figure = self._files()
 
         before = _Measured.of(net, self.seed)
-        tuned, objective = self._tuned(net, show=not self.json)
+        tuned, objective = self._tuned(net, data, show=not self.json)
         after = _Measured.of(tuned, self.seed)
         words = diagnosis(tuned, data)
         say("\n".join([_spectra_table(before, after, objective), "", *words["words"]]))
@@ -92,6 +96,8 @@ class TuneCommand:
             raise ValueError(f"`steps` must be from 1 to {_MOST_STEPS}, got {self.steps}.")
         if not 0 <= self.training_steps <= _MOST_STEPS:
             raise ValueError(f"`training_steps` must be from 0 to {_MOST_STEPS}, got {self.training_steps}.")
+        if not 0 <= self.nonlinearity < 1:
+            raise ValueError(f"`nonlinearity` must be at least 0 and less than 1, got {self.nonlinearity}.")
         if not 0 < self.learning_rate < np.inf:
             raise ValueError(f"`learning_rate` must be positive and finite, got {self.learning_rate}.")
         check_seed(self.seed)
@@ -119,26 +125,26 @@ class TuneCommand:
             raise ValueError("`sigma_b` must be positive to be tuned: at 0 its gradient vanishes.")
         return net
 
-    def _tuned(self, net: "MLP", show: bool) -> tuple["MLP", tuple[float, float]]:
+    def _tuned(self, net: "MLP", data: Data, show: bool) -> tuple["MLP", tuple[float, float]]:
         """The tuned network, and the objective before and after."""
-        import optax
-
         from .. import constraints, objectives
         from .._tune import tune
 
         objective = {"log_spread": objectives.log_spread()}.get(self.objective) or getattr(objectives, self.objective)
         widths = np.asarray(net.widths)
         budget = constraints.parameter_budget(float(np.sum(widths[1:] * widths[:-1])), widths[0], widths[-1])
-        result = tune(
-            net,
-            objective,
-            where=lambda n: tuple(getattr(n, name) for name in self.tune),
-            # The gradient falls by orders of magnitude on the way: it must not be remembered for long.
-            optimizer=optax.adam(optax.cosine_decay_schedule(0.05, self.steps), b2=0.9),
-            steps=self.steps,
-            constraint=budget if "widths" in self.tune else None,
-            progress=show,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the diagnosis says it
+            result = tune(
+                net,
+                objective,
+                where=lambda n: tuple(getattr(n, name) for name in self.tune),
+                steps=self.steps,
+                constraint=budget if "widths" in self.tune else None,
+                progress=show,
+                q0=data.mean_squares(),
+                nonlinearity=self.nonlinearity,
+            )
         if result.rounded is not None and result.rounded_objective is not None:
             return result.rounded, (float(result.history[0]), float(result.rounded_objective))  # pyright: ignore
         return result.net, (float(result.history[0]), float(result.objective))  # pyright: ignore
@@ -247,11 +253,11 @@ def _toml(net: "MLP", data: Data) -> str:
 
 def _flag(module: Any) -> str:
     """The name that the flags have for a weight law or an activation."""
-    from .._activations import BY_NAME as ACTIVATIONS
+    from .._names import BY_NAME as ACTIVATIONS
+    from .._show import name_of
     from .._weights import BY_NAME as WEIGHT_LAWS
 
-    names = ACTIVATIONS | WEIGHT_LAWS
-    return next(name for name, kind in names.items() if kind is type(module))
+    return name_of(module, ACTIVATIONS | WEIGHT_LAWS)
 
 
 def _spectra_table(before: _Measured, after: _Measured, objective: tuple[float, float]) -> str:
