@@ -115,7 +115,7 @@ class LeakyReLU(AbstractManySlopes):
     negative_slope: Float[Array, ""]
 
     def __init__(self, negative_slope: ArrayLike = 0.01):
-        self.negative_slope = _finite("negative_slope", negative_slope)
+        self.negative_slope = finite("negative_slope", negative_slope)
 
     def __call__(self, x: Array) -> Array:
         return jnp.where(x > 0, x, self.negative_slope * x)
@@ -149,7 +149,7 @@ class ShiftedReLU(AbstractTwoSlopes):
     shift: Float[Array, ""]
 
     def __init__(self, shift: ArrayLike):
-        self.shift = _finite("shift", shift)
+        self.shift = finite("shift", shift)
 
     def __call__(self, x: Array) -> Array:
         return jnp.maximum(x, self.shift)
@@ -159,11 +159,11 @@ class ShiftedReLU(AbstractTwoSlopes):
 
     def second_moment(self, q: Array) -> Array:
         t = self.shift / jnp.sqrt(q)
-        return q * (ndtr(-t) + t * _normal(t)) + jnp.square(self.shift) * ndtr(t)
+        return q * (ndtr(-t) + t * normal(t)) + jnp.square(self.shift) * ndtr(t)
 
     def mean(self, q: Array) -> Array:
         t = self.shift / jnp.sqrt(q)
-        return jnp.sqrt(q) * _normal(t) + self.shift * ndtr(t)
+        return jnp.sqrt(q) * normal(t) + self.shift * ndtr(t)
 
     def slopes(self, q: Array) -> tuple[Array, Array]:
         return ndtr(-self.shift / jnp.sqrt(q)), jnp.ones_like(q)
@@ -179,8 +179,8 @@ class HardTanh(AbstractTwoSlopes):
     limit: Float[Array, ""]
 
     def __init__(self, gain: ArrayLike = 1.0, limit: ArrayLike = 1.0):
-        self.gain = _positive("gain", gain)
-        self.limit = _positive("limit", limit)
+        self.gain = positive("gain", gain)
+        self.limit = positive("limit", limit)
 
     def __call__(self, x: Array) -> Array:
         return jnp.clip(self.gain * x, -self.limit, self.limit)
@@ -260,7 +260,7 @@ class AbstractSmooth(AbstractManySlopes):
         return jnp.sum(measure * fn(x)) / jnp.sum(measure)
 
 
-def _limited(height: float, q: Array) -> Array:
+def limited(height: float, q: Array) -> Array:
     """`height`, but at most of the order of `sqrt(q)`, beyond which the Gaussian would grow along the contour."""
     return height * jnp.sqrt(q / (q + height**2))
 
@@ -342,7 +342,7 @@ class Softplus(AbstractSmooth):
         return _logistic(x)
 
     def bend(self, x: Array, q: Array) -> Array:
-        return jnp.broadcast_to(-_limited(0.78, q), x.shape)
+        return jnp.broadcast_to(-limited(0.78, q), x.shape)
 
 
 class SiLU(AbstractSmooth):
@@ -360,7 +360,7 @@ class SiLU(AbstractSmooth):
         return s * (1 + x * _logistic(-x))
 
     def bend(self, x: Array, q: Array) -> Array:
-        return _limited(0.6, q) * _signs(x, -2.3993572805154674, -1.2784645427610738, 2.3993572805154674)
+        return limited(0.6, q) * _signs(x, -2.3993572805154674, -1.2784645427610738, 2.3993572805154674)
 
 
 class GELU(AbstractSmooth):
@@ -375,11 +375,11 @@ class GELU(AbstractSmooth):
 
     def derivative(self, x: Array) -> Array:
         cdf = complex_ndtr(x) if jnp.iscomplexobj(x) else ndtr(x)
-        return cdf + x * _normal(x)
+        return cdf + x * normal(x)
 
     def bend(self, x: Array, q: Array) -> Array:
         decay = 1 / jnp.sqrt(1 + jnp.square(x) / 2)
-        return _limited(0.5, q) * decay * _signs(x, -1.4142135623730951, -0.7517915240843226, 1.4142135623730951)
+        return limited(0.5, q) * decay * _signs(x, -1.4142135623730951, -0.7517915240843226, 1.4142135623730951)
 
 
 class GELUTanh(AbstractSmooth):
@@ -400,7 +400,7 @@ class GELUTanh(AbstractSmooth):
 
     def bend(self, x: Array, q: Array) -> Array:
         decay = 1 / (1 + jnp.square(x))
-        return _limited(0.4, q) * decay * _signs(x, -1.4185040087908284, -0.7524614220710163, 1.4185040087908284)
+        return limited(0.4, q) * decay * _signs(x, -1.4185040087908284, -0.7524614220710163, 1.4185040087908284)
 
 
 class Mish(AbstractSmooth):
@@ -426,7 +426,7 @@ class Mish(AbstractSmooth):
         return tanh + x * slope
 
     def bend(self, x: Array, q: Array) -> Array:
-        return _limited(0.5, q) * _signs(x, -2.256376396360793, -1.1924312145154952, 1.4905711794854285)
+        return limited(0.5, q) * _signs(x, -2.256376396360793, -1.1924312145154952, 1.4905711794854285)
 
 
 class Squareplus(AbstractSmooth):
@@ -445,7 +445,7 @@ class Squareplus(AbstractSmooth):
         return jnp.where(negative, 2 / (root * (root - jnp.where(negative, x, 0))), 0.5 * (1 + x / root))
 
     def bend(self, x: Array, q: Array) -> Array:
-        return jnp.broadcast_to(-_limited(0.8, q), x.shape)
+        return jnp.broadcast_to(-limited(0.8, q), x.shape)
 
 
 class LogSigmoid(AbstractSmooth):
@@ -462,7 +462,7 @@ class LogSigmoid(AbstractSmooth):
         return _logistic(-x)
 
     def bend(self, x: Array, q: Array) -> Array:
-        return jnp.broadcast_to(_limited(0.78, q), x.shape)
+        return jnp.broadcast_to(limited(0.78, q), x.shape)
 
 
 def _signs(x: Array, *critical: float) -> Array:
@@ -487,13 +487,13 @@ def _logistic(x: Array) -> Array:
     return jnp.where(x.real < 0, e, 1) / (1 + e)
 
 
-def _normal(x: Array) -> Array:
+def normal(x: Array) -> Array:
     return jnp.exp(-jnp.square(x) / 2) / math.sqrt(2 * math.pi)
 
 
-def _finite(name: str, value: ArrayLike) -> Array:
+def finite(name: str, value: ArrayLike) -> Array:
     return check(inexact_asarray(value), is_finite, f"`{name}` must be finite.")
 
 
-def _positive(name: str, value: ArrayLike) -> Array:
+def positive(name: str, value: ArrayLike) -> Array:
     return check(inexact_asarray(value), lambda x: (x > 0) & (x < np.inf), f"`{name}` must be positive and finite.")

@@ -17,6 +17,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
+from . import objectives
 from ._activations import AbstractActivation, AbstractManySlopes
 from ._curve import Curve
 from ._kinds import Kinds, where_layers
@@ -272,7 +273,7 @@ def gradient_step(settings: Settings, both: bool) -> tuple[Settings, str]:
     where = _sigma_w_and_b if both else _sigma_w
     try:
         with _compiling:
-            result = tune(net, where=where, optimizer=_descent, steps=1, progress=False)
+            result = tune(net, objectives.isometry, where, optimizer=_descent, steps=1, progress=False)
             best: Any = result.net
     except ValueError:
         return settings, "The objective or its gradient is not certified here."

@@ -158,10 +158,8 @@ class Diagnosis(Shown):
         return [self._signal(), *self._samples(), self._singular_values()]
 
     def _signal(self) -> str:
-        last = _last(np.asarray(self.q))
-        return _fault(self.q, self.chi_q, self.signal_spread) or (
-            f"The signal is stable: {last}, chi_q = {number(self.chi_q)}."
-        )
+        stable = f"The signal is stable: {_last(self.q)}, chi_q = {number(self.chi_q)}."
+        return _fault(self.q, self.chi_q, self.signal_spread) or stable
 
     def _samples(self) -> list[str]:
         if jnp.isnan(self.signal_spread):
@@ -195,19 +193,19 @@ class Diagnosis(Shown):
 
 def _fault(q: Array, chi_q: Array, spread: Array | float) -> str | None:
     """What is wrong with the signal of inputs that have these variances in the end, and what to do."""
-    q, apart = np.asarray(q), float(jnp.log(jnp.max(q)) - jnp.log(jnp.min(q)))
-    if chi_q > 1 + _MARGIN and (apart > _ALIKE or spread > _ALIKE) and q.min() < _LOUD:
+    apart = float(jnp.log(jnp.max(q)) - jnp.log(jnp.min(q)))
+    if chi_q > 1 + _MARGIN and (apart > _ALIKE or spread > _ALIKE) and jnp.min(q) < _LOUD:
         return (
             f"The signal is unstable: {_last(q)}, and differences of variance grow by chi_q = {number(chi_q)} a layer. "
             "Take larger biases with a smaller sigma_w, a bounded activation, or normalise layers."
         )
-    if not np.all(np.isfinite(q)) or q.max() > _LOUD:
+    if not jnp.max(q) <= _LOUD:
         return f"The signal explodes: {_last(q)}. Take a smaller sigma_w, or normalise layers."
-    return f"The signal fades: {_last(q)}. Take a larger sigma_w, or biases." if q.min() < _FAINT else None
+    return f"The signal fades: {_last(q)}. Take a larger sigma_w, or biases." if jnp.min(q) < _FAINT else None
 
 
-def _last(q: np.ndarray) -> str:
-    return f"the last layer's variance is {number(q.min())}" + (f" to {number(q.max())}" if q.size > 1 else "")
+def _last(q: Array) -> str:
+    return f"the last layer's variance is {number(jnp.min(q))}" + (f" to {number(jnp.max(q))}" if q.size > 1 else "")
 
 
 def alarm(net: AbstractNetwork, q0: Float[Array, " inputs"]) -> str | None:
@@ -238,10 +236,11 @@ def diagnose(net: AbstractNetwork, q0: ArrayLike | Sequence[float] | None = None
     **Raises:** `ValueError` if some `q0` is not positive and finite.
     """
     net = as_network(net)
-    own = net.q0 if q0 is None else q0  # pyright: ignore[reportAttributeAccessIssue]
-    inputs = jnp.atleast_1d(check(floats("q0", own, jnp.result_type(float)), positive, "`q0` must be positive."))
-    q, chi_q = _last_variances(net, inputs)
     field = net.propagate()
+    q, chi_q = field.q[-1:], _typical(field.chi_q)
+    if q0 is not None:
+        inputs = check(floats("q0", q0, jnp.result_type(float)), positive, "`q0` must be positive and finite.")
+        q, chi_q = _last_variances(net, jnp.atleast_1d(inputs))
     signal = slope = loss = jnp.full_like(field.q[0], jnp.nan)
     if isinstance(net, MLP):
         signal, slope, loss = signal_spread(net), slope_spread(net), _log_loss(net, field)

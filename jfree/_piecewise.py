@@ -11,12 +11,16 @@ import numpy as np
 from jax.scipy.special import ndtr
 from jaxtyping import Array, ArrayLike, Float
 
-from ._activations import _finite, _limited, _normal, _positive, AbstractManySlopes, AbstractTwoSlopes, SiLU
+from ._activations import finite, limited, normal, positive, AbstractManySlopes, AbstractTwoSlopes, SiLU
 from ._laws import Atoms, Law
 from ._quadrature import gaussian_density, piece_nodes
 
 # Nodes of a piece for moments, on the real line, where all that happens is at its ends.
-_NUM_REAL = 128
+_NUM_REAL = 160
+# Where a Gaussian may be narrow, and how narrow.
+_CENTRE = (0.0, 1e-3)
+# The slope of a path at a knot, where Im phi'^2 keeps its sign within a right angle.
+_STEEP = 0.8
 
 
 class Clip(AbstractTwoSlopes):
@@ -31,8 +35,8 @@ class Clip(AbstractTwoSlopes):
     offset: Float[Array, ""]
 
     def __init__(self, low: ArrayLike, high: ArrayLike, slope: ArrayLike = 1.0, offset: ArrayLike = 0.0):
-        self.low, self.high, self.offset = _finite("low", low), _finite("high", high), _finite("offset", offset)
-        self.slope = _positive("slope", slope)
+        self.low, self.high, self.offset = finite("low", low), finite("high", high), finite("offset", offset)
+        self.slope = positive("slope", slope)
         if not np.all(np.asarray(low) < np.asarray(high)):
             raise ValueError("`low` must be below `high`.")
 
@@ -46,8 +50,8 @@ class Clip(AbstractTwoSlopes):
         """Mean and mean square of the clipped."""
         scale = jnp.sqrt(q)
         a, b = self.low / scale, self.high / scale
-        mean = self.low * ndtr(a) + self.high * ndtr(-b) + scale * (_normal(a) - _normal(b))
-        inside = self._inside(q) + a * _normal(a) - b * _normal(b)
+        mean = self.low * ndtr(a) + self.high * ndtr(-b) + scale * (normal(a) - normal(b))
+        inside = self._inside(q) + a * normal(a) - b * normal(b)
         return mean, jnp.square(self.low) * ndtr(a) + jnp.square(self.high) * ndtr(-b) + q * inside
 
     def _inside(self, q: Array) -> Array:
@@ -81,7 +85,8 @@ class AbstractPiecewise(AbstractManySlopes):
         return (-math.inf, *(place for place, _ in self.knots), math.inf)
 
     def _pieces(self, q: Array, num_nodes: int) -> tuple[Array, Array, Array]:
-        return piece_nodes(q, self._ends(), num_nodes, self.knots)
+        centred = any(place == 0 for place, _ in self.knots)
+        return piece_nodes(q, self._ends(), num_nodes, self.knots if centred else (*self.knots, _CENTRE))
 
     def density(self, h: Array, q: Array) -> Array:
         """Of `h`, continued analytically."""
@@ -89,28 +94,26 @@ class AbstractPiecewise(AbstractManySlopes):
 
     def slope_law(self, q: Array, refine: int = 1) -> Law:
         x, weights, coarse = self._pieces(q, refine * self.num_nodes)
-        heights = jnp.asarray(self.bends, q.dtype)[:, None]
-        height, rise = jax.jvp(lambda x: heights * self._shape(x, jax.lax.stop_gradient(q)), (x,), (jnp.ones_like(x),))
+        path = lambda x: self._path(x, jax.lax.stop_gradient(q))  # noqa: E731
+        height, rise = jax.jvp(path, (x,), (jnp.ones_like(x),))
         h = jax.lax.complex(x, height)
         measure = self.density(h, q) * jax.lax.complex(jnp.ones_like(x), rise)
-        points = jnp.square(self.derivative(h))
-        flat = jnp.asarray([bend == 0 for bend in self.bends])
-        atoms = self._atoms(points.real[:, 0], jnp.sum(measure * weights, 1).real, flat)
-        coarse = jnp.where(flat[:, None], weights, coarse)
-        return Law.from_points(points.ravel(), (measure * weights).ravel(), (measure * coarse).ravel(), atoms)
+        squares = jnp.square(self.derivative(h))
+        fine, rough = measure * weights, measure * coarse
+        flat = np.asarray([bend == 0 for bend in self.bends])
+        masses, places = jnp.sum(fine[flat], 1), squares[flat, 0]  # of a flat piece one point is enough
+        points, fine, rough = (
+            jnp.concatenate([piece[~flat].ravel(), point])
+            for piece, point in ((squares, places), (fine, masses), (rough, masses))
+        )
+        return Law.from_points(points, fine, rough, _atoms(places.real, masses.real / jnp.sum(fine).real, q))
 
-    def _shape(self, x: Array, q: Array) -> Array:
-        """Vanishes at knots, and is 1 far from them; less where the Gaussian is narrow."""
-        shape = jnp.ones_like(x)
-        for place, _ in self.knots:
-            shape = shape * jnp.tanh(1.5 * jnp.abs(x - place))
-        return shape * _limited(1.0, q)
-
-    def _atoms(self, squares: Array, masses: Array, flat: Array) -> Atoms:
-        masses = masses / jnp.sum(masses)
-        some = flat & (squares > 0)
-        zero = jnp.sum(jnp.where(flat & (squares <= 0), masses, 0))
-        return Atoms(1 - zero, jnp.log(jnp.where(some, squares, 1)), jnp.where(some, masses, 0)).merged()
+    def _path(self, x: Array, q: Array) -> Array:
+        """Leaves knots at a steep angle, however narrow the Gaussian."""
+        bends = jnp.asarray(self.bends, q.dtype)[:, None]
+        most = limited(1.0, q) * jnp.where(bends == 0, 1, jnp.abs(bends))
+        rises = [jnp.tanh(_STEEP * jnp.abs(x - place) / most) for place, _ in self.knots]
+        return jnp.sign(bends) * most * math.prod(rises[1:], start=rises[0])
 
     def second_moment(self, q: Array) -> Array:
         return self._expect(jnp.square(self(self._pieces(q, _NUM_REAL)[0])), q)
@@ -127,6 +130,14 @@ class AbstractPiecewise(AbstractManySlopes):
         return jnp.sum(measure * values) / jnp.sum(measure)
 
 
+def _atoms(places: Array, masses: Array, q: Array) -> Atoms:
+    if not masses.size:
+        return Atoms.none(q.dtype)
+    some = places > 0
+    zero = jnp.sum(jnp.where(some, 0, masses))
+    return Atoms(1 - zero, jnp.log(jnp.where(some, places, 1)), jnp.where(some, masses, 0)).merged()
+
+
 class ELU(AbstractPiecewise):
     """`scale * x` where positive, `scale * alpha * (exp(x) - 1)` where not.
 
@@ -138,10 +149,10 @@ class ELU(AbstractPiecewise):
 
     knots = ((0.0, 1e-4),)
     bends = (-0.6, 0.0)
-    num_nodes = 96
+    num_nodes = 160
 
     def __init__(self, alpha: ArrayLike = 1.0, scale: ArrayLike = 1.0):
-        self.alpha, self.scale = _positive("alpha", alpha), _positive("scale", scale)
+        self.alpha, self.scale = positive("alpha", alpha), positive("scale", scale)
 
     def __call__(self, x: Array) -> Array:
         return self.scale * jnp.where(x > 0, x, self.alpha * jnp.expm1(jnp.minimum(x, 0)))
@@ -156,7 +167,7 @@ class ReLUSquared(AbstractPiecewise):
 
     knots = ((0.0, 1e-7),)
     bends = (0.0, -0.5)
-    num_nodes = 160
+    num_nodes = 128
 
     def __call__(self, x: Array) -> Array:
         return jnp.square(jnp.maximum(x, 0))
@@ -170,7 +181,7 @@ class HardSiLU(AbstractPiecewise):
 
     knots = ((-3.0, 1e-4), (-1.5, 1e-7), (3.0, 1e-4))
     bends = (0.0, 0.5, -0.5, 0.0)
-    num_nodes = 128
+    num_nodes = 280
 
     def __call__(self, x: Array) -> Array:
         return x * jnp.clip((x + 3) / 6, 0, 1)
@@ -184,7 +195,7 @@ class SparsePlus(AbstractPiecewise):
 
     knots = ((-1.0, 1e-7), (1.0, 1e-4))
     bends = (0.0, -0.5, 0.0)
-    num_nodes = 160
+    num_nodes = 240
 
     def __call__(self, x: Array) -> Array:
         return jnp.where(x > 1, x, jnp.square(jnp.maximum(x + 1, 0)) / 4)
@@ -198,7 +209,7 @@ class Softsign(AbstractPiecewise):
 
     knots = ((0.0, 1e-4),)
     bends = (-0.6, 0.6)
-    num_nodes = 96
+    num_nodes = 160
 
     def __call__(self, x: Array) -> Array:
         return x / (1 + jnp.abs(x))
@@ -248,7 +259,7 @@ class CELU(AbstractStretched):
     beta: Float[Array, ""]
 
     def __init__(self, alpha: ArrayLike = 1.0):
-        self.beta = 1 / _positive("alpha", alpha)
+        self.beta = 1 / positive("alpha", alpha)
 
     @property
     def base(self) -> ELU:
@@ -265,7 +276,7 @@ class Swish(AbstractStretched):
     beta: Float[Array, ""]
 
     def __init__(self, beta: ArrayLike = 1.0):
-        self.beta = _positive("beta", beta)
+        self.beta = positive("beta", beta)
 
     @property
     def base(self) -> SiLU:
@@ -281,7 +292,7 @@ class Sine(AbstractManySlopes):
     w0: Float[Array, ""]
 
     def __init__(self, w0: ArrayLike = 1.0):
-        self.w0 = _positive("w0", w0)
+        self.w0 = positive("w0", w0)
 
     def __call__(self, x: Array) -> Array:
         return jnp.sin(self.w0 * x)
@@ -308,7 +319,7 @@ class _FoldedSine(AbstractPiecewise):
 
     knots = ((0.0, 1e-4), (math.pi / 2, 1e-7))
     bends = (0.4,)
-    num_nodes = 160
+    num_nodes = 240
 
     def __call__(self, x: Array) -> Array:
         return jnp.sin(x)

@@ -68,13 +68,14 @@ def _sigma_w(net: Any) -> Array:
 def _annealed() -> optax.GradientTransformationExtraArgs:
     """Adam, with what is left of a cosine of the share of the steps that are done; one for any number of them."""
 
-    def update(updates: Any, state: Any, params: Any = None, *, share: Array, **_: Any):
+    def update(updates: Any, state: Any, params: Any = None, **known: Any):
+        share = known["share"]
         size = -0.5 * _LEARNING_RATE * (1 + jnp.cos(jnp.pi * share))
         return jax.tree.map(lambda u: u * size.astype(u.dtype), updates), state
 
     # Gradients fall by orders of magnitude on the way: they must not be remembered for long.
     adam = optax.scale_by_adam(b2=0.9)
-    return optax.chain(adam, optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update))
+    return optax.chain(adam, optax.GradientTransformationExtraArgs(optax.init_empty_state, update))
 
 
 _DEFAULT = _annealed()  # one for all calls: a new one is compiled anew
@@ -171,7 +172,8 @@ def tune(
     history = jnp.asarray(numpy.pad(history, (0, steps + 1 - history.size), constant_values=np.nan))
     best = _finished(problem, state.best)
     if watched:
-        fault = alarm(best, jnp.atleast_1d(inexact_asarray(best.q0 if q0 is None else q0)))
+        inputs = getattr(best, "q0", None) if q0 is None else q0
+        fault = None if inputs is None else alarm(best, jnp.atleast_1d(inexact_asarray(inputs)))
         if fault:
             warnings.warn(fault, stacklevel=2)
     rounded = rounded_objective = None

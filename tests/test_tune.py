@@ -29,6 +29,91 @@ def test_isometry_closed_forms():
     np.testing.assert_allclose(objectives.isometry(projection), 0, atol=1e-9)
 
 
+def test_weighted_isometry_is_that_of_the_quantiles():
+    """Of a sum over quantiles, weighted by singular values; square Gaussian weights have a closed form, too."""
+    square = jfree.MLP([1.0, 1.0], "linear", "gaussian")
+    s = (np.arange(200_000) + 0.5) / 200_000 * 2  # of the quarter circle
+    weight = s * np.sqrt(4 - s**2)
+    mean = np.sum(weight * 2 * np.log(s)) / np.sum(weight)
+    variance = np.sum(weight * np.square(2 * np.log(s) - mean)) / np.sum(weight)
+    np.testing.assert_allclose(objectives.weighted_isometry(square), (mean**2 + variance) / 4, rtol=1e-6)
+    slope = jfree.MLP([1.0, 1.0], [jfree.activations.LeakyReLU(0.1)], "orthogonal")
+    np.testing.assert_allclose(objectives.weighted_isometry(slope), 0.1 / 1.1 * np.log(0.1) ** 2, rtol=1e-6)
+    for net in (jfree.MLP([1.0, 2.0, 1.0, 3.0], "tanh", "gaussian", 1.3), jfree.ResNet(5, "tanh", "gaussian", 0.5)):
+        spectrum = jfree.jacobian_spectrum(net)
+        zero, p = spectrum.mass_at_zero(), (jnp.arange(400) + 0.5) / 400
+        log_s = 0.5 * np.log(spectrum.quantile(zero + (1 - zero) * p))
+        expected = np.average(np.square(log_s), weights=np.exp(log_s))
+        np.testing.assert_allclose(objectives.weighted_isometry(net), expected, rtol=0.01)
+
+
+def test_weighted_isometry_where_units_are_nearly_dead():
+    """Differences of the singular values that matter, of any dtype; exactly 0 of an isometry."""
+    objective = lambda s: objectives.weighted_isometry(jfree.MLP(np.ones(21), "gelu", "orthogonal", s, 0.1))  # noqa: E731
+    step = 1e-5
+    estimate = (objective(1.5 + step) - objective(1.5 - step)) / (2 * step)
+    np.testing.assert_allclose(jax.grad(objective)(1.5), estimate, rtol=1e-6)
+    deep = jfree.MLP(np.ones(101, np.float32), "gelu", "orthogonal", np.float32(1.5), np.float32(0.1))
+    double = jax.tree.map(lambda x: x.astype(float), deep)
+    np.testing.assert_allclose(objectives.weighted_isometry(deep), objectives.weighted_isometry(double), rtol=1e-3)
+    for objective in (objectives.isometry, objectives.weighted_isometry):
+        assert 0 <= objective(jfree.MLP(np.ones(4), "linear", "orthogonal")) < 1e-20
+
+
+def test_tuning_finds_where_gradients_survive():
+    """Twenty SiLU layers: the plain mean square prefers singular values of 1e-4, as long as they are alike."""
+    start = jfree.MLP(np.ones(21), "silu", "orthogonal", 1.0)
+    with pytest.warns(UserWarning, match="signal"):
+        result = jfree.tune(start, steps=60, progress=False)
+    growth = float(jnp.sum(jnp.log(result.net.propagate().chi)))
+    assert abs(growth) < 3  # of the mean square of a gradient, over all layers; at the start it is -25
+    assert float(jnp.sum(jnp.log(start.propagate().chi))) < -20
+
+
+def test_nonlinearity():
+    q = np.asarray([0.01, 1.0])
+    tanh = jfree.MLP(np.ones(3), "tanh", "orthogonal", 1.0, sigma_b=np.sqrt(q), q0=1e-12)
+    assert jfree.nonlinearity(tanh)[-1] < 1e-12  # the last layer is linear
+    np.testing.assert_allclose(jfree.nonlinearity(tanh)[0], 2 / 3 * 0.01**2, rtol=0.15)
+    relu = jfree.nonlinearity(jfree.MLP(np.ones(3), "relu", "gaussian"))[0]
+    np.testing.assert_allclose(relu, 1 - 0.25 / (0.5 - 0.5 / np.pi), rtol=1e-3)
+    kept = jfree.tune(deep_tanh(20, 1.5), steps=100, progress=False)
+    lost = jfree.tune(deep_tanh(20, 1.5), steps=100, progress=False, nonlinearity=0)
+    assert isinstance(kept.net, jfree.MLP)
+    assert isinstance(lost.net, jfree.MLP)
+    assert lost.objective < kept.objective < lost.history[0]
+    assert jnp.sum(jfree.nonlinearity(lost.net)) < 0.01 < 0.04 < jnp.sum(jfree.nonlinearity(kept.net))
+    with pytest.raises(ValueError, match="`nonlinearity`"):
+        jfree.tune(deep_tanh(2, 1.5), nonlinearity=2.0)
+    with pytest.raises(ValueError, match="`net`"):
+        jfree.nonlinearity(jfree.ResNet(3))  # pyright: ignore[reportArgumentType]
+
+
+def test_several_inputs():
+    net = jfree.MLP(np.ones(6), "tanh", "orthogonal", 1.5)
+    q0 = np.asarray([0.1, 1.0, 4.0])
+    at = [float(objectives.isometry(eqx.tree_at(lambda n: n.q0, net, jnp.asarray(q)))) for q in q0]
+    np.testing.assert_allclose(objectives.over_inputs(objectives.isometry, q0)(net), np.mean(at), rtol=1e-10)
+    np.testing.assert_allclose(objectives.over_inputs(objectives.isometry, q0, worst=True)(net), max(at), rtol=1e-10)
+    result = jfree.tune(net, objectives.isometry, steps=5, q0=q0, progress=False)
+    np.testing.assert_allclose(result.history[0], np.mean(at), rtol=1e-10)
+    with pytest.raises(ValueError, match="`q0`"):
+        jfree.tune(net, q0=[1.0, -1.0])
+
+
+def test_stability_and_warnings():
+    unstable = jfree.MLP(np.ones(41), "silu", "orthogonal", 1.8201, 0.1)
+    elasticity = unstable.propagate().elasticity[0]
+    np.testing.assert_allclose(objectives.stability(unstable), np.log(elasticity) ** 2, rtol=1e-10)
+    assert objectives.stability(jfree.MLP(np.ones(41), "tanh", "orthogonal", 1.05, 0.1)) == 0
+    grad = jax.grad(lambda s: objectives.stability(jfree.MLP(np.ones(11), "silu", "orthogonal", s, 0.1)))(1.8)
+    assert np.isfinite(grad)
+    with pytest.warns(UserWarning, match="fades"):
+        jfree.tune(jfree.MLP(np.ones(31), "tanh", "orthogonal", 0.5), steps=1, progress=False)
+    with pytest.warns(UserWarning, match="explodes"):
+        jfree.tune(jfree.MLP(np.ones(31), "relu", "orthogonal", 2.0), steps=1, progress=False)
+
+
 @pytest.mark.parametrize(
     "net",
     [
@@ -161,7 +246,8 @@ def test_second_derivatives_of_objectives(kind):
 @pytest.mark.slow
 def test_chaotic_network_becomes_isometric():
     optimizer = optax.lion(optax.cosine_decay_schedule(0.1, 60))
-    result = jfree.tune(deep_tanh(20, 1.5), optimizer=optimizer, steps=60, stop_at=1e-3, progress=False)
+    net = deep_tanh(20, 1.5)
+    result = jfree.tune(net, optimizer=optimizer, steps=60, stop_at=1e-3, progress=False, nonlinearity=0)
     spectrum = jfree.jacobian_spectrum(result.net)
     levels = jnp.asarray([0.05, 0.95])
     low, high = np.sqrt(spectrum.quantile(levels))
@@ -235,7 +321,7 @@ def test_several_leaves_early_stop_and_history():
     net = jfree.MLP(np.ones(3), jfree.activations.LeakyReLU(0.2), "gaussian", 1.7, 0.1)
     leaves = lambda n: (n.sigma_w, n.activation.negative_slope)  # noqa: E731
     enough = 0.9 * float(objectives.isometry(net))
-    result = jfree.tune(net, where=leaves, steps=40, stop_at=enough, progress=False)
+    result = jfree.tune(net, objectives.isometry, where=leaves, steps=40, stop_at=enough, progress=False)
     assert isinstance(result.net, jfree.MLP)
     history = np.asarray(result.history)
     assert history.shape == (41,)

@@ -1,0 +1,109 @@
+"""Activations by name, and their laws, against an independent integration."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jfree
+from jfree._activations import AbstractManySlopes, AbstractTwoSlopes
+from jfree._names import BY_NAME
+
+# Kinks, and zeros of the derivative, where an integrand is not smooth.
+KNOTS = {
+    "hard_sine": np.arange(-101, 102, 2.0),
+    "hard_tanh": (-1, 1),
+    "sin": np.pi / 2 * np.arange(-41, 42, 2),
+    "relu6": (0, 6),
+    "hard_sigmoid": (-3, 3),
+    "hard_silu": (-3, -1.5, 3),
+    "sparse_sigmoid": (-1, 1),
+    "sparse_plus": (-1, 1),
+    "silu": (-1.2784645427610738,),
+    "swish": (-1.2784645427610738,),
+    "quick_gelu": (-1.2784645427610738 / 1.702,),
+    "gelu": (-0.7517915240843226,),
+    "gelu_tanh": (-0.7524614220710163,),
+    "mish": (-1.1924312145154952,),
+}
+SMOOTH = [n for n, make in BY_NAME.items() if not isinstance(make(), AbstractTwoSlopes | jfree.activations.LeakyReLU)]
+
+
+def expect(fn, q, knots):
+    """`E fn(sqrt(q) Z)`, of integrands with logarithms and inverse roots at the knots."""
+    reach = 12 * np.sqrt(q)
+    places = (*knots, -3.0, -1.0, 0.0, 1.0, 3.0)  # at 1 and 3 a finer mesh
+    ends = sorted({-reach, reach, *(float(k) for k in places if abs(k) < reach)})
+    t, w = np.polynomial.legendre.leggauss(300)
+    near, slope = ((t + 1) / 2) ** 5, 5 / 2 * ((t + 1) / 2) ** 4 * w
+    total = 0.0
+    for a, b in itertools.pairwise(ends):
+        half = (b - a) / 2
+        for x in (a + half * near, b - half * near):
+            density = np.exp(-x * x / (2 * q)) / np.sqrt(2 * np.pi * q)
+            total = total + np.sum(half * slope * density * np.asarray(fn(jnp.asarray(x))))
+    return total
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_moments(name):
+    phi, knots = BY_NAME[name](), KNOTS.get(name, ())
+    for q in (0.01, 1.0, 30.0):
+        at = jnp.asarray(q)
+        square = expect(lambda x: phi(x) ** 2, q, knots)
+        np.testing.assert_allclose(phi.second_moment(at), square, rtol=1e-9)
+        np.testing.assert_allclose(phi.mean(at), expect(phi, q, knots), rtol=1e-9, atol=1e-9 * square**0.5)
+        np.testing.assert_allclose(phi.slope_moment(at), expect(lambda x: phi.derivative(x) ** 2, q, knots), rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_derivative(name):
+    phi, x = BY_NAME[name](), jnp.linspace(-7, 7, 101) + 0.013
+    np.testing.assert_allclose(phi.derivative(x), jax.vmap(jax.grad(phi))(x), rtol=1e-8, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_law(name):
+    """Its mean logarithm to 1e-6, and sums over it off the support."""
+    phi, knots = BY_NAME[name](), KNOTS.get(name, ())
+    assert isinstance(phi, AbstractManySlopes)
+    square = lambda x: np.square(np.asarray(phi.derivative(x)))  # noqa: E731
+    for q in (0.05, 1.0, 20.0):
+        law = phi.slope_law(jnp.asarray(q))
+        mean = float(jnp.exp(law.log_mean))
+        log = lambda x: np.log(np.where(square(x) > 0, square(x), 1))  # noqa: E731
+        share = 1 - float(law.atoms.zero)
+        np.testing.assert_allclose(law.mean_log() + share * law.log_mean, expect(log, q, knots), rtol=1e-6, atol=1e-6)
+        for w in (-0.01, -3.0, 0.5 + 1j):
+            expected = expect(lambda x, w=w, mean=mean: square(x) / (w * mean - square(x)), q, knots)
+            (found,) = law.transform(jnp.asarray([w + 0j])).m
+            np.testing.assert_allclose(found, expected, rtol=1e-8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMOOTH)
+def test_densities(name):
+    """Of two layers, on the support, against the same by four times the nodes."""
+    finer = _refined(BY_NAME[name]())
+    for weights, sigma_w in (("gaussian", 0.8), ("orthogonal", 1.7)):
+        nets = (jfree.MLP([1, 1, 1], [phi] * 2, weights, sigma_w, 0.1) for phi in (BY_NAME[name](), finer))
+        coarse, fine = (jfree.jacobian_spectrum(net) for net in nets)
+        x = jnp.geomspace(1e-3, 4.0, 200) * coarse.mean()
+        found, expected = coarse.solve(x), fine.solve(x)
+        known = found.result == jfree.RESULTS.successful
+        assert jnp.mean(known) > 0.98
+        both = known & (expected.result == jfree.RESULTS.successful)
+        np.testing.assert_allclose(found.G[both], expected.G[both], rtol=1e-7)
+
+
+def _refined(phi):
+    class Refined(type(phi)):  # pyright: ignore[reportUntypedBaseClass]
+        def slope_law(self, q, refine=1):
+            return super().slope_law(q, 4 * refine)
+
+    refined = object.__new__(Refined)
+    for name, value in vars(phi).items():
+        object.__setattr__(refined, name, value)
+    return refined
