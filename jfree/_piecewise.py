@@ -11,7 +11,7 @@ import numpy as np
 from jax.scipy.special import ndtr
 from jaxtyping import Array, ArrayLike, Float
 
-from ._activations import finite, limited, normal, positive, AbstractManySlopes, AbstractTwoSlopes, SiLU
+from ._activations import AbstractManySlopes, AbstractTwoSlopes, finite, limited, normal, positive, SiLU
 from ._laws import Atoms, Law
 from ._quadrature import gaussian_density, piece_nodes
 
