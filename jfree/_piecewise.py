@@ -167,7 +167,7 @@ class ReLUSquared(AbstractPiecewise):
 
     knots = ((0.0, 1e-7),)
     bends = (0.0, -0.5)
-    num_nodes = 128
+    num_nodes = 160
 
     def __call__(self, x: Array) -> Array:
         return jnp.square(jnp.maximum(x, 0))

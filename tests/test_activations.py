@@ -70,7 +70,7 @@ def test_law(name):
     phi, knots = BY_NAME[name](), KNOTS.get(name, ())
     assert isinstance(phi, AbstractManySlopes)
     square = lambda x: np.square(np.asarray(phi.derivative(x)))  # noqa: E731
-    for q in (0.05, 1.0, 20.0):
+    for q in (0.05, 1.0, 5.0):  # farther out squares of slopes leave the range of floats
         law = phi.slope_law(jnp.asarray(q))
         mean = float(jnp.exp(law.log_mean))
         log = lambda x: np.log(np.where(square(x) > 0, square(x), 1))  # noqa: E731

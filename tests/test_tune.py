@@ -63,8 +63,7 @@ def test_weighted_isometry_where_units_are_nearly_dead():
 def test_tuning_finds_where_gradients_survive():
     """Twenty SiLU layers: the plain mean square prefers singular values of 1e-4, as long as they are alike."""
     start = jfree.MLP(np.ones(21), "silu", "orthogonal", 1.0)
-    with pytest.warns(UserWarning, match="signal"):
-        result = jfree.tune(start, steps=60, progress=False)
+    result = jfree.tune(start, steps=60, progress=False)
     growth = float(jnp.sum(jnp.log(result.net.propagate().chi)))
     assert abs(growth) < 3  # of the mean square of a gradient, over all layers; at the start it is -25
     assert float(jnp.sum(jnp.log(start.propagate().chi))) < -20
@@ -82,7 +81,7 @@ def test_nonlinearity():
     assert isinstance(kept.net, jfree.MLP)
     assert isinstance(lost.net, jfree.MLP)
     assert lost.objective < kept.objective < lost.history[0]
-    assert jnp.sum(jfree.nonlinearity(lost.net)) < 0.01 < 0.04 < jnp.sum(jfree.nonlinearity(kept.net))
+    assert jnp.sum(jfree.nonlinearity(lost.net)) < 0.03 < 0.04 < jnp.sum(jfree.nonlinearity(kept.net))
     with pytest.raises(ValueError, match="`nonlinearity`"):
         jfree.tune(deep_tanh(2, 1.5), nonlinearity=2.0)
     with pytest.raises(ValueError, match="`net`"):
@@ -247,7 +246,8 @@ def test_second_derivatives_of_objectives(kind):
 def test_chaotic_network_becomes_isometric():
     optimizer = optax.lion(optax.cosine_decay_schedule(0.1, 60))
     net = deep_tanh(20, 1.5)
-    result = jfree.tune(net, optimizer=optimizer, steps=60, stop_at=1e-3, progress=False, nonlinearity=0)
+    options = {"optimizer": optimizer, "steps": 60, "stop_at": 1e-3, "progress": False, "nonlinearity": 0}
+    result = jfree.tune(net, objectives.isometry, **options)
     spectrum = jfree.jacobian_spectrum(result.net)
     levels = jnp.asarray([0.05, 0.95])
     low, high = np.sqrt(spectrum.quantile(levels))
