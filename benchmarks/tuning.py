@@ -74,7 +74,8 @@ def tuned(net: jfree.MLP | jfree.ResNet, *args, **options) -> tuple[Any, Row]:
 def isometry(depth: int, width: int) -> list[Row]:
     net = jfree.MLP(np.ones(depth + 1), "tanh", "orthogonal", np.full(depth, 1.5))
     optimizer = optax.lion(optax.cosine_decay_schedule(0.05, 100))
-    result, cost = tuned(net, optimizer=optimizer, steps=100, stop_at=2e-3)
+    options = {"optimizer": optimizer, "steps": 100, "stop_at": 2e-3, "nonlinearity": 0}
+    result, cost = tuned(net, jfree.objectives.isometry, **options)
     predicted = np.sqrt(jfree.jacobian_spectrum(result.net).quantile(_LEVELS))
     eigenvalues = jacobian_eigenvalues(result.net, jax.random.key(0), width)
     measured = np.sqrt(np.quantile(eigenvalues, _LEVELS))
