@@ -14,7 +14,7 @@ from jaxtyping import Array, ArrayLike, Float, Inexact
 
 from ._laws import Atoms, Law
 from ._misc import check, inexact_asarray, is_finite
-from ._quadrature import gaussian_density, graded_nodes
+from ._quadrature import gaussian_density, gaussian_measure, graded_nodes
 from ._special import complex_ndtr
 
 
@@ -254,10 +254,8 @@ class AbstractSmooth(AbstractManySlopes):
         return self._expect(self, q)
 
     def _expect(self, fn: Callable[[Array], Array], q: Array) -> Array:
-        x, weights, _ = graded_nodes(q, 400, even=False)  # to the last digit for all of them
-        # Normalised by the rule's own mass, which removes what is cut off beyond its reach.
-        measure = weights * gaussian_density(x, q)
-        return jnp.sum(measure * fn(x)) / jnp.sum(measure)
+        x, measure = gaussian_measure(q, 400)  # to the last digit for all of them
+        return jnp.sum(measure * fn(x))
 
 
 def limited(height: float, q: Array) -> Array:

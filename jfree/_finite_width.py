@@ -14,7 +14,7 @@ from ._meanfield import in_range, MeanField
 from ._misc import check, integer
 from ._moments import log_moments
 from ._networks import AbstractNetwork, as_network, floats, MLP, positive
-from ._quadrature import gaussian_density, graded_nodes
+from ._quadrature import gaussian_measure
 from ._show import number, Shown, Table
 from ._spectrum import jacobian_spectrum
 from ._weights import Gaussian, Orthogonal
@@ -98,9 +98,8 @@ def _noise(net: MLP, field: MeanField) -> tuple[Float[Array, " layers-1"], Float
 
 
 def _fourth_moment(activation: AbstractActivation, q: Float[Array, ""]) -> Array:
-    x, weights, _ = graded_nodes(q, _NUM_NODES, even=False)
-    measure = weights * gaussian_density(x, q)
-    return jnp.sum(measure * jnp.square(jnp.square(activation(x)))) / jnp.sum(measure)
+    x, measure = gaussian_measure(q, _NUM_NODES)
+    return jnp.sum(measure * jnp.square(jnp.square(activation(x))))
 
 
 def _log_loss(net: MLP, field: MeanField) -> Float[Array, ""]:
@@ -115,10 +114,9 @@ def _log_loss(net: MLP, field: MeanField) -> Float[Array, ""]:
 
 
 def _slope_moments(activation: AbstractActivation, q: Float[Array, ""]) -> tuple[Array, Array]:
-    x, weights, _ = graded_nodes(q, _NUM_NODES, even=False)
-    measure, square = weights * gaussian_density(x, q), jnp.square(activation.derivative(x))
-    total = jnp.sum(measure)
-    return jnp.sum(measure * square) / total, jnp.sum(measure * jnp.square(square)) / total
+    x, measure = gaussian_measure(q, _NUM_NODES)
+    square = jnp.square(activation.derivative(x))
+    return jnp.sum(measure * square), jnp.sum(measure * jnp.square(square))
 
 
 class Diagnosis(Shown):

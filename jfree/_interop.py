@@ -18,7 +18,6 @@ from ._networks import MLP, positive
 from ._piecewise import CELU, ELU
 from ._resnet import ResNet
 from ._sampling import integer_widths, sample_weights
-from ._show import name_of
 from ._weights import AbstractWeights
 
 Activation = Callable[[Array], Array]
@@ -326,8 +325,13 @@ def _apply(activation: Activation, x: Array) -> Array:
 
 def _function(activation: AbstractActivation) -> Activation:
     """Without arrays that an optimiser would take for parameters."""
-    name = name_of(activation, BY_NAME)
-    return next((fn for known, fn in _FUNCTIONS if known == name), partial(_apply, activation))
+    return next((fn for name, fn in _FUNCTIONS if _same(activation, BY_NAME[name]())), partial(_apply, activation))
+
+
+def _same(activation: AbstractActivation, other: AbstractActivation) -> bool:
+    """Whether they are of one class, with the same parameters to the precision of the first."""
+    pairs = zip(jax.tree.leaves(activation), jax.tree.leaves(other), strict=False)
+    return type(activation) is type(other) and all(bool(x == y.astype(x.dtype)) for x, y in pairs)
 
 
 def _activation(fn: Activation) -> AbstractActivation:

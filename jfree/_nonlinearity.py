@@ -8,7 +8,7 @@ from ._activations import AbstractActivation, Linear
 from ._kinds import Kinds
 from ._meanfield import in_range
 from ._networks import MLP
-from ._quadrature import gaussian_density, graded_nodes
+from ._quadrature import gaussian_measure
 
 _NUM_NODES = 400
 
@@ -25,9 +25,7 @@ def nonlinearity(net: MLP) -> Float[Array, " layers"]:
 
 
 def _unexplained(activation: AbstractActivation, q: Float[Array, ""]) -> Array:
-    x, weights, _ = graded_nodes(q, _NUM_NODES, even=False)
-    measure = weights * gaussian_density(x, q)
-    measure = measure / jnp.sum(measure)
+    x, measure = gaussian_measure(q, _NUM_NODES)
     values = activation(x)
     values = values - jnp.sum(measure * values)
     variance = jnp.sum(measure * jnp.square(values))

@@ -2,6 +2,7 @@
 
 import abc
 import math
+from collections.abc import Callable
 from typing import ClassVar
 
 import equinox as eqx
@@ -13,6 +14,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from ._activations import AbstractManySlopes, AbstractTwoSlopes, finite, limited, normal, positive, SiLU
 from ._laws import Atoms, Law
+from ._misc import check
 from ._quadrature import gaussian_density, piece_nodes
 
 # Nodes of a piece for moments, on the real line, where all that happens is at its ends.
@@ -35,10 +37,9 @@ class Clip(AbstractTwoSlopes):
     offset: Float[Array, ""]
 
     def __init__(self, low: ArrayLike, high: ArrayLike, slope: ArrayLike = 1.0, offset: ArrayLike = 0.0):
-        self.low, self.high, self.offset = finite("low", low), finite("high", high), finite("offset", offset)
+        self.low, self.offset = finite("low", low), finite("offset", offset)
+        self.high = check(finite("high", high), lambda high: high > self.low, "`high` must be above `low`.")
         self.slope = positive("slope", slope)
-        if not np.all(np.asarray(low) < np.asarray(high)):
-            raise ValueError("`low` must be below `high`.")
 
     def __call__(self, x: Array) -> Array:
         return self.slope * jnp.clip(x, self.low, self.high) + self.offset
@@ -116,18 +117,18 @@ class AbstractPiecewise(AbstractManySlopes):
         return jnp.sign(bends) * most * math.prod(rises[1:], start=rises[0])
 
     def second_moment(self, q: Array) -> Array:
-        return self._expect(jnp.square(self(self._pieces(q, _NUM_REAL)[0])), q)
+        return self._expect(lambda x: jnp.square(self(x)), q)
 
     def mean(self, q: Array) -> Array:
-        return self._expect(self(self._pieces(q, _NUM_REAL)[0]), q)
+        return self._expect(self, q)
 
     def slope_moment(self, q: Array) -> Array:
-        return self._expect(jnp.square(self.derivative(self._pieces(q, _NUM_REAL)[0])), q)
+        return self._expect(lambda x: jnp.square(self.derivative(x)), q)
 
-    def _expect(self, values: Array, q: Array) -> Array:
+    def _expect(self, fn: Callable[[Array], Array], q: Array) -> Array:
         x, weights, _ = self._pieces(q, _NUM_REAL)
         measure = weights * gaussian_density(x, q)
-        return jnp.sum(measure * values) / jnp.sum(measure)
+        return jnp.sum(measure * fn(x)) / jnp.sum(measure)
 
 
 def _atoms(places: Array, masses: Array, q: Array) -> Atoms:
@@ -208,8 +209,11 @@ class Softsign(AbstractPiecewise):
     """`x / (1 + |x|)`."""
 
     knots = ((0.0, 1e-4),)
-    bends = (-0.6, 0.6)
+    bends = (0.6,)
     num_nodes = 160
+
+    def _ends(self) -> tuple[float, ...]:
+        return 0.0, math.inf  # squares of the function and of its derivative are even
 
     def __call__(self, x: Array) -> Array:
         return x / (1 + jnp.abs(x))

@@ -71,6 +71,17 @@ def _table(clusters: Clusters) -> tuple[np.ndarray, np.ndarray]:
     return _grading(x, clusters, np.arcsinh), x
 
 
+def gaussian_measure(
+    variance: Float[Array, ""], num_nodes: int
+) -> tuple[Float[Array, " nodes"], Float[Array, " nodes"]]:
+    """Nodes and weights for expectations of what has structure of size 1 around the origin; the weights add up to 1,
+    which makes up for what is cut off beyond their reach.
+    """
+    x, weights, _ = graded_nodes(variance, num_nodes, even=False)
+    measure = weights * gaussian_density(x, variance)
+    return x, measure / jnp.sum(measure)
+
+
 def piece_nodes(
     variance: Float[Array, ""], ends: tuple[float, ...], num_nodes: int, clusters: Clusters
 ) -> tuple[Float[Array, "pieces nodes"], Float[Array, "pieces nodes"], Float[Array, "pieces nodes"]]:

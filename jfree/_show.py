@@ -1,6 +1,7 @@
 """Networks, spectra and results as short tables, in terminals and notebooks."""
 
 import dataclasses
+import functools
 import html
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -72,11 +73,18 @@ def counted(number: int, what: str) -> str:
 
 def name_of(module: eqx.Module, by_name: Mapping[str, Callable[[], eqx.Module]]) -> str:
     """The string that is short for it, or its class with what it was given."""
+    mine = type(module), tuple(_values(module))
     for name, default in by_name.items():
-        plain = default()
-        if type(plain) is type(module) and _values(plain) == _values(module):
+        if _given(default) == mine:
             return name
     return f"{type(module).__name__}({', '.join(_values(module))})"
+
+
+@functools.cache
+def _given(default: Callable[[], eqx.Module]) -> tuple[type[eqx.Module], tuple[str, ...]]:
+    """The class of what goes by a name, and what it was given."""
+    plain = default()
+    return type(plain), tuple(_values(plain))
 
 
 def _values(module: eqx.Module) -> list[str]:

@@ -125,11 +125,11 @@ def tune(
 
     **Raises:** `ValueError` if `where` does not give floating-point arrays of the network, `steps` is not a positive
     integer, `optimizer` is none, `constraint` does not give a network, `q0` is not positive, `nonlinearity` not from 0
-    to 1, or the objective is not a real scalar, or it or its gradient is not finite at the start.
+    to less than 1, or the objective is not a real scalar, or it or its gradient is not finite at the start.
     """
     steps = integer("steps", steps)
     if not isinstance(nonlinearity, int | float | np.number) or not 0 <= nonlinearity < 1:
-        raise ValueError(f"`nonlinearity` must be from 0 to 1, got {nonlinearity!r}.")
+        raise ValueError(f"`nonlinearity` must be at least 0 and less than 1, got {nonlinearity!r}.")
     if not isinstance(optimizer, optax.GradientTransformation):
         raise ValueError(f"`optimizer` must be an optax optimizer, got {optimizer!r}.")
     for name, function in (("objective", objective), ("constraint", constraint or _unconstrained)):

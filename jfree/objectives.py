@@ -1,7 +1,7 @@
 """Objectives: plain functions from a network to a scalar, the smaller the better, and functions that make such.
 
 All are differentiable. None knows what else a network is for: with an odd activation and no biases most of them are
-best in the trivial limit `q -> 0`, where every layer is linear. `jfree.constraints` rules it out.
+best in the trivial limit `q -> 0`, where every layer is linear. `jfree.tune` and `jfree.constraints` rule it out.
 """
 
 from collections.abc import Callable
@@ -33,8 +33,8 @@ def isometry(net: AbstractNetwork) -> Float[Array, ""]:
 def weighted_isometry(net: AbstractNetwork) -> Float[Array, ""]:
     """`isometry` with every singular value's own size as its weight: 0 if and only if all that are not 0 are 1.
 
-    Units that are nearly dead count for next to nothing, as those that are dead count for nothing. Of a spectrum that
-    is broad on logarithmic scale, a mean square of 1 is best: gradients then neither vanish nor explode.
+    Units that are nearly dead count for next to nothing, as those that are dead count for nothing. Of a log-normal
+    spectrum that scale is best at which the mean square is 1, so that gradients neither vanish nor explode.
     """
     return _mean_square_log(net, 0.5)
 
@@ -88,6 +88,9 @@ class _OverInputs(eqx.Module):
     worst: bool = eqx.field(static=True)
 
     def __call__(self, net: AbstractNetwork) -> Float[Array, ""]:
+        if not hasattr(net, "q0"):
+            raise ValueError(f"`net` must have a `q0` to be replaced; a {type(net).__name__} has none.")
+
         def at(q0: Array) -> Array:
             return self.objective(eqx.tree_at(lambda n: n.q0, net, q0))
 

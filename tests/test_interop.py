@@ -134,6 +134,15 @@ def test_functions_are_recognised(fn, activation):
         assert all(eqx.tree_equal(found, activation) for found in net.activations)
 
 
+def test_functions_are_not_mistaken_for_others():
+    """Parameters that print alike."""
+    for activation, plain in ((acts.LeakyReLU(0.0100001), jax.nn.leaky_relu), (acts.ELU(1.00001), jax.nn.elu)):
+        model = jfree.to_equinox(jfree.MLP([2, 3, 3, 1], activation), KEY)
+        assert isinstance(model, eqx.nn.MLP)
+        assert model.activation is not plain
+        assert float(jnp.ravel(jfree.from_equinox(model).activations[0](jnp.asarray(-1.0)))[0]) == activation(-1.0)
+
+
 def test_recognised_functions_are_what_they_seem():
     x = jnp.linspace(-5, 5, 201)
     for name, fn in _FUNCTIONS:
