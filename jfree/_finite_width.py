@@ -89,17 +89,25 @@ def _noise(net: MLP, field: MeanField) -> tuple[Float[Array, " layers-1"], Float
     before, units = net.widths[:-2], net.widths[1:-1]
     orthogonal = jnp.asarray([isinstance(law, Orthogonal) for law in net.weights[:-1]], bool)
     kept = jnp.where(orthogonal, jnp.minimum(1, units / before), 0)
-    q, phi2, variance_w = field.q[:-1], field.phi2[:-1], jnp.square(sigma_w[1:])
-    # Of phi^2, and what of it goes with the square of W x, whose mean is kept.
-    fourth = Kinds.of(net.activations).every(_fourth_moment)(in_range(field.q))[:-1]
+    q, variance_w = field.q[:-1], jnp.square(sigma_w[1:])
+    # Of phi, less its mean where the next layer does not see that; and what goes with the square of W x, which is kept.
+    centred = jnp.asarray([law.centred for law in net.weights[1:]], bool)
+    plain, about_mean = Kinds.of(net.activations).every(_even_moments)(in_range(field.q))
+    second, fourth = jnp.where(centred, about_mean[:-1].T, plain[:-1].T)
     along = 2 * jnp.square((q - jnp.square(sigma_b[:-1])) * field.chi_q[:-1] / variance_w)
-    noise = (fourth - jnp.square(phi2) - kept * along) / (jnp.square(phi2) * units)
-    return jnp.maximum(noise, 0), variance_w * phi2 / field.q[1:]
+    noise = (fourth - jnp.square(second) - kept * along) / (jnp.square(second) * units)
+    return jnp.maximum(noise, 0), 1 - jnp.square(sigma_b[1:]) / field.q[1:]
 
 
-def _fourth_moment(activation: AbstractActivation, q: Float[Array, ""]) -> Array:
+def _even_moments(activation: AbstractActivation, q: Float[Array, ""]) -> tuple[Array, Array]:
+    """The second and the fourth of `phi`, and those about its mean."""
     x, measure = gaussian_measure(q, _NUM_NODES)
-    return jnp.sum(measure * jnp.square(jnp.square(activation(x))))
+    value = activation(x)
+
+    def moments(value: Array) -> Array:
+        return jnp.stack([jnp.sum(measure * value**2), jnp.sum(measure * value**4)])
+
+    return moments(value), moments(value - jnp.sum(measure * value))
 
 
 def _log_loss(net: MLP, field: MeanField) -> Float[Array, ""]:

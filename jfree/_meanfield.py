@@ -91,14 +91,19 @@ def forward(
     sigma_w: Float[Array, " layers"],
     sigma_b: Float[Array, " layers"],
     q0: Float[Array, ""],
+    centred: Bool[Array, " layers"] | None = None,
 ) -> MeanField:
-    """`q_l = sigma_w^2 E phi_{l-1}(sqrt(q_{l-1}) Z)^2 + sigma_b^2` from `E x_0^2 = q0`."""
+    """`q_l = sigma_w^2 E phi_{l-1}(sqrt(q_{l-1}) Z)^2 + sigma_b^2` from `E x_0^2 = q0`, of centred weights without the
+    squared mean of `phi`, and of the input, whose mean is taken to be 0.
+    """
     variances = jnp.square(sigma_w), jnp.square(sigma_b)
-    phi2 = _second_moments(kinds, variances, q0)
-    q = _preactivations(jnp.append(q0, phi2[:-1]), *variances)
+    before = None if centred is None else jnp.append(centred[1:], centred[-1:]).astype(q0.dtype)
+    seen = _seen_moments(kinds, variances, q0, before)
+    q = _preactivations(jnp.append(q0, seen[:-1]), *variances)
     slopes = kinds.every(lambda phi, q: phi.slope_moment(q))(in_range(q))
-    _, passed_on = jax.jvp(kinds.every(second_moment), (q,), (jnp.ones_like(q),))
+    _, passed_on = jax.jvp(_seen(kinds.every, before), (q,), (jnp.ones_like(q),))
     chi_q = jnp.append(variances[0][1:], variances[0][-1:]) * passed_on
+    phi2 = seen if centred is None else kinds.every(second_moment)(q)
     return MeanField(q, phi2, variances[0] * slopes, chi_q, elasticities(q, chi_q))
 
 
@@ -106,11 +111,19 @@ def _preactivations(phi2: Array, variance_w: Array, variance_b: Array) -> Array:
     return jnp.maximum(variance_w * phi2 + variance_b, jnp.finfo(phi2.dtype).tiny)  # it may decay out of range
 
 
+def _seen(over: Callable[..., Any], centred: Array | None) -> Callable[..., Array]:
+    """What the next layer's weights see of the mean square of `phi`, over layers as `Kinds` goes over them."""
+    square, mean = over(second_moment), over(first_moment)
+    if centred is None:
+        return square
+    return lambda *at: square(*at) - centred[at[:-1]] * jnp.square(mean(*at))
+
+
 @eqx.filter_custom_jvp
-def _second_moments(
-    kinds: Kinds[AbstractActivation], variances: tuple[Array, Array], q0: Array
+def _seen_moments(
+    kinds: Kinds[AbstractActivation], variances: tuple[Array, Array], q0: Array, centred: Array | None
 ) -> Float[Array, " layers"]:
-    moment = kinds.at(second_moment)
+    moment = _seen(kinds.at, centred)
 
     def layer(phi2: Array, xs: tuple[Array, Array, Array]):
         index, *variance = xs
@@ -120,16 +133,16 @@ def _second_moments(
     return jax.lax.scan(layer, q0, (jnp.arange(kinds.kind.size), *variances))[1]
 
 
-@_second_moments.def_jvp
+@_seen_moments.def_jvp
 def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
     """All layers' own derivatives at once, and their product by an associative scan: no loop to be transposed."""
-    kinds, variances, q0 = primals
-    phi2 = _second_moments(*primals)
+    kinds, variances, q0, centred = primals
+    phi2 = _seen_moments(*primals)
     before = jnp.append(q0, phi2[:-1])
     dynamic, static = eqx.partition(kinds, eqx.is_inexact_array)
 
     def after(before: Array, dynamic: Any, variances: tuple[Array, Array]) -> Array:
-        moments = eqx.combine(dynamic, static).every(second_moment)
+        moments = _seen(eqx.combine(dynamic, static).every, centred)
         return moments(_preactivations(before, *variances))
 
     _, slope = jax.jvp(lambda before: after(before, dynamic, variances), (before,), (jnp.ones_like(before),))
@@ -137,7 +150,7 @@ def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array
     changes = jax.tree.map(
         lambda x, t: None if x is None else jnp.zeros_like(x) if t is None else t,
         args,
-        tangents,
+        tangents[:3],
         is_leaf=lambda x: x is None,
     )
     start = jnp.zeros_like(before).at[0].set(changes[2])

@@ -28,7 +28,14 @@ from ._misc import asarray, check, common_dtype, is_concrete, Reals
 from ._names import as_activation, BY_NAME as ACTIVATIONS
 from ._operations import ChangeSide, Factor, LawFactor, point_masses, Shift
 from ._show import counted, name_of, number, runs, Shown, Table
-from ._weights import AbstractWeights, as_weights, BY_NAME as WEIGHTS, Orthogonal, weight_factor
+from ._weights import (
+    AbstractWeights,
+    as_weights,
+    BY_NAME as WEIGHTS,
+    centred_layers,
+    Orthogonal,
+    weight_factor,
+)
 
 # Every atom that survives outweighs all those that came after it together: more would lie below rounding.
 _MAX_ATOMS = 48
@@ -186,7 +193,7 @@ class MLPLayers(AbstractNetwork):
         )
 
     def propagate(self) -> MeanField:
-        return forward(self.activations, self.sigma_w, self.sigma_b, self.q0)
+        return forward(self.activations, self.sigma_w, self.sigma_b, self.q0, centred_layers(self.weights))
 
     def jacobian_curve(self, side: str) -> Curve:
         ratio = self.widths[:-1] / self.widths[1:]

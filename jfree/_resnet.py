@@ -51,7 +51,7 @@ from ._networks import (
     weight_laws,
 )
 from ._show import counted, name_of, number, runs, Table
-from ._weights import AbstractWeights, BY_NAME as WEIGHTS, weight_factor
+from ._weights import AbstractWeights, BY_NAME as WEIGHTS, centred_layers, weight_factor
 
 
 class _Split(eqx.Module):
@@ -477,9 +477,12 @@ class _Blocks(AbstractNetwork):
 
         moments = self.activations.at(moments_of)
 
+        centred = centred_layers(self.weights)
+
         def layer(state: tuple[Array, Array], xs: tuple[Array, Array, Array]):
-            square, _ = state
+            square, mean = state
             index, variance_w, variance_b = xs
+            square = square if centred is None else square - centred[index] * jnp.square(mean)
             q = jnp.maximum(variance_w * square + variance_b, jnp.finfo(square.dtype).tiny)
             phi2, mean, slope = moments(index, q)
             return (phi2, mean), (q, phi2, variance_w * slope)

@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 from ._misc import integer
 from ._networks import AbstractNetwork, MLP
 from ._resnet import ResNet
-from ._weights import AbstractWeights, Gaussian, Orthogonal
+from ._weights import AbstractWeights
 
 _Network = TypeVar("_Network", bound=MLP | ResNet)
 _WORTH_THREADS = 512  # the width from which threads make a matrix faster
@@ -34,7 +34,8 @@ def sample_weights(
         a `ResNet` has none, and needs it.
 
     **Returns:** `(W_l, b_l)` for every layer, those of a `ResNet` block by block, in the dtype of `net`. `W_l` has
-    entries `N(0, sigma_w^2 / N_{l-1})`, or is Haar orthogonal with entries of that variance; `b_l ~ N(0, sigma_b^2)`.
+    entries `N(0, sigma_w^2 / N_{l-1})`, or is Haar orthogonal with entries of that variance, rows less their means if
+    the law is centred; `b_l ~ N(0, sigma_b^2)`.
 
     **Raises:** `ValueError` if `net` is neither, `width` is not a positive integer, or a width is not an
     integer or rounds to 0.
@@ -109,20 +110,8 @@ def draw_layer(
     law: AbstractWeights, shape: tuple[int, int], sigma_w: Array, sigma_b: Array, key: PRNGKeyArray
 ) -> tuple[Float[Array, "N_l N_l-1"], Float[Array, " N_l"]]:
     weight_key, bias_key = jax.random.split(key)
-    weight = _sample_weight(law, shape, sigma_w, weight_key)
+    weight = law.sample(shape, weight_key, sigma_w.dtype)
+    if law.centred and shape[1] > 1:
+        weight = (weight - jnp.mean(weight, 1, keepdims=True)) / (1 - 1 / shape[1]) ** 0.5
+    weight = weight * sigma_w
     return weight, sigma_b * jax.random.normal(bias_key, shape[:1], weight.dtype)
-
-
-def _sample_weight(law: AbstractWeights, shape: tuple[int, int], sigma_w: Array, key: PRNGKeyArray) -> Array:
-    num_out, num_in = shape
-    normal = jax.random.normal(key, shape, sigma_w.dtype)
-    match law:
-        case Gaussian():
-            return normal * (sigma_w / num_in**0.5)
-        case Orthogonal():
-            tall = normal if num_out >= num_in else normal.T
-            q, r = jnp.linalg.qr(tall)
-            q = q * jnp.where(jnp.diagonal(r) < 0, -1, 1)  # without these signs Q would not be Haar distributed
-            return (q if num_out >= num_in else q.T) * (sigma_w * max(1, num_out / num_in) ** 0.5)
-        case _:
-            raise ValueError(f"`weights` of type {type(law).__name__} cannot be sampled.")

@@ -1,10 +1,13 @@
 """Weight laws: what `W^T W` is to the calculus, at fan-in scaling."""
 
 import abc
+from collections.abc import Callable
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from ._kinds import Kinds
 from ._laws import Atoms
@@ -12,7 +15,12 @@ from ._operations import Factor
 
 
 class AbstractWeights(eqx.Module):
-    """The law of a random matrix `W` of shape `N_out x N_in` with `E|Wx|^2 / N_out = sigma_w^2 |x|^2 / N_in`."""
+    """The law of a random matrix `W` of shape `N_out x N_in` with `E|Wx|^2 / N_out = sigma_w^2 |x|^2 / N_in`.
+
+    If `centred`, rows sum to 0, as those of standardised weights: of `x` they see how it differs from its mean.
+    """
+
+    centred: eqx.AbstractVar[bool]
 
     @abc.abstractmethod
     def moebius(self, ratio: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
@@ -22,9 +30,18 @@ class AbstractWeights(eqx.Module):
     def point_mass(self, ratio: Float[Array, ""]) -> Float[Array, ""]:
         """Mass of the one nonzero atom of `W^T W`, 0 if there is none."""
 
+    @abc.abstractmethod
+    def sample(self, shape: tuple[int, int], key: PRNGKeyArray, dtype: DTypeLike) -> Float[Array, "N_out N_in"]:
+        """One such matrix, with `sigma_w = 1`, but for `centred`."""
+
 
 class Gaussian(AbstractWeights):
-    """Independent entries `N(0, sigma_w^2 / N_in)`: `W^T W` is Marchenko-Pastur."""
+    """Independent entries `N(0, sigma_w^2 / N_in)`: `W^T W` is Marchenko-Pastur.
+
+    **Arguments:** `centred`, whether rows sum to 0.
+    """
+
+    centred: bool = eqx.field(static=True, default=False)
 
     def moebius(self, ratio: Array) -> tuple[Array, Array]:
         return jnp.zeros_like(ratio), ratio
@@ -32,9 +49,17 @@ class Gaussian(AbstractWeights):
     def point_mass(self, ratio: Array) -> Array:
         return jnp.zeros_like(ratio)
 
+    def sample(self, shape: tuple[int, int], key: PRNGKeyArray, dtype: DTypeLike) -> Array:
+        return jax.random.normal(key, shape, dtype) / shape[1] ** 0.5
+
 
 class Orthogonal(AbstractWeights):
-    """Haar distributed orthonormal rows or columns, times `sigma_w sqrt(max(1, N_out / N_in))`."""
+    """Haar distributed orthonormal rows or columns, times `sigma_w sqrt(max(1, N_out / N_in))`.
+
+    **Arguments:** `centred`, whether rows sum to 0.
+    """
+
+    centred: bool = eqx.field(static=True, default=False)
 
     def moebius(self, ratio: Array) -> tuple[Array, Array]:
         narrowing = ratio > 1
@@ -42,6 +67,13 @@ class Orthogonal(AbstractWeights):
 
     def point_mass(self, ratio: Array) -> Array:
         return jnp.minimum(1, 1 / ratio)
+
+    def sample(self, shape: tuple[int, int], key: PRNGKeyArray, dtype: DTypeLike) -> Array:
+        num_out, num_in = shape
+        normal = jax.random.normal(key, shape, dtype)
+        q, r = jnp.linalg.qr(normal if num_out >= num_in else normal.T)
+        q = q * jnp.where(jnp.diagonal(r) < 0, -1, 1)  # without these signs Q would not be Haar distributed
+        return (q if num_out >= num_in else q.T) * max(1, num_out / num_in) ** 0.5
 
 
 def weight_factor(laws: Kinds[AbstractWeights], ratio: Array, sigma_w: Array) -> Factor:
@@ -54,7 +86,18 @@ def weight_factor(laws: Kinds[AbstractWeights], ratio: Array, sigma_w: Array) ->
     return Factor(variance / ratio, a, b, Atoms(rank, location[:, None], mass[:, None]))
 
 
-BY_NAME = {"gaussian": Gaussian, "orthogonal": Orthogonal}
+def centred_layers(laws: Kinds[AbstractWeights]) -> Bool[Array, " layers"] | None:
+    """Which ones are, None if none is."""
+    centred = [law.centred for law in laws.members]
+    return jnp.asarray(centred)[jnp.asarray(laws.kind)] if any(centred) else None
+
+
+BY_NAME: dict[str, Callable[[], AbstractWeights]] = {
+    "gaussian": Gaussian,
+    "orthogonal": Orthogonal,
+    "centred_gaussian": lambda: Gaussian(centred=True),
+    "centred_orthogonal": lambda: Orthogonal(centred=True),
+}
 
 
 def as_weights(weights: str | AbstractWeights) -> AbstractWeights:
@@ -62,4 +105,5 @@ def as_weights(weights: str | AbstractWeights) -> AbstractWeights:
         return weights
     if isinstance(weights, str) and weights in BY_NAME:
         return BY_NAME[weights]()
-    raise ValueError(f"`weights` must be 'gaussian' or 'orthogonal', one or one per layer, got {weights!r}.")
+    names = ", ".join(map(repr, BY_NAME))
+    raise ValueError(f"`weights` must be one of {names} or a weight law, one or one per layer, got {weights!r}.")

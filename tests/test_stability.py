@@ -33,11 +33,12 @@ def _sampled_log_q(net, activation, num_samples, seed=0):
             normal *= (normal.shape[1] / np.sum(normal**2, axis=1, keepdims=True)) ** 0.5
         h = sigma_w[layer] * np.sqrt(square)[:, None] * normal[:, :num_out]
         h = h + sigma_b[layer] * rng.normal(size=h.shape)
-        square = np.mean(ACTIVATIONS[activation](h) ** 2, axis=1)
+        phi = ACTIVATIONS[activation](h)
+        square = np.var(phi, axis=1) if net.weights[layer + 1].centred else np.mean(phi**2, axis=1)
     return np.log(sigma_w[-1] ** 2 * square + sigma_b[-1] ** 2)
 
 
-@pytest.mark.parametrize("weights", ["gaussian", "orthogonal"])
+@pytest.mark.parametrize("weights", ["gaussian", "orthogonal", "centred_gaussian", "centred_orthogonal"])
 @pytest.mark.parametrize(
     ("activation", "sigma_w", "sigma_b", "depth", "width"),
     [
@@ -54,6 +55,35 @@ def test_signals_of_samples_differ_as_predicted(weights, activation, sigma_w, si
     log_q = _sampled_log_q(net, activation, 1500)
     np.testing.assert_allclose(jfree.signal_spread(net), log_q.std(), rtol=0.1)
     np.testing.assert_allclose(jfree.propagate(net).q[-1], np.exp(np.median(log_q)), rtol=0.2)
+
+
+@pytest.mark.parametrize("weights", ["centred_gaussian", "centred_orthogonal"])
+def test_centred_weights(weights):
+    """Their rows sum to 0; what they see of a signal is its variance; and derivatives know of both."""
+    gain, chi, chi_q = jfree.gain("relu", centred=True)
+    net = jfree.MLP([400, 600, 300, 400], "relu", weights, sigma_w=gain)
+    field = jfree.propagate(net)
+    np.testing.assert_allclose(field.q[1:], field.q[0], rtol=1e-12)
+    np.testing.assert_allclose((field.chi[0], field.chi_q[0]), (chi, chi_q), rtol=1e-12)
+    layers = jfree.sample_weights(net, jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (400,))
+    for (weight, _), q in zip(layers, field.q, strict=True):
+        np.testing.assert_allclose(jnp.sum(weight, 1), 0, atol=1e-12)
+        np.testing.assert_allclose(jnp.mean(jnp.square(weight)) * weight.shape[1], gain**2, rtol=0.02)
+        x = weight @ x
+        np.testing.assert_allclose(jnp.mean(jnp.square(x)), q, rtol=0.25)
+        x = jax.nn.relu(x)
+    eigenvalues = jfree.empirical.jacobian_eigenvalues(net, jax.random.key(2), num_samples=8)
+    assert jfree.empirical.ks_distance(eigenvalues, jfree.jacobian_spectrum(net)) < 0.01
+
+    def last(sigma_w):
+        return jfree.propagate(eqx.tree_at(lambda n: n.sigma_w, net, sigma_w)).q[-1]
+
+    step = 1e-5
+    difference = (last(gain + step) - last(gain - step)) / (2 * step)
+    np.testing.assert_allclose(jax.grad(last)(gain), difference, rtol=1e-6)
+    blocks = jfree.ResNet(2, "sigmoid", weights, sigma_w=1.3, q0=1.0, mean0=1.0)
+    assert jfree.propagate(blocks).q[0] < 1e-12
 
 
 def test_chi_q_and_elasticity_are_derivatives():
