@@ -10,13 +10,8 @@ from . import (
 from ._cache import keep_compiled as keep_compiled
 from ._certificate import RESULTS as RESULTS
 from ._finite_width import diagnose as diagnose, Diagnosis as Diagnosis, signal_spread as signal_spread
-from ._interop import (
-    from_equinox as from_equinox,
-    reinitialize as reinitialize,
-    ResidualMLP as ResidualMLP,
-    to_equinox as to_equinox,
-)
-from ._meanfield import (
+from ._fixed_points import (
+    correlation_map as correlation_map,
     critical_points as critical_points,
     critical_sigma_w as critical_sigma_w,
     fixed_point as fixed_point,
@@ -24,8 +19,14 @@ from ._meanfield import (
     FixedPoints as FixedPoints,
     Gain as Gain,
     gain as gain,
-    MeanField as MeanField,
 )
+from ._interop import (
+    from_equinox as from_equinox,
+    reinitialize as reinitialize,
+    ResidualMLP as ResidualMLP,
+    to_equinox as to_equinox,
+)
+from ._meanfield import MeanField as MeanField
 from ._measured import from_weights as from_weights
 from ._networks import AbstractNetwork as AbstractNetwork, MLP as MLP, propagate as propagate
 from ._nonlinearity import nonlinearity as nonlinearity

@@ -20,8 +20,9 @@ from jaxtyping import Array, Float, Int
 from . import objectives
 from ._activations import AbstractActivation, AbstractManySlopes
 from ._curve import Curve
+from ._fixed_points import critical_sigma_w, fixed_point
 from ._kinds import Kinds, where_layers
-from ._meanfield import critical_sigma_w, fixed_point, in_range, MeanField
+from ._meanfield import in_range, MeanField
 from ._moments import log_moments
 from ._names import as_activation
 from ._networks import AbstractNetwork, curve_of, MLP, slope_atoms
@@ -109,6 +110,7 @@ class Outline(eqx.Module):
     chi: Float[Array, ""]
     fixed_q: Float[Array, ""]
     fixed_chi: Float[Array, ""]
+    fixed_chi_q: Float[Array, ""]
 
 
 class Picture(NamedTuple):
@@ -152,6 +154,7 @@ def _outline(net: PaddedMLP) -> Outline:
         chi=jnp.where(net.depth > 1, field.chi[net.depth - 2], jnp.nan),
         fixed_q=fixed_q,
         fixed_chi=_chi(activation, sigma_w, fixed_q),
+        fixed_chi_q=_chi_q(activation, sigma_w, fixed_q),
     )
 
 
@@ -164,7 +167,16 @@ def _density(net: PaddedMLP, x: Float[Array, " points"]) -> Float[Array, " point
 
 def _chi(activation: AbstractActivation, sigma_w: Array, q: Array) -> Array:
     """`chi` at a fixed point, 0 and those beyond all bounds (NaN) included."""
-    return jnp.square(sigma_w) * activation.slope_moment(in_range(jnp.where(jnp.isnan(q), np.exp(30), q)))
+    return jnp.square(sigma_w) * activation.slope_moment(_bounded(q))
+
+
+def _chi_q(activation: AbstractActivation, sigma_w: Array, q: Array) -> Array:
+    q = _bounded(q)
+    return jnp.square(sigma_w) * jax.jvp(activation.second_moment, (q,), (jnp.ones_like(q),))[1]
+
+
+def _bounded(q: Array) -> Array:
+    return in_range(jnp.where(jnp.isnan(q), np.exp(30), q))
 
 
 _compiling = threading.Lock()  # the same program twice at once would take twice as long

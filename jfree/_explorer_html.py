@@ -200,6 +200,8 @@ def numbers(picture: "Picture") -> str:
         ("fixed point q*", "none: q grows, or stays" if np.isnan(o.fixed_q) else f"{o.fixed_q:.4g}"),
         ("χ there", f"{o.fixed_chi:.4g}"),
         ("depth scale 1 / |log χ|", _depth_scale(float(o.fixed_chi))),
+        ("stability χ_q there", f"{o.fixed_chi_q:.4g}" + (", unstable" if o.fixed_chi_q > 1 + 1e-3 else "")),
+        ("depth scale of variances", _depth_scale(abs(float(o.fixed_chi_q)))),
     ]
     cells = "".join(f'<tr><td>{name}</td><td style="padding-left: 1.5em">{value}</td></tr>' for name, value in rows)
     return f'<table id="numbers" style="font-size: 14px; line-height: 1.5">{cells}</table>'

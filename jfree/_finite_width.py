@@ -220,6 +220,20 @@ def alarm(net: AbstractNetwork, q0: Float[Array, " inputs"]) -> str | None:
     return _fault(*_last_variances(net, q0), 0.0)
 
 
+def sample_alarm(net: AbstractNetwork, width: int | None) -> str | None:
+    """The same of finite widths, and how much samples differ where that is much (host)."""
+    fault = alarm(net, jnp.atleast_1d(net.q0))
+    if fault or not isinstance(net, MLP):
+        return fault
+    spread = signal_spread(net, width)
+    if not spread > _ALIKE:
+        return None
+    return (
+        f"log q of the last layer differs by {number(spread)} from sample to sample. Take larger biases, or wider or "
+        "fewer layers; `jfree.diagnose` says more."
+    )
+
+
 @eqx.filter_jit
 def _last_variances(net: AbstractNetwork, q0: Float[Array, " inputs"]) -> tuple[Array, Array]:
     """For every input, and the geometric mean of all layers' `|chi_q|` for the network's own."""

@@ -1,5 +1,6 @@
 """From networks in the wide limit to Equinox models of finite width, and back."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from ._activations import AbstractActivation, GELU, GELUTanh, LeakyReLU, Linear
+from ._finite_width import sample_alarm
 from ._from_function import FromFunction
 from ._misc import check, integer
 from ._names import BY_NAME
@@ -106,8 +108,13 @@ def to_equinox(net: MLP | ResNet, key: PRNGKeyArray, width: int | None = None) -
     **Returns:** of an `MLP` with one hidden width and one hidden activation an `eqx.nn.MLP`, of any other an
     `eqx.nn.Sequential`, of a `ResNet` a `jfree.ResidualMLP`; in the dtype of `net`.
 
+    **Warns:** if the signal fades, explodes or is unstable, or differs much from sample to sample at these widths.
+
     **Raises:** `ValueError` as `jfree.sample_weights`.
     """
+    fault = sample_alarm(net, width) if isinstance(net, MLP | ResNet) else None
+    if fault:
+        warnings.warn(fault, stacklevel=2)
     return reinitialize(_blank(net, integer_widths(net, width)), net, key)
 
 

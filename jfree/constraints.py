@@ -14,8 +14,10 @@ from jaxtyping import Array
 from ._activations import AbstractActivation
 from ._implicit import bisect, implicit_root, with_slope
 from ._kinds import Kinds
+from ._meanfield import seen_moment
 from ._networks import AbstractNetwork, MLP
 from ._resnet import ResNet
+from ._weights import centred_layers
 
 Constraint = Callable[[AbstractNetwork], AbstractNetwork]
 
@@ -78,7 +80,7 @@ def fixed_variance(q: float) -> Constraint:
         sigma_b = jnp.broadcast_to(net.sigma_b, net.depth)
         sigma_b = jnp.minimum(sigma_b, (0.99 * q) ** 0.5)
         layers = jnp.arange(net.depth)
-        square, _ = jax.lax.map(lambda index: _moments(net.activations, index, jnp.full_like(net.q0, q)), layers)
+        square = jax.lax.map(lambda index: _seen(net)(index, jnp.full_like(net.q0, q)), layers)
         sigma_w = jnp.sqrt((q - jnp.square(sigma_b)) / jnp.append(net.q0, square[:-1]))
         return eqx.tree_at(lambda n: (n.sigma_w, n.sigma_b), net, (sigma_w, sigma_b))
 
@@ -103,15 +105,14 @@ def criticality(q: float | None = None) -> Constraint:
         def layer(phi2: Array, xs: tuple[Array, Array]):
             index, variance_b = xs
             if q is not None:
-                variance_b = jnp.maximum(q - phi2 / _moments(net.activations, index, jnp.full_like(phi2, q))[1], 0)
+                variance_b = jnp.maximum(q - phi2 / _slope_moment(net.activations, index, jnp.full_like(phi2, q)), 0)
             args = (phi2, variance_b, net.activations, index)
             frozen = jax.lax.stop_gradient(args)
             ends = jnp.asarray([-40.0, 40.0], phi2.dtype)
             root = bisect(lambda v: _log_chi(v, *frozen), *ends)
             found = jnp.abs(root) < 39.9
             variance = jnp.where(found, jnp.exp(implicit_root(with_slope(_log_chi), root, args, found)), jnp.nan)
-            square, _ = _moments(net.activations, index, variance * phi2 + variance_b)
-            return square, (jnp.sqrt(variance), variance_b)
+            return _seen(net)(index, variance * phi2 + variance_b), (jnp.sqrt(variance), variance_b)
 
         _, (sigma_w, variance_b) = jax.lax.scan(layer, net.q0, (jnp.arange(net.depth), jnp.square(sigma_b)))
         if q is not None:
@@ -121,16 +122,47 @@ def criticality(q: float | None = None) -> Constraint:
     return constrain
 
 
-def _moments(activations: tuple[AbstractActivation, ...], index: Array, q: Array) -> tuple[Array, Array]:
-    """`E phi(h)^2` and `E phi'(h)^2` of one layer."""
-    return Kinds.of(activations).at(lambda phi, q: (phi.second_moment(q), phi.slope_moment(q)))(index, q)
+def stable(chi_q: float = 1.0) -> Constraint:
+    """Lowers `sigma_w` of an MLP where differences of variance would grow from a layer to the next by more than
+    `chi_q`. What is left to tune are the biases: larger ones make signals large, of which activations such as GELU keep
+    the variance.
+
+    **Raises:** `ValueError` if `chi_q` is not positive, or the network to be constrained is not an `MLP`.
+    """
+    _positive("chi_q", chi_q)
+
+    def constrain(net: AbstractNetwork) -> AbstractNetwork:
+        net = _mlp("stable", net)
+        variance_w, variance_b = (jnp.square(scale) for scale in net.scales)
+
+        def layer(state: tuple[Array, Array], xs: tuple[Array, Array, Array]):
+            phi2, slope = state
+            index, variance_w, variance_b = xs
+            variance_w = jnp.where(variance_w * slope > chi_q, chi_q / jnp.where(slope > 0, slope, 1), variance_w)
+            q = variance_w * phi2 + variance_b
+            return jax.jvp(lambda q: _seen(net)(index, q), (q,), (jnp.ones_like(q),)), variance_w
+
+        start = net.q0, jnp.zeros_like(net.q0)
+        _, variance_w = jax.lax.scan(layer, start, (jnp.arange(net.depth), variance_w, variance_b))
+        return eqx.tree_at(lambda n: n.sigma_w, net, jnp.sqrt(variance_w))
+
+    return constrain
+
+
+def _seen(net: MLP) -> Callable[[Array, Array], Array]:
+    """`E phi(h)^2` of a layer and a variance, as far as the next layer sees it."""
+    return seen_moment(Kinds.of(net.activations).at, centred_layers(Kinds.of(net.weights)))
+
+
+def _slope_moment(activations: tuple[AbstractActivation, ...], index: Array, q: Array) -> Array:
+    return Kinds.of(activations).at(lambda phi, q: phi.slope_moment(q))(index, q)
 
 
 def _log_chi(
     log_variance: Array, phi2: Array, variance_b: Array, activations: tuple[AbstractActivation, ...], index: Array
 ) -> Array:
     variance = jnp.exp(log_variance)
-    return jnp.log(variance * _moments(activations, index, variance * phi2 + variance_b)[1])
+    return jnp.log(variance * _slope_moment(activations, index, variance * phi2 + variance_b))
 
 
 def _mlp(name: str, net: AbstractNetwork) -> MLP:

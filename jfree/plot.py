@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Array
 
 from ._activations import AbstractActivation
-from ._meanfield import critical_sigma_w, fixed_point, in_range
+from ._fixed_points import critical_points, fixed_point
+from ._meanfield import in_range
 from ._misc import inexact_asarray, Reals
 from ._names import as_activation
 
@@ -76,10 +77,11 @@ def plot_phase_diagram(
     sigma_b: Reals,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """Draws `log10 chi` at the fixed point over increasing `sigma_w` and `sigma_b`, and the line `chi = 1` (host).
+    """Draws `log10 chi` at the fixed point over increasing `sigma_w` and `sigma_b`, and the line `chi = 1` (host),
+    dotted where variances move away from the fixed point, `chi_q > 1`.
 
     Blue is order, where gradients vanish with depth, red chaos, where they explode (Poole et al. 2016). White where
-    there is no fixed point, or `chi` is 0.
+    there is no stable fixed point, so that signals explode, or `chi` is 0.
 
     **Returns:** the axes.
 
@@ -87,11 +89,13 @@ def plot_phase_diagram(
     """
     ax = pyplot().subplots()[1] if ax is None else ax
     sigma_w, sigma_b = inexact_asarray(sigma_w), inexact_asarray(sigma_b)
-    chi, line = _phases(as_activation(activation), sigma_w, sigma_b)
+    chi, line, stable = _phases(as_activation(activation), sigma_w, sigma_b)
     log_chi = np.log10(np.where(chi > 0, chi, np.nan))
     top = np.nanmax(np.abs(log_chi), initial=1e-12)
     drawn = ax.pcolormesh(sigma_w, sigma_b, log_chi, cmap="RdBu_r", vmin=-top, vmax=top, shading="gouraud")
-    ax.plot(line, sigma_b, "k", label=r"$\chi = 1$")
+    for part, style, label in ((stable, "k-", r"$\chi = 1$"), (~stable, "k:", r"$\chi = 1$, unstable")):
+        if part.any():
+            ax.plot(np.where(part, line, np.nan), sigma_b, style, label=label)
     ax.set_xlim(float(sigma_w[0]), float(sigma_w[-1]))
     ax.set_xlabel("sigma_w")
     ax.set_ylabel("sigma_b")
@@ -112,15 +116,16 @@ def _log_axis(ax: "Axes", ratio: float) -> None:
 
 
 @eqx.filter_jit
-def _phases(activation: AbstractActivation, sigma_w: Array, sigma_b: Array) -> tuple[Array, Array]:
-    """`chi` at the fixed point, a row for every `sigma_b`, and the critical `sigma_w` of each."""
+def _phases(activation: AbstractActivation, sigma_w: Array, sigma_b: Array) -> tuple[Array, Array, Array]:
+    """`chi` at the fixed point, a row for every `sigma_b`, and the critical `sigma_w` of each and its stability."""
 
     def chi(sigma_w: Array, sigma_b: Array) -> Array:
         q = fixed_point(activation, sigma_w, sigma_b)
         return jnp.where(jnp.isnan(q), jnp.nan, jnp.square(sigma_w) * activation.slope_moment(in_range(q)))
 
     grid = jax.vmap(lambda b: jax.vmap(lambda w: chi(w, b))(sigma_w))(sigma_b)
-    return grid, jax.vmap(lambda b: critical_sigma_w(activation, b)[0])(sigma_b)
+    critical = jax.vmap(lambda b: critical_points(activation, b).best)(sigma_b)
+    return grid, critical.sigma_w, critical.stable
 
 
 def plot_history(history: Reals, ax: "Axes | None" = None) -> "Axes":

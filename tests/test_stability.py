@@ -296,3 +296,73 @@ def test_derivatives_of_mean_log(net):
     np.testing.assert_allclose(jax.grad(value)(x), slope, rtol=1e-6)
     curvature = (jax.grad(value)(x + h) - jax.grad(value)(x - h)) / (2 * h)
     np.testing.assert_allclose(jax.hessian(value)(x), curvature, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("activation", "sigma_w", "sigma_b"), [("erf", 2.0, 0.3), ("hard_tanh", 1.5, 0.1)])
+def test_correlations(activation, sigma_w, sigma_b):
+    """Against Gaussian integrals in two dimensions; of erf in closed form (Williams 1997)."""
+    q = float(jfree.fixed_point(activation, sigma_w, sigma_b))
+    c = np.array([[-0.7, 0.0], [0.3, 0.9]])
+    mapped = jfree.correlation_map(activation, sigma_w, sigma_b, c)
+    if activation == "erf":
+        moment = 2 / np.pi * np.arcsin(2 * q * c / (1 + 2 * q))
+    else:
+        z = np.linspace(-7, 7, 4001)
+        weight = np.exp(-(z[:, None] ** 2 + z**2) / 2) * (z[1] - z[0]) ** 2 / (2 * np.pi)
+        u = np.clip(np.sqrt(q) * z, -1, 1)[:, None]
+        at = (np.sqrt(q) * (a * z[:, None] + np.sqrt(1 - a**2) * z) for a in c.ravel())
+        moment = np.array([np.sum(weight * u * np.clip(v, -1, 1)) for v in at]).reshape(c.shape)
+    np.testing.assert_allclose(mapped, (sigma_w**2 * moment + sigma_b**2) / q, rtol=0, atol=5e-6)
+    points = jfree.fixed_points(activation, sigma_w, sigma_b)
+    best = points.best
+    np.testing.assert_allclose(best.q, q, rtol=1e-10)
+    np.testing.assert_allclose(jfree.correlation_map(activation, sigma_w, sigma_b, best.c), best.c, atol=1e-9)
+    slope = jax.grad(lambda c: jfree.correlation_map(activation, sigma_w, sigma_b, c))(float(best.c))
+    np.testing.assert_allclose(best.chi_c, slope, rtol=1e-9)
+    assert 0 < best.c < 1
+    assert best.chi_c < 1 < best.chi
+    np.testing.assert_allclose(best.depth_scales[1], -1 / np.log(slope), rtol=1e-9)
+
+
+def test_correlations_in_order_go_to_one_and_their_derivatives_are_right():
+    best = jfree.fixed_points("tanh", 0.9, 0.3).best
+    assert (best.c, best.chi_c) == (1, best.chi)
+
+    def settles(sigma_w):
+        return jfree.fixed_points("tanh", sigma_w, 0.3).best.c
+
+    step = 1e-5
+    difference = (settles(2.0 + step) - settles(2.0 - step)) / (2 * step)
+    np.testing.assert_allclose(jax.grad(settles)(2.0), difference, rtol=1e-6)
+    with pytest.raises(ValueError, match="`c` must lie"):
+        jfree.correlation_map("tanh", 1.0, 0.1, 1.5)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "silu", "relu", "tanh"])
+@pytest.mark.parametrize("weights", ["orthogonal", "centred_orthogonal"])
+def test_the_constraint_of_stability(activation, weights):
+    net = jfree.MLP(np.ones(9), activation, weights, sigma_w=np.linspace(1.4, 2.2, 8), sigma_b=0.3)
+    kept = jfree.constraints.stable(0.9)(net)
+    chi_q = jfree.propagate(kept).chi_q[:-1]
+    assert np.all(chi_q < 0.9 + 1e-12)
+    changed = kept.sigma_w[1:] != net.sigma_w[1:]
+    np.testing.assert_allclose(chi_q[changed], 0.9, rtol=1e-12)
+    assert np.all(kept.sigma_w <= net.sigma_w * (1 + 1e-12))
+    assert activation == "tanh" or changed.any()
+
+
+@pytest.mark.parametrize("constraint", ["fixed_variance", "criticality"])
+def test_constraints_know_of_centred_weights(constraint):
+    net = jfree.MLP(np.ones(5), "sigmoid", "centred_gaussian", np.full(4, 3.0), sigma_b=0.1, q0=0.01)
+    field = jfree.propagate(getattr(jfree.constraints, constraint)(0.7)(net))
+    np.testing.assert_allclose(field.q, 0.7, rtol=1e-8)
+
+
+def test_models_of_unstable_networks_are_made_with_a_warning():
+    with pytest.warns(UserWarning, match="unstable"):
+        jfree.to_equinox(jfree.MLP([64] + [128] * 49 + [10], "gelu", sigma_w=1.47), jax.random.key(0))
+    with pytest.warns(UserWarning, match="from sample to sample"):
+        jfree.to_equinox(jfree.MLP([32] * 40, "relu", "gaussian", sigma_w=2**0.5), jax.random.key(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        jfree.to_equinox(jfree.MLP([64, 64, 64], "tanh", sigma_b=0.1), jax.random.key(0))
