@@ -121,7 +121,7 @@ def _from_table(
     first = p.size - _NUM_PLACES - atoms.size
     heights, at_atoms = heights[first : p.size - atoms.size], heights[p.size - atoms.size :]
     heights = jax.lax.cummax(jnp.where(jnp.isfinite(heights), heights, 0))
-    index = jnp.searchsorted(heights, p, method="compare_all")
+    index = jnp.searchsorted(heights, p - _noise(curve), method="compare_all")  # where it is first as good as p
     heights = jnp.concatenate([atoms.zero[None], heights, jnp.ones(1, p.dtype)])
     low, high = places[index], places[index + 1]
     share = (p - heights[index]) / jnp.maximum(heights[index + 1] - heights[index], jnp.finfo(p.dtype).tiny)
@@ -141,6 +141,11 @@ def _from_table(
     )
 
 
+def _noise(curve: Curve) -> float:
+    """Of the cdf."""
+    return 4 * float(jnp.finfo(curve.rank.dtype).eps) * curve.num_roundings
+
+
 def _on_atoms(atoms: Atoms, heights: Array, p: Array) -> Bool[Array, "lanes atoms"]:
     """Which levels lie inside the jump of which atom, `heights` being the cdf there."""
     slack = 64 * float(jnp.finfo(p.dtype).eps)
@@ -150,13 +155,16 @@ def _on_atoms(atoms: Atoms, heights: Array, p: Array) -> Bool[Array, "lanes atom
 
 def _corrected(curve: Curve, p: Array, levels: _Levels, roots: Roots, reading: Reading) -> _Levels:
     eps, tiny = float(jnp.finfo(p.dtype).eps), float(jnp.finfo(p.dtype).tiny)
-    noise = 4 * eps * curve.num_roundings  # of the cdf
+    noise = _noise(curve)
     x, certified = levels.log_x, reading.certified
     error = jnp.where(certified, 1 - reading.phi.imag / jnp.pi - p, jnp.nan)
-    low, high = jnp.where(error < 0, x, levels.low), jnp.where(error >= 0, x, levels.high)
-    newton = x - error / jnp.maximum(-reading.one.imag / jnp.pi, tiny)
+    density = -reading.one.imag / jnp.pi
+    # A level that the cdf has all along a gap has its quantile at the gap's lower end.
+    gap = (jnp.abs(error) <= noise) & (density < eps**0.5)
+    low, high = jnp.where((error < 0) & ~gap, x, levels.low), jnp.where((error >= 0) | gap, x, levels.high)
+    newton = x - error / jnp.maximum(density, tiny)
     rounding = 4 * eps * jnp.maximum(1, jnp.abs(x))
-    inside = (newton >= low - rounding) & (newton <= high + rounding)
+    inside = (newton >= low - rounding) & (newton <= high + rounding) & ~gap
     # A point that is not certified tells no side: on towards one that is.
     aside = jnp.where(certified, 0.5 * (low + high), 0.5 * (low + x))
     new = jnp.where(levels.done, x, jnp.where(inside, newton, aside))
@@ -165,7 +173,7 @@ def _corrected(curve: Curve, p: Array, levels: _Levels, roots: Roots, reading: R
     omega, unknowns = levels.guess
     guess = jnp.where(certified, roots.omega * exponential(ahead), omega)
     searched = levels.rounds > _MOST_POLISHED
-    ended = ((jnp.abs(new - x) <= rounding) | (jnp.abs(error) <= noise)) & (certified | searched)
+    ended = ((jnp.abs(new - x) <= rounding) | (jnp.abs(error) <= noise) & ~gap) & (certified | searched)
     # Where the last of the rounds next to the table found nothing, a search starts from the middle.
     last = (levels.rounds == _MOST_POLISHED) & jnp.isnan(error) & ~levels.done
     return _Levels(

@@ -250,3 +250,14 @@ def test_every_point_has_a_place(number):
     places = _Places.of(number, jnp.asarray(0), min(number, 64))
     lanes = np.asarray(places.rank[places.all_from :])[:number]
     assert np.array_equal(lanes, np.arange(number))
+
+
+@pytest.mark.parametrize("offset", [-1e-15, 0, 1e-15])
+def test_a_level_between_bulk_and_atom_is_the_end_of_the_bulk(offset):
+    """The cdf has it all along the gap; its quantile is where it comes first."""
+    spectrum = jfree.jacobian_spectrum(jfree.MLP([1] * 4, "hard_tanh", "orthogonal"))
+    ((_, end),) = spectrum.support()
+    level = float(spectrum.cdf((end + 1) / 2)) + offset
+    np.testing.assert_allclose(spectrum.quantile(level), end, rtol=1e-8)
+    np.testing.assert_allclose(jax.jit(lambda p: spectrum.quantile(p))(level), end, rtol=1e-8)
+    np.testing.assert_allclose(spectrum.quantile(level + 1e-9), 1, rtol=1e-12)

@@ -274,3 +274,16 @@ def test_raw_keys_are_keys():
     for sample in (jacobian_eigenvalues, fisher_eigenvalues):
         assert sample(RELU, key, width=6, num_samples=2).shape == (2, 6)
     assert full_fisher_eigenvalues(RELU, key, 2, width=6, block_diagonal=True).shape == (1, 12)
+
+
+@pytest.mark.parametrize("weights", ["orthogonal", "gaussian"])
+def test_lanczos_sees_the_zeros_of_relu(weights):
+    """Of as many as the random vectors happen to have there."""
+    net = jfree.MLP([64] * 4, "relu", weights, sigma_w=1.4)
+    model = jfree.to_equinox(net, jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (64,))
+    values = jnp.linalg.svd(jax.jacobian(model)(x), compute_uv=False)
+    zeros = jnp.mean(values < 1e-8 * values[0])
+    found = jfree.empirical.jacobian_density_lanczos(model, x, jax.random.key(2), num_steps=64, num_vectors=64)
+    assert zeros > 0.3
+    np.testing.assert_allclose(found.cdf(jnp.array([0.0, 1e-10])), zeros, atol=0.03)
