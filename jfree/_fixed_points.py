@@ -39,7 +39,12 @@ class FixedPoints(Shown):
         """Layers in which differences of variance fall by `e`, and those of correlation: `1 / |log chi_q|` and
         `1 / |log chi_c|` (Schoenholz et al. 2017, Section 3). With `chi_q` above 1 variances grow apart by as much.
         """
-        return 1 / jnp.abs(jnp.log(jnp.abs(self.chi_q))), 1 / jnp.abs(jnp.log(self.chi_c))
+
+        def layers(slope: Array) -> Array:
+            rate = jnp.abs(jnp.log(jnp.abs(slope)))
+            return jnp.where(rate < 64 * jnp.finfo(rate.dtype).eps, jnp.inf, 1 / rate)
+
+        return layers(self.chi_q), layers(self.chi_c)
 
     @property
     def best(self) -> "FixedPoints":
