@@ -12,8 +12,10 @@ import numpy as np
 from jax.scipy.special import erf, erfc, ndtr
 from jaxtyping import Array, ArrayLike, Float, Inexact
 
+from ._curve import AbstractOperation
 from ._laws import Atoms, Law
 from ._misc import check, inexact_asarray, is_finite
+from ._operations import Factor, LawFactor
 from ._quadrature import gaussian_density, gaussian_measure, graded_nodes
 from ._special import complex_ndtr
 
@@ -41,6 +43,15 @@ class AbstractActivation(eqx.Module):
     def slope_moment(self, q: Float[Array, ""]) -> Float[Array, ""]:
         """`E phi'(sqrt(q) Z)^2`."""
 
+    @abc.abstractmethod
+    def slope_factor(self, q: Float[Array, ""], refine: int = 1) -> AbstractOperation | None:
+        """Free multiplication by the law of `phi'(sqrt(q) Z)^2`, `q > 0`: a `Factor`, or a `LawFactor` by `refine`
+        times the usual number of points where it has a choice; None where all slopes are of size 1.
+
+        A network in which no other layer has such a law needs more points: its subordination points come down to the
+        axis.
+        """
+
 
 class AbstractTwoSlopes(AbstractActivation):
     """`phi'^2` is `gamma` with probability `alpha` and 0 otherwise: `S(m) = (1+m) / (gamma (alpha+m))`."""
@@ -53,19 +64,24 @@ class AbstractTwoSlopes(AbstractActivation):
         alpha, gamma = self.slopes(q)
         return alpha * gamma
 
+    def slope_factor(self, q: Array, refine: int = 1) -> Factor | None:
+        alpha, gamma = (jnp.asarray(x, q.dtype) for x in self.slopes(q))
+        atoms = Atoms(alpha, jnp.log(gamma)[None], alpha[None])
+        return Factor(alpha * gamma, jnp.ones_like(q), 1 / alpha, atoms)
+
 
 class AbstractManySlopes(AbstractActivation):
     """`phi'^2` has a law without an elementary S-transform: it is held by points and weights."""
 
     @abc.abstractmethod
     def slope_law(self, q: Float[Array, ""], refine: int = 1) -> Law:
-        """The law of `phi'(sqrt(q) Z)^2`, `q > 0`, by `refine` times the usual number of points where it has a choice.
-
-        A network in which no other layer has such a law needs more: its subordination points come down to the axis.
-        """
+        """The law of `phi'(sqrt(q) Z)^2`, `q > 0`."""
 
     def slope_moment(self, q: Array) -> Array:
         return jnp.exp(self.slope_law(q).log_mean)
+
+    def slope_factor(self, q: Array, refine: int = 1) -> LawFactor:
+        return LawFactor(self.slope_law(q, refine))
 
 
 class Linear(AbstractTwoSlopes):
@@ -85,6 +101,9 @@ class Linear(AbstractTwoSlopes):
 
     def slopes(self, q: Array) -> tuple[Array, Array]:
         return jnp.ones_like(q), jnp.ones_like(q)
+
+    def slope_factor(self, q: Array, refine: int = 1) -> None:
+        return None
 
 
 class ReLU(AbstractTwoSlopes):
@@ -221,6 +240,9 @@ class HardSine(AbstractTwoSlopes):
 
     def slopes(self, q: Array) -> tuple[Array, Array]:
         return jnp.ones_like(q), jnp.ones_like(q)
+
+    def slope_factor(self, q: Array, refine: int = 1) -> None:
+        return None
 
 
 class AbstractSmooth(AbstractManySlopes):

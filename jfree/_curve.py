@@ -10,7 +10,7 @@ next to `m` stands `n = m + rank`, so that `1 + b m` keeps its relative accuracy
 
 import abc
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import equinox as eqx
 import jax
@@ -205,6 +205,15 @@ class AbstractOperation(eqx.Module):
     def num_points(self) -> int:
         """Of a layer's law; 0 for explicit operations."""
         return 0
+
+    @property
+    def num_atoms(self) -> int:
+        """Of a layer's law, but for that at 0."""
+        return 1
+
+    def fitted(self, num_points: int, num_atoms: int, dtype: DTypeLike) -> Self:
+        """The same with room for so many points, of that dtype, and atoms, so that unlike layers stack."""
+        return self
 
     @property
     def reach(self) -> Float[Array, ""] | float:

@@ -39,25 +39,26 @@ class Kinds(eqx.Module, Generic[Member]):
         return Kinds(members, numbers.concatenate([numbers.full(1, kind), self.kind[:-1]]))
 
     def at(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        """`fn(l, q) = method(layers[l], q)` for a traced layer index: one branch per kind, not per layer."""
+        """`fn(l, *args) = method(layers[l], *args)` for a traced layer index: one branch per kind, not per layer."""
 
         def branch(member: Member) -> Callable[..., Any]:
-            return lambda layer, q: method(jax.tree.map(lambda x: x[layer], member), q)
+            return lambda layer, *args: method(jax.tree.map(lambda x: x[layer], member), *args)
 
         branches = [branch(member) for member in self.members]
         if len(branches) == 1:
             return branches[0]
-        return lambda layer, q: jax.lax.switch(jnp.asarray(self.kind)[layer], branches, layer, q)
+        return lambda layer, *args: jax.lax.switch(jnp.asarray(self.kind)[layer], branches, layer, *args)
 
     def every(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        """`fn(q)[l] = method(layers[l], q[l])`, all layers at once."""
+        """`fn(*args)[l] = method(layers[l], *(arg[l] for arg in args))`, all layers at once."""
 
-        def apply(q: Array) -> Any:
+        def apply(*args: Array) -> Any:
             found = None
             for k, member in enumerate(self.members):
                 mine = jnp.asarray(self.kind == k)
                 # Where another kind is stands what suits all: what this one makes of it is dropped.
-                values = jax.vmap(method)(member, jnp.where(mine, q, 1) if len(self.members) > 1 else q)
+                several = len(self.members) > 1
+                values = jax.vmap(method)(member, *(jnp.where(mine, x, 1) if several else x for x in args))
                 found = values if found is None else where_layers(mine, values, found)
             return found
 

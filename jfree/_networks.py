@@ -13,20 +13,14 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from ._activations import (
-    AbstractActivation,
-    AbstractManySlopes,
-    AbstractTwoSlopes,
-    HardSine,
-    Linear,
-)
+from ._activations import AbstractActivation, AbstractManySlopes, HardSine, Linear
 from ._curve import AbstractOperation, Curve
+from ._factors import num_atoms, over_layers
 from ._kinds import Kinds, where_layers
-from ._laws import Atoms, Law
 from ._meanfield import forward, in_range, MeanField
 from ._misc import asarray, check, common_dtype, is_concrete, Reals
 from ._names import as_activation, BY_NAME as ACTIVATIONS
-from ._operations import ChangeSide, Factor, LawFactor, point_masses, Shift
+from ._operations import ChangeSide, Factor, point_masses, Shift
 from ._show import counted, name_of, number, runs, Shown, Table
 from ._weights import (
     AbstractWeights,
@@ -34,7 +28,7 @@ from ._weights import (
     BY_NAME as WEIGHTS,
     centred_layers,
     Orthogonal,
-    weight_factor,
+    weight_factors,
 )
 
 # Every atom that survives outweighs all those that came after it together: more would lie below rounding.
@@ -198,7 +192,7 @@ class MLPLayers(AbstractNetwork):
     def jacobian_curve(self, side: str) -> Curve:
         ratio = self.widths[:-1] / self.widths[1:]
         slopes = slope_factors(self.activations, self.propagate().q, self.refine)
-        operations = (weight_factor(self.weights, ratio, self.sigma_w), ChangeSide(ratio), *slopes)
+        operations = (*weight_factors(self.weights, ratio, self.sigma_w), ChangeSide(ratio), *slopes)
         last = (ChangeSide(self.widths[-1:] / self.widths[0]),) if side == "input" else ()
         per_output = jnp.prod(ratio) if side == "output" else jnp.ones_like(ratio[0])
         return curve_of(operations, last, per_output, max(2, slope_atoms(self.activations)), self.depth)
@@ -223,14 +217,16 @@ class MLPLayers(AbstractNetwork):
         first = jnp.minimum(first, depth - 1)
 
         weighted = (layer > first) & (layer < depth)
-        weights = weight_factor(self.weights, ratio, self.sigma_w)
-        starts = point_masses(jnp.where(layer == first, amount / 2, 1), weights.law_atoms.size)
+        weights = weight_factors(self.weights, ratio, self.sigma_w)
+        starts = point_masses(jnp.where(layer == first, amount / 2, 1), max(w.num_atoms for w in weights))
+        explicit, *others = weights if isinstance(weights[0], Factor) else (starts, *weights)
         # A layer begins with the slopes of the one before.
         q = jnp.append(field.q[:1], field.q[:-1])
         slopes = slope_factors(self.activations.after(Linear()), q, self.refine)
         operations = (
             *(where_layers(layer > first, slope, slope.neutral()) for slope in slopes),
-            where_layers(weighted, weights, starts),
+            where_layers(weighted, explicit, starts),
+            *(where_layers(weighted, factor, factor.neutral()) for factor in others),
             ChangeSide(jnp.where(weighted, ratio, 1)),
             Shift(jnp.where(weighted, amount, jnp.where(layer == first, amount / 2, 0))),
         )
@@ -295,54 +291,19 @@ def curve_of(
 
 
 def slope_atoms(activations: Kinds[AbstractActivation]) -> int:
-    laws = [_at_first(a) for a in activations.members if isinstance(a, AbstractManySlopes)]
-    shapes = [jax.eval_shape(a.slope_law, jax.ShapeDtypeStruct((), jnp.result_type(float))) for a in laws]
-    return max([1, *(law.atoms.masses.shape[-1] for law in shapes)])
-
-
-def _at_first(activation: AbstractManySlopes) -> AbstractManySlopes:
-    """The first layer's: shapes are those of all."""
-    return jax.tree.map(lambda x: x[0], activation)
+    q = jnp.ones(activations.kind.size)
+    return num_atoms(activations, lambda phi, q: phi.slope_factor(q), q)
 
 
 def slope_factors(
     activations: Kinds[AbstractActivation], q: Float[Array, " layers"], refine: int
-) -> tuple[Factor | LawFactor, ...]:
+) -> tuple[AbstractOperation, ...]:
     """The free factors `D_l^2`. Layers with two slopes are explicit; the others take their law's unknown.
 
     In a network that has both, every layer has both factors, one of them a point mass at 1. Activations of slope 1
     have none.
     """
-    bent = [a for a in activations.members if not isinstance(a, Linear | HardSine)]
-    if not bent:
-        return ()
-    dtype, q = q.dtype, in_range(q)
-    size = slope_atoms(activations)
-    laws = [_at_first(a) for a in bent if isinstance(a, AbstractManySlopes)]
-
-    def two_slopes(activation: AbstractActivation, q: Array) -> Factor:
-        if isinstance(activation, AbstractTwoSlopes):
-            alpha, gamma = activation.slopes(q)
-            alpha, gamma = jnp.asarray(alpha, dtype), jnp.asarray(gamma, dtype)
-            atoms = Atoms(alpha, jnp.log(gamma)[None], alpha[None]).resized(size)
-            return Factor(alpha * gamma, jnp.ones_like(q), 1 / alpha, atoms)
-        one = jnp.ones_like(q)
-        return Factor(one, 0 * one, 0 * one, Atoms.identity(size, dtype))
-
-    explicit = () if len(laws) == len(bent) else (activations.every(two_slopes)(q),)
-    if not laws:
-        return explicit
-    shapes = [jax.eval_shape(lambda q, a=a: a.slope_law(q, refine), jax.ShapeDtypeStruct((), dtype)) for a in laws]
-    num_points = max(law.points.shape[-1] for law in shapes)
-    kind = jnp.result_type(*(law.points.dtype for law in shapes))
-
-    def many_slopes(activation: AbstractActivation, q: Array) -> Law:
-        if isinstance(activation, AbstractManySlopes):
-            return activation.slope_law(q, refine).resized(num_points, size, kind)
-        return Law.point_mass(dtype).resized(num_points, size, kind)
-
-    law = jax.lax.map(lambda xs: activations.at(many_slopes)(*xs), (jnp.arange(q.size), q))
-    return *explicit, LawFactor(law)
+    return over_layers(activations, lambda phi, q: phi.slope_factor(q, refine), in_range(q))
 
 
 def positive(x: Array | np.ndarray) -> Array | np.ndarray:

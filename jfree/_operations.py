@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ._curve import AbstractOperation, Cumulants, Point, Signs, Step
@@ -66,6 +67,13 @@ class Factor(AbstractOperation):
     def log_volume(self, rank: Array) -> Array:
         return rank * jnp.log(self.mean) + _log_volume(self.b, rank) - _log_volume(self.a, rank)
 
+    @property
+    def num_atoms(self):
+        return self.law_atoms.size
+
+    def fitted(self, num_points: int, num_atoms: int, dtype: DTypeLike) -> "Factor":
+        return Factor(self.mean, self.a, self.b, self.law_atoms.resized(num_atoms))
+
     def neutral(self):
         return point_masses(jnp.ones_like(self.mean), self.law_atoms.size)
 
@@ -106,6 +114,13 @@ class LawFactor(AbstractOperation):
     @property
     def num_points(self):
         return self.law.points.shape[-1]
+
+    @property
+    def num_atoms(self):
+        return self.law.atoms.size
+
+    def fitted(self, num_points: int, num_atoms: int, dtype: DTypeLike) -> "LawFactor":
+        return LawFactor(self.law.resized(num_points, num_atoms, dtype))
 
     @property
     def reach(self):

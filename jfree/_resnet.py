@@ -51,7 +51,7 @@ from ._networks import (
     weight_laws,
 )
 from ._show import counted, name_of, number, runs, Table
-from ._weights import AbstractWeights, BY_NAME as WEIGHTS, centred_layers, weight_factor
+from ._weights import AbstractWeights, BY_NAME as WEIGHTS, centred_layers, weight_factors
 
 
 class _Split(eqx.Module):
@@ -511,8 +511,8 @@ class _Blocks(AbstractNetwork):
         blocks, per_block = sigma_w.shape
         there = jnp.arange(blocks) < (blocks if self.depth is None else self.depth)
         q = jnp.where(jnp.repeat(there, per_block), q, 1)  # it may have grown out of range
-        weights = weight_factor(self.weights, jnp.ones(sigma_w.size, sigma_w.dtype), sigma_w.ravel())
-        layers = (weights, *slope_factors(self.activations, q, self.refine))
+        weights = weight_factors(self.weights, jnp.ones(sigma_w.size, sigma_w.dtype), sigma_w.ravel())
+        layers = (*weights, *slope_factors(self.activations, q, self.refine))
         layers = jax.tree.map(lambda x: x.reshape(*sigma_w.shape, *x.shape[1:]), layers)
         depth, count = self.depth, there.astype(sigma_w.dtype)
         if self.alike:

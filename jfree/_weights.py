@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from ._curve import AbstractOperation
+from ._factors import over_layers
 from ._kinds import Kinds
 from ._laws import Atoms
 from ._operations import Factor
@@ -23,12 +25,10 @@ class AbstractWeights(eqx.Module):
     centred: eqx.AbstractVar[bool]
 
     @abc.abstractmethod
-    def moebius(self, ratio: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """`(a, b)` of `S(m) = (1 + a m) / (mean (1 + b m))` for `W^T W`, `ratio = N_in / N_out`."""
-
-    @abc.abstractmethod
-    def point_mass(self, ratio: Float[Array, ""]) -> Float[Array, ""]:
-        """Mass of the one nonzero atom of `W^T W`, 0 if there is none."""
+    def factor(self, ratio: Float[Array, ""], sigma_w: Float[Array, ""]) -> AbstractOperation:
+        """Free multiplication by the law of `W^T W`, `ratio = N_in / N_out`: a `Factor`, a `LawFactor`, or another
+        operation that leaves `m` as it is.
+        """
 
     @abc.abstractmethod
     def sample(self, shape: tuple[int, int], key: PRNGKeyArray, dtype: DTypeLike) -> Float[Array, "N_out N_in"]:
@@ -43,11 +43,9 @@ class Gaussian(AbstractWeights):
 
     centred: bool = eqx.field(static=True, default=False)
 
-    def moebius(self, ratio: Array) -> tuple[Array, Array]:
-        return jnp.zeros_like(ratio), ratio
-
-    def point_mass(self, ratio: Array) -> Array:
-        return jnp.zeros_like(ratio)
+    def factor(self, ratio: Array, sigma_w: Array) -> Factor:
+        zero = jnp.zeros_like(ratio)
+        return Factor(jnp.square(sigma_w) / ratio, zero, ratio, _one_atom(ratio, sigma_w, zero))
 
     def sample(self, shape: tuple[int, int], key: PRNGKeyArray, dtype: DTypeLike) -> Array:
         return jax.random.normal(key, shape, dtype) / shape[1] ** 0.5
@@ -61,12 +59,10 @@ class Orthogonal(AbstractWeights):
 
     centred: bool = eqx.field(static=True, default=False)
 
-    def moebius(self, ratio: Array) -> tuple[Array, Array]:
+    def factor(self, ratio: Array, sigma_w: Array) -> Factor:
         narrowing = ratio > 1
-        return jnp.where(narrowing, 1, jnp.zeros_like(ratio)), jnp.where(narrowing, ratio, 0)
-
-    def point_mass(self, ratio: Array) -> Array:
-        return jnp.minimum(1, 1 / ratio)
+        a, b = jnp.where(narrowing, 1, jnp.zeros_like(ratio)), jnp.where(narrowing, ratio, 0)
+        return Factor(jnp.square(sigma_w) / ratio, a, b, _one_atom(ratio, sigma_w, jnp.minimum(1, 1 / ratio)))
 
     def sample(self, shape: tuple[int, int], key: PRNGKeyArray, dtype: DTypeLike) -> Array:
         num_out, num_in = shape
@@ -76,14 +72,15 @@ class Orthogonal(AbstractWeights):
         return (q if num_out >= num_in else q.T) * max(1, num_out / num_in) ** 0.5
 
 
-def weight_factor(laws: Kinds[AbstractWeights], ratio: Array, sigma_w: Array) -> Factor:
+def _one_atom(ratio: Array, sigma_w: Array, mass: Array) -> Atoms:
+    """What is not 0, and an atom where an orthogonal matrix has one."""
+    location = jnp.log(jnp.square(sigma_w) * jnp.maximum(1, 1 / ratio))
+    return Atoms(1 / jnp.maximum(1, ratio), location[None], mass[None])
+
+
+def weight_factors(laws: Kinds[AbstractWeights], ratio: Array, sigma_w: Array) -> tuple[AbstractOperation, ...]:
     """The free factors `W_l^T W_l`, as seen from the input side of every layer."""
-    a, b = laws.every(lambda law, ratio: law.moebius(ratio))(ratio)
-    mass = laws.every(lambda law, ratio: law.point_mass(ratio))(ratio)
-    variance = jnp.square(sigma_w)
-    location = jnp.log(variance * jnp.maximum(1, 1 / ratio))
-    rank = 1 / jnp.maximum(1, ratio)
-    return Factor(variance / ratio, a, b, Atoms(rank, location[:, None], mass[:, None]))
+    return over_layers(laws, lambda law, *at: law.factor(*at), ratio, sigma_w)
 
 
 def centred_layers(laws: Kinds[AbstractWeights]) -> Bool[Array, " layers"] | None:

@@ -1,0 +1,62 @@
+"""Operations of unlike layers as operations over all layers."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ._curve import AbstractOperation
+from ._kinds import Kinds, Member
+
+Method = Callable[..., AbstractOperation | None]
+
+
+def over_layers(kinds: Kinds[Member], method: Method, *args: Array) -> tuple[AbstractOperation, ...]:
+    """What `method(layer, *args)` gives for every layer: one operation over all layers for each class of operations
+    among them, neutral where a layer has one of another class, or none.
+    """
+    given = [_given(member, method, *args) for member in kinds.members]
+    classes = sorted({type(operation) for operation in given if operation is not None}, key=lambda c: c.__name__)
+    return tuple(_of_class(cls, kinds, given, method, *args) for cls in classes)
+
+
+def num_atoms(kinds: Kinds[Member], method: Method, *args: Array) -> int:
+    """The most that a layer's law has."""
+    given = [_given(member, method, *args) for member in kinds.members]
+    return max([1, *(operation.num_atoms for operation in given if operation is not None)])
+
+
+def _given(member: Member, method: Method, *args: Array) -> AbstractOperation | None:
+    """Its shapes, which are those of the first layer."""
+    return jax.eval_shape(lambda *first: method(*jax.tree.map(lambda x: x[0], first)), member, *args)
+
+
+def _of_class(
+    cls: type[AbstractOperation],
+    kinds: Kinds[Member],
+    given: list[AbstractOperation | None],
+    method: Method,
+    *args: Array,
+) -> AbstractOperation:
+    mine = [operation for operation in given if isinstance(operation, cls)]
+    points, atoms = max(op.num_points for op in mine), max(op.num_atoms for op in mine)
+    dtype = jnp.result_type(*(leaf.dtype for op in mine for leaf in jax.tree.leaves(op)))
+
+    def fitted(member: Member, *args: Array) -> AbstractOperation:
+        operation = method(member, *args)
+        if isinstance(operation, cls):
+            return operation.fitted(points, atoms, dtype)
+        like = jax.eval_shape(lambda: _zeros(mine[0]).fitted(points, atoms, dtype))
+        layers = jax.tree.map(lambda x: jnp.zeros((1, *x.shape), x.dtype), like)
+        return jax.tree.map(lambda x: x[0], layers.neutral())
+
+    if not points:
+        return kinds.every(fitted)(*args)
+    # Laws take room: one layer after the other.
+    return jax.lax.map(lambda xs: kinds.at(fitted)(*xs), (jnp.arange(kinds.kind.size), *args))
+
+
+def _zeros(shapes: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
