@@ -4,6 +4,7 @@ from . import (
     activations as activations,
     constraints as constraints,
     empirical as empirical,
+    layers as layers,
     objectives as objectives,
     plot as plot,
 )
@@ -28,6 +29,7 @@ from ._interop import (
 )
 from ._meanfield import MeanField as MeanField
 from ._measured import from_weights as from_weights
+from ._network import Network as Network
 from ._networks import AbstractNetwork as AbstractNetwork, MLP as MLP, propagate as propagate
 from ._nonlinearity import nonlinearity as nonlinearity
 from ._resnet import ResNet as ResNet

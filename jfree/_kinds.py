@@ -9,24 +9,33 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from ._misc import is_concrete
+
 Member = TypeVar("Member", bound=eqx.Module)
 
 
 class Kinds(eqx.Module, Generic[Member]):
     """One of all layers' activations, or weight laws, of every structure, its leaves over all layers; and which kind
-    each layer is of.
+    each layer is of, -1 where there is none.
     """
 
     members: tuple[Member, ...]
     kind: Int[Array | np.ndarray, " layers"]
+    gaps: bool = eqx.field(static=True, default=False)
 
     @staticmethod
-    def of(layers: Sequence[Member]) -> "Kinds[Member]":
-        structure_of = {key: jax.tree.structure(layer) for key, layer in {id(layer): layer for layer in layers}.items()}
+    def of(layers: Sequence[Member | None]) -> "Kinds[Member]":
+        there = {id(layer): layer for layer in layers if layer is not None}
+        structure_of = {key: jax.tree.structure(layer) for key, layer in there.items()}
         kinds = list(set(structure_of.values()))
         kinds = sorted(kinds, key=str) if len(kinds) > 1 else kinds
-        kind = np.asarray([kinds.index(structure_of[id(layer)]) for layer in layers])
-        return Kinds(tuple(_over_layers(layers, kind == k) for k in range(len(kinds))), kind)
+        kind = np.asarray([-1 if layer is None else kinds.index(structure_of[id(layer)]) for layer in layers])
+        return Kinds(tuple(_over_layers(layers, kind == k) for k in range(len(kinds))), kind, bool(np.any(kind < 0)))
+
+    @property
+    def there(self) -> Bool[Array, " layers"]:
+        """Where there is one."""
+        return jnp.asarray(self.kind) >= 0
 
     def after(self, first: Member) -> "Kinds[Member]":
         """Every layer's that of the one before, and `first` in front."""
@@ -42,7 +51,7 @@ class Kinds(eqx.Module, Generic[Member]):
         """`fn(l, *args) = method(layers[l], *args)` for a traced layer index: one branch per kind, not per layer."""
 
         def branch(member: Member) -> Callable[..., Any]:
-            return lambda layer, *args: method(jax.tree.map(lambda x: x[layer], member), *args)
+            return lambda layer, *args: method(jax.tree.map(lambda x: jnp.asarray(x)[layer], member), *args)
 
         branches = [branch(member) for member in self.members]
         if len(branches) == 1:
@@ -58,20 +67,23 @@ class Kinds(eqx.Module, Generic[Member]):
                 mine = jnp.asarray(self.kind == k)
                 # Where another kind is stands what suits all: what this one makes of it is dropped.
                 several = len(self.members) > 1
-                values = jax.vmap(method)(member, *(jnp.where(mine, x, 1) if several else x for x in args))
+                values = jax.vmap(method, axis_size=self.kind.size)(
+                    member, *(jnp.where(mine, x, 1) if several else x for x in args)
+                )
                 found = values if found is None else where_layers(mine, values, found)
             return found
 
         return apply
 
 
-def _over_layers(layers: Sequence[Member], mine: np.ndarray) -> Member:
+def _over_layers(layers: Sequence[Member | None], mine: np.ndarray) -> Member:
     """Leaves of those that are `mine`; those of the first of them stand for the others."""
-    first = layers[int(np.argmax(mine))]
+    first = next(layer for layer, own in zip(layers, mine, strict=True) if own and layer is not None)
     rows = [layer if own else first for layer, own in zip(layers, mine, strict=True)]
     if all(row is first for row in rows):
         return jax.tree.map(lambda x: jnp.broadcast_to(x, (len(rows), *jnp.shape(x))), first)
-    return jax.tree.map(lambda *xs: jnp.stack(xs), *rows)
+    stack = np.stack if all(map(is_concrete, jax.tree.leaves(rows))) else jnp.stack
+    return jax.tree.map(lambda *xs: stack(xs), *rows)
 
 
 def where_layers(layers: Bool[Array, " layers"], some: Any, others: Any) -> Any:

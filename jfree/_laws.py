@@ -136,6 +136,25 @@ class Law(eqx.Module):
             self.atoms.resized(num_atoms),
         )
 
+    def masked(self, keep: Float[Array, ""]) -> "Law":
+        """Of `b t / keep^2`, `b` being 1 with probability `keep`, and else 0."""
+
+        def with_zero(x: Array, value: Array) -> Array:
+            return jnp.append(x, value.astype(x.dtype))
+
+        zero = jnp.zeros_like(self.log_mean)
+        atoms = self.atoms
+        return Law(
+            with_zero(self.points / keep, zero),
+            with_zero(self.weights * keep, 1 - keep),
+            with_zero(self.weighted, zero),
+            with_zero(self.sizes, zero),
+            with_zero(self.unresolved, zero),
+            self.log_mean - jnp.log(keep),
+            (1 + self.spread) / keep - 1,
+            Atoms(atoms.rank * keep, atoms.log_locations - 2 * jnp.log(keep), atoms.masses * keep),
+        )
+
     def transform(self, w: Complex[Array, " lanes"]) -> Transform:
         inverse = reciprocal(w - self.points[:, None])
         size = squared(inverse)

@@ -74,8 +74,22 @@ class Factor(AbstractOperation):
     def fitted(self, num_points: int, num_atoms: int, dtype: DTypeLike) -> "Factor":
         return Factor(self.mean, self.a, self.b, self.law_atoms.resized(num_atoms))
 
+    def masked(self, keep: Array) -> "Factor":
+        """Of a law with one atom that is not at 0, as the squares of entries of which only a share is kept, divided by
+        it.
+        """
+        share = self.law_atoms.rank * keep
+        square = self.mean / (self.law_atoms.rank * jnp.square(keep))
+        atoms = Atoms(share, jnp.log(square)[None], share[None])
+        return Factor(share * square, jnp.ones_like(share), 1 / share, atoms)
+
     def neutral(self):
         return point_masses(jnp.ones_like(self.mean), self.law_atoms.size)
+
+
+def point_mass(location: Float[Array, ""]) -> Factor:
+    """A multiple of the identity, of one layer."""
+    return jax.tree.map(lambda x: x[0], point_masses(location[None], 1))
 
 
 def point_masses(location: Float[Array, " layers"], num_atoms: int) -> Factor:
@@ -121,6 +135,10 @@ class LawFactor(AbstractOperation):
 
     def fitted(self, num_points: int, num_atoms: int, dtype: DTypeLike) -> "LawFactor":
         return LawFactor(self.law.resized(num_points, num_atoms, dtype))
+
+    def masked(self, keep: Array) -> "LawFactor":
+        """As the squares of entries of which only a share is kept, divided by it."""
+        return LawFactor(self.law.masked(keep))
 
     @property
     def reach(self):

@@ -7,12 +7,13 @@ from typing import TypeVar
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 from threadpoolctl import threadpool_limits
 
+from ._layers import draw
 from ._misc import integer
+from ._network import Network
 from ._networks import AbstractNetwork, MLP
 from ._resnet import ResNet
 from ._weights import AbstractWeights
@@ -53,14 +54,14 @@ def sample_weights(
 
 def integer_widths(net: AbstractNetwork, width: int | None) -> list[int]:
     """`N_0..N_L` of a finite network, the largest of them `width`."""
-    if not isinstance(net, MLP | ResNet):
-        raise ValueError(f"`net` must be an MLP or a ResNet to be sampled, got {type(net).__name__}.")
-    if isinstance(net, MLP) and width is None:
+    if not isinstance(net, MLP | ResNet | Network):
+        raise ValueError(f"`net` must be an MLP, a ResNet or a Network to be sampled, got {type(net).__name__}.")
+    if not isinstance(net, ResNet) and width is None:
         return _rounded(net.widths)
     if width is None:
         raise ValueError(f"`width` must be given for a {type(net).__name__}, which has none of its own.")
     width = integer("width", width)
-    relative = np.asarray(net.widths, np.float64) if isinstance(net, MLP) else np.ones(1 + len(net.activations))
+    relative = np.ones(1 + len(net.activations)) if isinstance(net, ResNet) else np.asarray(net.widths, np.float64)
     widths = np.round(relative * (width / relative.max()))
     if widths.min() < 1:
         raise ValueError("`width` is too small: a layer would have no units.")
@@ -103,15 +104,4 @@ def _sample_layer(
 ) -> tuple[Array, Array]:
     """One program for all layers of a shape."""
     keys = jax.random.split(key, sigma_w.size)
-    return draw_layer(law, shape, sigma_w.ravel()[layer], sigma_b.ravel()[layer], keys[layer])
-
-
-def draw_layer(
-    law: AbstractWeights, shape: tuple[int, int], sigma_w: Array, sigma_b: Array, key: PRNGKeyArray
-) -> tuple[Float[Array, "N_l N_l-1"], Float[Array, " N_l"]]:
-    weight_key, bias_key = jax.random.split(key)
-    weight = law.sample(shape, weight_key, sigma_w.dtype)
-    if law.centred and shape[1] > 1:
-        weight = (weight - jnp.mean(weight, 1, keepdims=True)) / (1 - 1 / shape[1]) ** 0.5
-    weight = weight * sigma_w
-    return weight, sigma_b * jax.random.normal(bias_key, shape[:1], weight.dtype)
+    return draw(law, shape, sigma_w.ravel()[layer], sigma_b.ravel()[layer], keys[layer])

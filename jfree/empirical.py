@@ -15,9 +15,10 @@ from ._activations import AbstractActivation
 from ._lanczos import jacobian_density_lanczos as jacobian_density_lanczos, LanczosDensity as LanczosDensity
 from ._memory import check_memory
 from ._misc import integer
+from ._network import Network
 from ._networks import AbstractNetwork, MLP
 from ._resnet import ResNet
-from ._sampling import draw_layer, few_threads, integer_widths, laws_of_layers, with_all_scales
+from ._sampling import few_threads, integer_widths, laws_of_layers, with_all_scales
 from ._spectrum import Spectrum
 from ._weights import AbstractWeights
 
@@ -47,14 +48,14 @@ def jacobian_eigenvalues(
     """
     if side not in ("input", "output"):
         raise ValueError(f"`side` must be 'input' or 'output', got {side!r}.")
-    if not isinstance(net, MLP | ResNet):
-        raise ValueError(f"`net` must be an MLP or a ResNet to be sampled, got {type(net).__name__}.")
     widths = _checked(net, width, num_samples)
     size = widths[0 if side == "input" else -1]
     num_numbers = 6 * max(widths) ** 2
-    check_memory("`width`", num_numbers * net.sigma_w.dtype.itemsize)
+    check_memory("`width`", num_numbers * net.q0.dtype.itemsize)
 
     def eigenvalues(keys: PRNGKeyArray) -> Array:
+        if isinstance(net, Network):
+            return _squared_singular_values(_jacobians_of_layers(net, widths, keys), size)
         return _jacobian_eigenvalues(with_all_scales(net), tuple(widths), size, keys)
 
     return _in_batches(eigenvalues, key, num_samples, num_numbers, max(widths))
@@ -219,7 +220,7 @@ def convergence(
     return Convergence(*(jnp.asarray(x) for x in (widths, single, pooled, slope)))
 
 
-def _checked(net: MLP | ResNet, width: int | None, num_samples: int) -> list[int]:
+def _checked(net: AbstractNetwork, width: int | None, num_samples: int) -> list[int]:
     integer("num_samples", num_samples)
     return integer_widths(net, width)
 
@@ -275,7 +276,7 @@ class _Layer(NamedTuple):
 
     def applied(self, num_out: int, x: Float[Array, "samples inputs N_l-1"]) -> tuple[Array, Array, Array]:
         """Weights, outputs, and slopes."""
-        draw = lambda key: draw_layer(self.law, (num_out, x.shape[-1]), self.sigma_w, self.sigma_b, key)  # noqa: E731
+        draw = lambda key: draw(self.law, (num_out, x.shape[-1]), self.sigma_w, self.sigma_b, key)  # noqa: E731
         weights, biases = jax.vmap(draw)(_after(x, self.keys))
         h = x @ jnp.swapaxes(weights, 1, 2) + biases[:, None]
         return weights, self.activation(h), self.activation.derivative(h)
@@ -348,8 +349,32 @@ def _jacobians_of_blocks(net: ResNet, widths: tuple[int, ...], keys: PRNGKeyArra
     return _through(step, start, blocks, [widths[:1]] * net.depth)[1]
 
 
-def _identities(net: MLP | ResNet, size: int, keys: PRNGKeyArray) -> Float[Array, "samples N N"]:
-    return jnp.broadcast_to(jnp.eye(size, dtype=net.sigma_w.dtype), (keys.shape[0], size, size))
+def _jacobians_of_layers(net: Network, widths: list[int], keys: PRNGKeyArray) -> Float[Array, "samples N_L N_0"]:
+    """One program for all layers of a structure and size, layer after layer (host)."""
+    keys = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys)
+    x, jacobians = _random_inputs(net, 1, widths[0], keys[0])[:, 0], _identities(net, widths[0], keys[1])
+    layer_keys = jax.vmap(lambda key: jax.random.split(key, len(net.layers)), out_axes=1)(keys[2])
+    scale = widths[0] / float(net.width)
+    for layer, own in zip(net.layers, layer_keys, strict=True):
+        size, dtype = x.shape[1], x.dtype
+        modules = eqx.filter_vmap(
+            lambda key, size=size, layer=layer, dtype=dtype: layer.sample(size, scale, key, dtype)
+        )(own)
+        x, jacobians = jax.block_until_ready(_advanced(modules, x, jacobians, own))
+    return jacobians
+
+
+@eqx.filter_jit
+def _advanced(modules: Callable[..., Array], x: Array, jacobians: Array, keys: PRNGKeyArray) -> tuple[Array, Array]:
+    def one(module: Callable[..., Array], x: Array, jacobian: Array, key: PRNGKeyArray) -> tuple[Array, Array]:
+        y, push = jax.linearize(lambda x: module(x, key=key), x)
+        return y, jax.vmap(push, in_axes=1, out_axes=1)(jacobian)
+
+    return eqx.filter_vmap(one)(modules, x, jacobians, keys)
+
+
+def _identities(net: MLP | ResNet | Network, size: int, keys: PRNGKeyArray) -> Float[Array, "samples N N"]:
+    return jnp.broadcast_to(jnp.eye(size, dtype=net.q0.dtype), (keys.shape[0], size, size))
 
 
 def _fishers(
@@ -386,10 +411,10 @@ def _assembled(blocks: Array, num_inputs: int, first: np.ndarray, second: np.nda
 
 
 def _random_inputs(
-    net: MLP | ResNet, num_inputs: int, size: int, keys: PRNGKeyArray
+    net: MLP | ResNet | Network, num_inputs: int, size: int, keys: PRNGKeyArray
 ) -> Float[Array, "samples inputs N_0"]:
     """Gaussian, then scaled: their entries have the mean square and the mean that the network's input has."""
-    x = jax.vmap(lambda key: jax.random.normal(key, (num_inputs, size), net.sigma_w.dtype))(keys)
+    x = jax.vmap(lambda key: jax.random.normal(key, (num_inputs, size), net.q0.dtype))(keys)
     if isinstance(net, MLP):
         return x * jnp.sqrt(net.q0 / jnp.mean(jnp.square(x), axis=-1, keepdims=True))
     x = (x - jnp.mean(x, axis=-1, keepdims=True)) / jnp.std(x, axis=-1, keepdims=True)
