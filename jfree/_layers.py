@@ -21,11 +21,25 @@ from ._weights import AbstractWeights, as_weights, BY_NAME as WEIGHTS
 
 
 class Signal(eqx.Module):
-    """Entries of a wide layer: how many (relative to other layers), their mean square, and their mean."""
+    """Entries of a wide layer: how many (relative to other layers), their mean square, and their mean, None where no
+    layer of the network reads it.
+    """
 
     width: Float[Array, ""]
     square: Float[Array, ""]
-    mean: Float[Array, ""]
+    mean: Float[Array, ""] | None = None
+
+    def passed(self, square: Array, mean: Callable[[Array], Array] | None = None) -> "Signal":
+        """The signal behind a layer, given its mean square and what becomes of the mean, 0 if not given."""
+        if self.mean is None:
+            return Signal(self.width, square)
+        return Signal(self.width, square, jnp.zeros_like(square) if mean is None else mean(self.mean))
+
+    @property
+    def variance(self) -> Float[Array, ""]:
+        """Of the entries."""
+        assert self.mean is not None
+        return self.square - jnp.square(self.mean)
 
 
 class Entries(NamedTuple):
@@ -114,10 +128,10 @@ class Dense(AbstractLayer):
         return self.width
 
     def forward(self, signal: Signal) -> Signal:
-        seen = signal.square - jnp.square(signal.mean) if self.weights.centred else signal.square
+        seen = signal.variance if self.weights.centred else signal.square
         square = jnp.square(self.sigma_w) * seen + jnp.square(self.sigma_b)
         square = jnp.maximum(square, jnp.finfo(square.dtype).tiny)  # it may decay out of range
-        return Signal(self.width, square, jnp.zeros_like(square))
+        return signal.passed(square)
 
     def operations(self, signal: Signal, refine: int) -> tuple[AbstractOperation | None, ...]:
         ratio = signal.width / self.width
@@ -169,7 +183,7 @@ class Activation(AbstractLayer):
     def forward(self, signal: Signal) -> Signal:
         keep = 1 if self.keep is None else self.keep
         square = second_moment(self.activation, signal.square) / keep
-        return Signal(signal.width, square, first_moment(self.activation, signal.square))
+        return signal.passed(square, lambda _: first_moment(self.activation, signal.square))
 
     def operations(self, signal: Signal, refine: int) -> tuple[AbstractOperation | None, ...]:
         factor = self.activation.slope_factor(in_range(signal.square), refine)
@@ -201,7 +215,8 @@ class RMSNorm(AbstractLayer):
         self.gain = _positive("gain", gain)
 
     def forward(self, signal: Signal) -> Signal:
-        return Signal(signal.width, jnp.square(self.gain), self.gain * signal.mean / jnp.sqrt(signal.square))
+        rate = self.gain / jnp.sqrt(signal.square)
+        return signal.passed(jnp.square(self.gain) * jnp.ones_like(signal.square), lambda mean: rate * mean)
 
     def operations(self, signal: Signal, refine: int) -> tuple[AbstractOperation | None, ...]:
         return (point_mass(jnp.square(self.gain) / signal.square),)
@@ -235,13 +250,13 @@ class LayerNorm(AbstractLayer):
         return entries if self.offset is None else Entries(gaussian=False, bent=entries.bent)
 
     def forward(self, signal: Signal) -> Signal:
-        square = jnp.square(self.gain)
-        if self.offset is None:
-            return Signal(signal.width, square, jnp.zeros_like(square))
-        return Signal(signal.width, square + jnp.square(self.offset), self.offset)
+        square, offset = jnp.square(self.gain), self.offset
+        if offset is None:
+            return signal.passed(square)
+        return signal.passed(square + jnp.square(offset), lambda _: offset)
 
     def operations(self, signal: Signal, refine: int) -> tuple[AbstractOperation | None, ...]:
-        return (point_mass(jnp.square(self.gain) / (signal.square - jnp.square(signal.mean))),)
+        return (point_mass(jnp.square(self.gain) / signal.variance),)
 
     def sample(self, size: int, scale: float, key: PRNGKeyArray, dtype: DTypeLike) -> eqx.nn.LayerNorm:
         norm = _with_gain(eqx.nn.LayerNorm(size, eps=_EPS, dtype=dtype), self.gain)
@@ -265,7 +280,7 @@ class Scale(AbstractLayer):
         self.factor = _number("factor", factor, lambda x: (x != 0) & is_finite(x), "finite and not 0")
 
     def forward(self, signal: Signal) -> Signal:
-        return Signal(signal.width, jnp.square(self.factor) * signal.square, self.factor * signal.mean)
+        return signal.passed(jnp.square(self.factor) * signal.square, lambda mean: self.factor * mean)
 
     def operations(self, signal: Signal, refine: int) -> tuple[AbstractOperation | None, ...]:
         return (point_mass(jnp.square(self.factor)),)
@@ -308,7 +323,7 @@ class Dropout(AbstractLayer):
         return Entries(gaussian=False, bent=True)
 
     def forward(self, signal: Signal) -> Signal:
-        return Signal(signal.width, signal.square / (1 - self.rate), signal.mean)
+        return signal.passed(signal.square / (1 - self.rate), lambda mean: mean)
 
     def operations(self, signal: Signal, refine: int) -> tuple[AbstractOperation | None, ...]:
         return (point_mass(jnp.ones_like(signal.square)).masked(1 - self.rate),)

@@ -1,6 +1,6 @@
 """Networks made of any layers, one after the other."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -156,10 +156,10 @@ class StackedNetwork(AbstractNetwork):
         widths, last_width = self._widths()
         start = jnp.stack([self.q0, self.mean0]) if self.reads_mean else self.q0[None]
         after = _after_rounds(self.places, start)
-        states, found = jnp.concatenate([start[None], after[:-1]]), []
-        for place, width in zip(self.places, widths, strict=True):
-            found.append(jax.vmap(_signal)(states, width))
-            states = jax.vmap(_state, in_axes=(0, None))(_all_forward(place, found[-1]), self.reads_mean)
+        states = jnp.concatenate([start[None], after[:-1]])
+        found = [jax.vmap(_signal)(states, widths[0])]
+        for place, width in zip(self.places[:-1], widths[1:], strict=True):
+            found.append(eqx.tree_at(lambda s: s.width, _all_forward(place, found[-1]), width))
         return tuple(found), _signal(after[-1], last_width)
 
     def _widths(self) -> tuple[tuple[Array, ...], Array]:
@@ -184,7 +184,7 @@ class StackedNetwork(AbstractNetwork):
         def given(layer: AbstractLayer, *at: Array) -> tuple[AbstractOperation | None, ...]:
             return layer.operations(Signal(*at), self.refine)
 
-        at = signals.width, signals.square, signals.mean
+        at = _parts(signals)
         first = [jax.tree.map(lambda x: x[0], member) for member in place.members]
         number = max(len(jax.eval_shape(given, layer, *(x[0] for x in at))) for layer in first)
         found: list[AbstractOperation] = []
@@ -197,18 +197,36 @@ class StackedNetwork(AbstractNetwork):
 
     def propagate(self) -> MeanField:
         signals, last = self.signals()
-        gains = [_log_gain(found, self.q0) for found in self.operations(signals)]
-        slopes = [_slopes(place, signal) for place, signal in zip(self.places, signals, strict=True)]
-        onwards, found = jnp.eye(1, 2, dtype=self.q0.dtype)[0], []
-        squares = [signal.square for signal in signals]
-        for one, place in reversed(self.order):
-            slope = slopes[place][one]
+        log_gains = [
+            _log_gain(found, signal.square) for found, signal in zip(self.operations(signals), signals, strict=True)
+        ]
+        slopes = self.slopes(signals)
+
+        def before(onwards: Array, slope: Array) -> tuple[Array, Array]:
             onwards = onwards @ slope
-            log_gain = gains[place][one]
-            found.append((squares[place][one], log_gain, slope[0, 0], onwards[0]))
-        q, log_chi, chi_q, onwards = (jnp.stack(x[::-1]) for x in zip(*found, strict=True))
-        phi2 = jnp.append(q[1:], last.square)
-        return MeanField(q, phi2, jnp.exp(log_chi), chi_q, onwards * q / last.square)
+            return onwards, onwards
+
+        last_first = slopes.reshape(-1, *slopes.shape[2:])[::-1]
+        start = jnp.zeros_like(last_first[0, 0]).at[0].set(1)
+        onwards = jax.lax.scan(before, start, last_first)[1][::-1, 0].reshape(slopes.shape[:2])
+        rows = tuple(np.asarray(self.order).T)
+        square, log_gain = (jnp.stack(x, 1)[rows] for x in ([s.square for s in signals], log_gains))
+        phi2 = jnp.append(square[1:], last.square)
+        elasticity = onwards[rows] * square / last.square
+        return MeanField(square, phi2, jnp.exp(log_gain), slopes[rows][:, 0, 0], elasticity)
+
+    def slopes(self, signals: tuple[Signal, ...]) -> Float[Array, "rounds places moments moments"]:
+        """Derivatives of mean square, and mean if it is read, behind all places with respect to those before."""
+        found = []
+        for place, signal in zip(self.places, signals, strict=True):
+            states = jax.vmap(_state)(signal)
+
+            def behind(states: Array, place: Kinds[AbstractLayer] = place, signal: Signal = signal) -> Array:
+                return jax.vmap(_state)(_all_forward(place, jax.vmap(_signal)(states, signal.width)))
+
+            basis = jnp.eye(states.shape[1], dtype=states.dtype)
+            found.append(_along(behind, states, basis))
+        return jnp.stack(found, 1)
 
     def jacobian_curve(self, side: str) -> Curve:
         signals, last = self.signals()
@@ -234,7 +252,7 @@ class StackedNetwork(AbstractNetwork):
 
         # What the first weights add to the mean may be less than a rounding of it: the last of these start it all, with
         # half of what they add as a multiple of the identity, to which they add the other half.
-        gains = [jax.lax.stop_gradient(_log_gain(found, self.q0)) for found in operations]
+        gains = [jax.lax.stop_gradient(_log_gain(found, amount)) for found in operations]
         behind = sum(gains[place + 1 :], jnp.zeros_like(amount))
         total = sum(gains[1:], gains[0])
         later = jnp.cumsum(total[::-1])[::-1] - total
@@ -265,27 +283,28 @@ def _num_laws(place: Kinds[AbstractLayer]) -> int:
     return sum(layer.num_laws * int(np.sum(place.kind == k)) for k, layer in enumerate(first))
 
 
-def _state(signal: Signal, with_mean: bool) -> Array:
-    return jnp.stack([signal.square, signal.mean]) if with_mean else signal.square[None]
+def _parts(signal: Signal) -> tuple[Array, ...]:
+    return tuple(jax.tree.leaves(signal))
+
+
+def _state(signal: Signal) -> Float[Array, " moments"]:
+    return jnp.stack(_parts(signal)[1:])
 
 
 def _signal(state: Float[Array, " moments"], width: Array) -> Signal:
-    return Signal(width, state[0], state[1] if state.size > 1 else jnp.zeros_like(state[0]))
+    return Signal(width, *state)
 
 
 def _all_forward(place: Kinds[AbstractLayer], signals: Signal) -> Signal:
     """All rounds at once."""
-    at = signals.width, signals.square, signals.mean
-    new = place.every(lambda layer, *at: layer.forward(Signal(*at)))(*at)
+    new = place.every(lambda layer, *at: layer.forward(Signal(*at)))(*_parts(signals))
     return where_layers(place.there, new, signals) if place.gaps else new
 
 
 def _round(places: tuple[Kinds[AbstractLayer], ...], index: Array, state: Array) -> Array:
     for place in places:
-        signal = _signal(state, jnp.ones_like(state[0]))
-        at = signal.width, signal.square, signal.mean
-        new = place.at(lambda layer, *at: layer.forward(Signal(*at)))(index, *at)
-        new = _state(new, state.size > 1)
+        at = _parts(_signal(state, jnp.ones_like(state[0])))
+        new = _state(place.at(lambda layer, *at: layer.forward(Signal(*at)))(index, *at))
         state = jnp.where(place.there[index], new, state) if place.gaps else new
     return state
 
@@ -311,14 +330,10 @@ def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array
         states = before
         for place in eqx.combine(dynamic, static):
             signals = jax.vmap(_signal)(states, jnp.ones_like(states[:, 0]))
-            states = jax.vmap(_state, in_axes=(0, None))(_all_forward(place, signals), start.size > 1)
+            states = jax.vmap(_state)(_all_forward(place, signals))
         return states
 
-    def along(direction: Array) -> Array:
-        return jax.jvp(lambda before: all_after(before, dynamic), (before,), (direction,))[1]
-
-    basis = jnp.eye(start.size, dtype=start.dtype)
-    slopes = jnp.stack([along(jnp.broadcast_to(one, before.shape)) for one in basis], -1)
+    slopes = _along(lambda before: all_after(before, dynamic), before, jnp.eye(start.size, dtype=start.dtype))
     changes = jax.tree.map(
         lambda x, t: None if x is None else jnp.zeros_like(x) if t is None else t,
         (dynamic, start),
@@ -334,19 +349,12 @@ def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array
     return after, jax.lax.associative_scan(join, (slopes, direct))[1]
 
 
-def _slopes(place: Kinds[AbstractLayer], signals: Signal) -> Float[Array, "rounds 2 2"]:
-    """Derivatives of square and mean behind the layers with respect to those before."""
-
-    def behind(square: Array, mean: Array) -> Array:
-        new = _all_forward(place, Signal(signals.width, square, mean))
-        return jnp.stack([new.square, new.mean], -1)
-
-    one, zero = jnp.ones_like(signals.square), jnp.zeros_like(signals.square)
-    at = signals.square, signals.mean
-    return jnp.stack([jax.jvp(behind, at, direction)[1] for direction in ((one, zero), (zero, one))], -1)
+def _along(fn: Callable[[Array], Array], at: Array, basis: Array) -> Float[Array, "rounds moments moments"]:
+    """Row by row, all derivatives."""
+    return jnp.stack([jax.jvp(fn, (at,), (jnp.broadcast_to(one, at.shape),))[1] for one in basis], -1)
 
 
-def _log_gain(operations: tuple[AbstractOperation, ...], like: Array) -> Float[Array, " rounds"]:
+def _log_gain(operations: tuple[AbstractOperation, ...], like: Float[Array, " rounds"]) -> Float[Array, " rounds"]:
     """Of all rounds, the logarithm of the mean of the operations of one place."""
     zero = jnp.zeros((), like.dtype)
 
@@ -356,4 +364,4 @@ def _log_gain(operations: tuple[AbstractOperation, ...], like: Array) -> Float[A
             c = operation.cumulants(c)
         return c.log_mean
 
-    return jax.vmap(gain)(*operations) if operations else jnp.asarray(0.0, like.dtype)
+    return jax.vmap(gain)(*operations) if operations else jnp.zeros_like(like)
