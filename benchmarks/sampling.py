@@ -20,8 +20,9 @@ import tyro
 
 import jfree
 from jfree import empirical
+from jfree._factors import slope_atoms, slope_factors
 from jfree._kinds import Kinds
-from jfree._networks import curve_of, slope_atoms, slope_factors
+from jfree._networks import curve_of
 from jfree._operations import ChangeSide
 from jfree._weights import weight_factor
 

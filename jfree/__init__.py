@@ -29,8 +29,9 @@ from ._interop import (
 )
 from ._meanfield import MeanField as MeanField
 from ._measured import from_weights as from_weights
+from ._mlp import MLP as MLP
 from ._network import Network as Network
-from ._networks import AbstractNetwork as AbstractNetwork, MLP as MLP, propagate as propagate
+from ._networks import AbstractNetwork as AbstractNetwork, propagate as propagate
 from ._nonlinearity import nonlinearity as nonlinearity
 from ._resnet import ResNet as ResNet
 from ._sampling import sample_weights as sample_weights

@@ -21,12 +21,12 @@ from . import objectives
 from ._activations import AbstractActivation, AbstractManySlopes
 from ._curve import Curve
 from ._fixed_points import critical_sigma_w, fixed_point
-from ._kinds import Kinds, where_layers
+from ._kinds import Kinds
 from ._meanfield import in_range, MeanField
+from ._mlp import MLP
 from ._moments import log_moments
 from ._names import as_activation
-from ._networks import AbstractNetwork, curve_of, MLP, slope_atoms
-from ._operations import ChangeSide
+from ._networks import AbstractNetwork
 from ._spectrum import jacobian_spectrum
 from ._tune import tune
 from .empirical import jacobian_eigenvalues
@@ -81,18 +81,13 @@ class PaddedMLP(AbstractNetwork):
         return self.net.propagate()
 
     def jacobian_curve(self, side: str) -> Curve:
-        net, layer = self.net, jnp.arange(self.net.depth)
-        operations: Any = net.jacobian_curve(side).operations
-        weights, change_side, *slopes = operations
-        operations = (
-            where_layers(layer < self.depth, weights, weights.neutral()),
-            change_side,
-            *(where_layers(layer < self.depth - 1, slope, slope.neutral()) for slope in slopes),
+        whole, layer = self.net.layers, jnp.arange(self.net.depth)
+        weights, activations = (
+            Kinds(place.members, jnp.where(layer < number, place.kind, -1), gaps=True)
+            for place, number in zip(whole.places, (self.depth, self.depth - 1), strict=True)
         )
-        total = net.widths[-1:] / net.widths[0]
-        last = (ChangeSide(total),) if side == "input" else ()
-        per_output = 1 / total[0] if side == "output" else jnp.ones_like(total[0])
-        return curve_of(operations, last, per_output, max(2, slope_atoms(Kinds.of(net.activations))))
+        kept = eqx.tree_at(lambda s: s.places, whole, (weights, activations))
+        return eqx.tree_at(lambda s: s.depth, kept, self.depth, is_leaf=lambda x: x is None).jacobian_curve(side)
 
 
 class Outline(eqx.Module):

@@ -5,8 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
+from ._activations import AbstractActivation
 from ._curve import AbstractOperation
 from ._kinds import Kinds, Member
 
@@ -60,3 +61,19 @@ def _of_class(
 
 def _zeros(shapes: Any) -> Any:
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+
+def slope_atoms(activations: Kinds[AbstractActivation]) -> int:
+    q = jnp.ones(activations.kind.size)
+    return num_atoms(activations, lambda phi, q: phi.slope_factor(q), q)
+
+
+def slope_factors(
+    activations: Kinds[AbstractActivation], q: Float[Array, " layers"], refine: int
+) -> tuple[AbstractOperation, ...]:
+    """The free factors `D_l^2`. Layers with two slopes are explicit; the others take their law's unknown.
+
+    In a network that has both, every layer has both factors, one of them a point mass at 1. Activations of slope 1
+    have none.
+    """
+    return over_layers(activations, lambda phi, q: phi.slope_factor(q, refine), in_range(q))

@@ -9,11 +9,13 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from ._activations import AbstractActivation
+from ._arguments import floats, positive
 from ._kinds import Kinds
 from ._meanfield import in_range, MeanField
 from ._misc import check, integer
+from ._mlp import MLP
 from ._moments import log_moments
-from ._networks import AbstractNetwork, as_network, floats, MLP, positive
+from ._networks import AbstractNetwork, as_network
 from ._quadrature import gaussian_measure
 from ._show import number, Shown, Table
 from ._spectrum import jacobian_spectrum

@@ -12,11 +12,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from ._activations import AbstractActivation, GELU, GELUTanh, LeakyReLU, Linear
+from ._arguments import positive
 from ._finite_width import sample_alarm
 from ._from_function import FromFunction
 from ._misc import check, integer
+from ._mlp import MLP
 from ._names import BY_NAME
-from ._networks import MLP, positive
 from ._piecewise import CELU, ELU
 from ._resnet import ResNet
 from ._sampling import integer_widths, sample_weights

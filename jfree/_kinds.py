@@ -1,6 +1,7 @@
 """What differs from layer to layer in more than its numbers: activations and weight laws, by their kinds."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import equinox as eqx
@@ -37,15 +38,9 @@ class Kinds(eqx.Module, Generic[Member]):
         """Where there is one."""
         return jnp.asarray(self.kind) >= 0
 
-    def after(self, first: Member) -> "Kinds[Member]":
-        """Every layer's that of the one before, and `first` in front."""
-        structures, mine = [jax.tree.structure(member) for member in self.members], jax.tree.structure(first)
-        members = tuple(jax.tree.map(lambda x: jnp.concatenate([x[:1], x[:-1]]), member) for member in self.members)
-        if mine not in structures:
-            members = (*members, _over_layers([first] * self.kind.size, np.ones(self.kind.size, bool)))
-        kind = structures.index(mine) if mine in structures else len(structures)
-        numbers = np if isinstance(self.kind, np.ndarray) else jnp
-        return Kinds(members, numbers.concatenate([numbers.full(1, kind), self.kind[:-1]]))
+    def each(self, method: Callable[[Member], Any]) -> "Kinds[Any]":
+        """What `method` makes of every kind, its leaves over all layers."""
+        return Kinds(tuple(map(method, self.members)), self.kind, self.gaps)
 
     def at(self, method: Callable[..., Any]) -> Callable[..., Any]:
         """`fn(l, *args) = method(layers[l], *args)` for a traced layer index: one branch per kind, not per layer."""
@@ -89,3 +84,24 @@ def _over_layers(layers: Sequence[Member | None], mine: np.ndarray) -> Member:
 def where_layers(layers: Bool[Array, " layers"], some: Any, others: Any) -> Any:
     """Layer by layer one of two."""
     return jax.tree.map(lambda x, y: jnp.where(layers.reshape(-1, *(1,) * (x.ndim - 1)), x, y), some, others)
+
+
+def extended(x: Array, number: int, missing: int, value: float | None = None) -> Array:
+    """`number` rows, of which one may stand for all, and as many as are missing, of a value or like the last; on the
+    host where they are known.
+    """
+    if not is_concrete(x):
+        return _extended(x, number, missing, value)
+    return _rows(np, np.asarray(x), number, missing, value)
+
+
+def _rows(numbers: Any, x: Any, number: int, missing: int, value: float | None) -> Any:
+    rows = x if x.ndim else numbers.broadcast_to(x, number)
+    if not missing:
+        return rows
+    shape = (missing, *rows.shape[1:])
+    rest = numbers.broadcast_to(rows[-1:], shape) if value is None else numbers.full(shape, value, rows.dtype)
+    return numbers.concatenate([rows, rest])
+
+
+_extended = jax.jit(partial(_rows, jnp), static_argnums=(1, 2, 3))

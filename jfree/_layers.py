@@ -117,6 +117,12 @@ class Dense(AbstractLayer):
         self.sigma_w = _positive("sigma_w", sigma_w)
         self.sigma_b = _number("sigma_b", sigma_b, lambda x: x >= 0, "nonnegative and finite")
 
+    @staticmethod
+    def given(width: Array, weights: AbstractWeights, sigma_w: Array, sigma_b: Array) -> "Dense":
+        """One or many, of checked parts."""
+        like = Dense(1.0)
+        return eqx.tree_at(lambda d: _parts(d), like, (width, weights, sigma_w, sigma_b))
+
     @property
     def reads_mean(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.weights.centred
@@ -162,6 +168,11 @@ class Activation(AbstractLayer):
     def __init__(self, activation: str | AbstractActivation, *, keep: ArrayLike | None = None):
         self.activation = as_activation(activation)
         self.keep = None if keep is None else inexact_asarray(keep)
+
+    @staticmethod
+    def given(activation: AbstractActivation) -> "Activation":
+        """One or many."""
+        return eqx.tree_at(lambda a: a.activation, Activation("linear"), activation)
 
     @property
     def num_laws(self) -> int:
@@ -333,6 +344,10 @@ class Dropout(AbstractLayer):
 
     def row(self) -> tuple[str, str]:
         return "dropout", f"rate {number(self.rate)}"
+
+
+def _parts(dense: Dense) -> tuple[Any, ...]:
+    return dense.width, dense.weights, dense.sigma_w, dense.sigma_b
 
 
 # Of norms that are sampled: so small that no signal feels it.

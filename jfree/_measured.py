@@ -9,12 +9,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float
 
 from ._activations import AbstractActivation, Linear
+from ._arguments import floats, several
 from ._curve import AbstractOperation, Curve
 from ._laws import Atoms, Law
 from ._meanfield import COLUMNS, elasticities, MeanField
 from ._misc import check, common_dtype, is_finite
 from ._names import as_activation
-from ._networks import AbstractNetwork, curve_of, floats, several
+from ._networks import AbstractNetwork, curve_of
 from ._operations import ChangeSide, Factor, LawFactor
 from ._show import counted, number, runs, Table
 

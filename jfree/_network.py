@@ -1,26 +1,20 @@
 """Networks made of any layers, one after the other."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Float
 
-from ._curve import AbstractOperation, Cumulants, Curve
-from ._factors import over_layers
-from ._kinds import Kinds, where_layers
-from ._layers import AbstractLayer, Activation, Dense, Dropout, Entries, Signal
+from ._arguments import cast, positive, scalar
+from ._curve import Curve
+from ._layers import AbstractLayer, Activation, Dropout, Entries
 from ._meanfield import MeanField
 from ._misc import check, common_dtype, is_finite
-from ._networks import AbstractNetwork, cast, curve_of, num_padded_layers, positive, scalar
-from ._operations import ChangeSide, point_mass, Shift
+from ._networks import AbstractNetwork
 from ._show import counted, number, runs, Table
-
-# More atoms of a Fisher spectrum than this lie below rounding.
-_MAX_ATOMS = 48
+from ._stacked import StackedNetwork
 
 
 class Network(AbstractNetwork):
@@ -71,6 +65,9 @@ class Network(AbstractNetwork):
                 found.append(layer)
         return found
 
+    def _stacked(self, pad: bool = False) -> StackedNetwork:
+        return StackedNetwork.of(self._joined(), self.width, self.q0, self.mean0, pad)
+
     @property
     def depth(self) -> int:
         """The number of layers."""
@@ -90,278 +87,19 @@ class Network(AbstractNetwork):
         gradients grow; `chi_q`, by what differences of the mean square do, and `elasticity`, what the last of these
         makes of relative ones. An `Activation` and a `Dropout` behind it are one layer.
         """
-        return StackedNetwork.of(self).propagate()
+        return self._stacked().propagate()
 
     def jacobian_curve(self, side: str) -> Curve:
-        return StackedNetwork.of(self).jacobian_curve(side)
+        return self._stacked().jacobian_curve(side)
 
     def fisher_curve(self) -> Curve:
-        return StackedNetwork.of(self).fisher_curve().whole()
+        return self._stacked().fisher_curve().whole()
 
     def padded(self) -> "StackedNetwork":
-        return StackedNetwork.of(self, pad=True)
+        return self._stacked(pad=True)
 
     def _table(self):
         if self.width.ndim:
             return None
         title = f"Network, {counted(self.depth, 'layer')}, width {number(self.width)}, q0 = {number(self.q0)}"
         return Table(title, ("layer", "kind", ""), runs([layer.row() for layer in self.layers]))
-
-
-class StackedNetwork(AbstractNetwork):
-    """Layers in rounds: every round has a place for each class of layers, where one may be missing.
-
-    Leaves of all layers of a class have an axis over rounds, so that programs do not grow with depth. In the rounds
-    from `depth` on, if there are more, all are missing.
-    """
-
-    places: tuple[Kinds[AbstractLayer], ...]
-    width: Float[Array, ""]
-    q0: Float[Array, ""]
-    mean0: Float[Array, ""]
-    depth: Int[Array | np.ndarray, ""] | None
-    order: tuple[tuple[int, int], ...] = eqx.field(static=True)
-    refine: int = eqx.field(static=True)
-    reads_mean: bool = eqx.field(static=True)
-
-    @staticmethod
-    def of(net: Network, pad: bool = False) -> "StackedNetwork":
-        layers = net._joined()
-        classes = list(dict.fromkeys(type(layer) for layer in layers))
-        order, rounds, place = [], 0, -1
-        for layer in layers:
-            mine = classes.index(type(layer))
-            rounds += mine <= place
-            place = mine
-            order.append((rounds, place))
-        depth = rounds + 1
-        number_of_rounds = num_padded_layers(depth) if pad else depth
-        table: list[list[AbstractLayer | None]] = [[None] * number_of_rounds for _ in classes]
-        for layer, (one, mine) in zip(layers, order, strict=True):
-            table[mine][one] = layer
-        places = tuple(map(Kinds.of, table))
-        return StackedNetwork(
-            places=places,
-            width=net.width,
-            q0=net.q0,
-            mean0=net.mean0,
-            depth=np.asarray(depth) if pad else None,
-            order=tuple(order),
-            refine=4 if sum(map(_num_laws, places)) == 1 else 1,
-            reads_mean=any(layer.reads_mean for layer in layers),
-        )
-
-    def signals(self) -> tuple[tuple[Signal, ...], Signal]:
-        """What comes into every place of every round, and what goes out at the end."""
-        widths, last_width = self._widths()
-        start = jnp.stack([self.q0, self.mean0]) if self.reads_mean else self.q0[None]
-        after = _after_rounds(self.places, start)
-        states = jnp.concatenate([start[None], after[:-1]])
-        found = [jax.vmap(_signal)(states, widths[0])]
-        for place, width in zip(self.places[:-1], widths[1:], strict=True):
-            found.append(eqx.tree_at(lambda s: s.width, _all_forward(place, found[-1]), width))
-        return tuple(found), _signal(after[-1], last_width)
-
-    def _widths(self) -> tuple[tuple[Array, ...], Array]:
-        """Those that come into every place, and the last."""
-        new = [place.every(lambda layer: layer.new_width())() for place in self.places]
-        rounds = self.places[0].kind.size
-        sets, values = [], []
-        for place, width in zip(self.places, new, strict=True):
-            sets.append(jnp.zeros(rounds, bool) if width is None else place.there)
-            values.append(jnp.ones(rounds, self.q0.dtype) if width is None else width)
-        flags, values = jnp.stack(sets, 1).ravel(), jnp.append(jnp.stack(values, 1).ravel(), self.width)
-        latest = jax.lax.cummax(jnp.where(flags, jnp.arange(flags.size), -1))
-        after = values[latest]
-        before = jnp.append(self.width, after[:-1]).reshape(rounds, -1)
-        return tuple(before.T), after[-1]
-
-    def operations(self, signals: tuple[Signal, ...]) -> list[tuple[AbstractOperation, ...]]:
-        """Of every place, over all rounds."""
-        return [self._of_place(place, signal) for place, signal in zip(self.places, signals, strict=True)]
-
-    def _of_place(self, place: Kinds[AbstractLayer], signals: Signal) -> tuple[AbstractOperation, ...]:
-        def given(layer: AbstractLayer, *at: Array) -> tuple[AbstractOperation | None, ...]:
-            return layer.operations(Signal(*at), self.refine)
-
-        at = _parts(signals)
-        first = [jax.tree.map(lambda x: x[0], member) for member in place.members]
-        number = max(len(jax.eval_shape(given, layer, *(x[0] for x in at))) for layer in first)
-        found: list[AbstractOperation] = []
-        for k in range(number):
-            one = lambda layer, *at, k=k: (*given(layer, *at), *[None] * number)[k]  # noqa: E731
-            found += over_layers(place, one, *at)
-        if not place.gaps:
-            return tuple(found)
-        return tuple(where_layers(place.there, operation, operation.neutral()) for operation in found)
-
-    def propagate(self) -> MeanField:
-        signals, last = self.signals()
-        log_gains = [
-            _log_gain(found, signal.square) for found, signal in zip(self.operations(signals), signals, strict=True)
-        ]
-        slopes = self.slopes(signals)
-
-        def before(onwards: Array, slope: Array) -> tuple[Array, Array]:
-            onwards = onwards @ slope
-            return onwards, onwards
-
-        last_first = slopes.reshape(-1, *slopes.shape[2:])[::-1]
-        start = jnp.zeros_like(last_first[0, 0]).at[0].set(1)
-        onwards = jax.lax.scan(before, start, last_first)[1][::-1, 0].reshape(slopes.shape[:2])
-        rows = tuple(np.asarray(self.order).T)
-        square, log_gain = (jnp.stack(x, 1)[rows] for x in ([s.square for s in signals], log_gains))
-        phi2 = jnp.append(square[1:], last.square)
-        elasticity = onwards[rows] * square / last.square
-        return MeanField(square, phi2, jnp.exp(log_gain), slopes[rows][:, 0, 0], elasticity)
-
-    def slopes(self, signals: tuple[Signal, ...]) -> Float[Array, "rounds places moments moments"]:
-        """Derivatives of mean square, and mean if it is read, behind all places with respect to those before."""
-        found = []
-        for place, signal in zip(self.places, signals, strict=True):
-            states = jax.vmap(_state)(signal)
-
-            def behind(states: Array, place: Kinds[AbstractLayer] = place, signal: Signal = signal) -> Array:
-                return jax.vmap(_state)(_all_forward(place, jax.vmap(_signal)(states, signal.width)))
-
-            basis = jnp.eye(states.shape[1], dtype=states.dtype)
-            found.append(_along(behind, states, basis))
-        return jnp.stack(found, 1)
-
-    def jacobian_curve(self, side: str) -> Curve:
-        signals, last = self.signals()
-        operations = [operation for found in self.operations(signals) for operation in found]
-        per_output = self.width / last.width
-        back = (ChangeSide(1 / per_output[None]),) if side == "input" else ()
-        per_output = per_output if side == "output" else jnp.ones_like(per_output)
-        num_atoms = max(2, *(operation.num_atoms for operation in operations))
-        return curve_of(tuple(operations), back, per_output, num_atoms, self.depth)
-
-    def fisher_curve(self) -> Curve:
-        """`H -> W H W^T + a I` at all weights, `a` the mean square of their input times `N_in / N_L`; `H -> J H J^T`
-        elsewhere.
-        """
-        dense = [k for k, place in enumerate(self.places) if isinstance(place.members[0], Dense)]
-        if len(dense) != 1:
-            raise ValueError("`net` must have weights to have a Fisher spectrum.")
-        (place,) = dense
-        signals, last = self.signals()
-        operations = self.operations(signals)
-        there = self.places[place].there
-        amount = jnp.where(there, signals[place].width / last.width * signals[place].square, 0)
-
-        # What the first weights add to the mean may be less than a rounding of it: the last of these start it all, with
-        # half of what they add as a multiple of the identity, to which they add the other half.
-        gains = [jax.lax.stop_gradient(_log_gain(found, amount)) for found in operations]
-        behind = sum(gains[place + 1 :], jnp.zeros_like(amount))
-        total = sum(gains[1:], gains[0])
-        later = jnp.cumsum(total[::-1])[::-1] - total
-        frozen = jax.lax.stop_gradient(amount)
-        log_share = jnp.where(frozen > 0, jnp.log(jnp.where(frozen > 0, frozen, 1)) + behind + later, -jnp.inf)
-        log_share = jax.lax.cumlogsumexp(log_share)
-        first = jnp.sum(log_share < log_share[-1] + 2 * jnp.log(jnp.finfo(amount.dtype).eps))
-        last_weights = jnp.max(jnp.where(there, jnp.arange(amount.size), 0))
-        first = jnp.minimum(first, last_weights)
-
-        rounds = jnp.arange(amount.size)
-        half = amount / 2
-        found: list[AbstractOperation] = []
-        for k, mine in enumerate(operations):
-            counts = rounds > first if k <= place else rounds >= first
-            found += [where_layers(counts, operation, operation.neutral()) for operation in mine]
-            if k == place:
-                unit = half[first]
-                shift = jnp.where(counts, amount, jnp.where(rounds == first, half, 0)) / unit
-                found.append(Shift(shift))
-        num_atoms = max(*(operation.num_atoms for operation in found), min(num_padded_layers(amount.size), _MAX_ATOMS))
-        return Curve(tuple(found), (point_mass(unit),), jnp.ones_like(self.q0), num_atoms, self.depth)
-
-
-def _num_laws(place: Kinds[AbstractLayer]) -> int:
-    """How many laws without an elementary S-transform all layers of a place bring."""
-    first = (jax.tree.map(lambda x: x[0], member) for member in place.members)
-    return sum(layer.num_laws * int(np.sum(place.kind == k)) for k, layer in enumerate(first))
-
-
-def _parts(signal: Signal) -> tuple[Array, ...]:
-    return tuple(jax.tree.leaves(signal))
-
-
-def _state(signal: Signal) -> Float[Array, " moments"]:
-    return jnp.stack(_parts(signal)[1:])
-
-
-def _signal(state: Float[Array, " moments"], width: Array) -> Signal:
-    return Signal(width, *state)
-
-
-def _all_forward(place: Kinds[AbstractLayer], signals: Signal) -> Signal:
-    """All rounds at once."""
-    new = place.every(lambda layer, *at: layer.forward(Signal(*at)))(*_parts(signals))
-    return where_layers(place.there, new, signals) if place.gaps else new
-
-
-def _round(places: tuple[Kinds[AbstractLayer], ...], index: Array, state: Array) -> Array:
-    for place in places:
-        at = _parts(_signal(state, jnp.ones_like(state[0])))
-        new = _state(place.at(lambda layer, *at: layer.forward(Signal(*at)))(index, *at))
-        state = jnp.where(place.there[index], new, state) if place.gaps else new
-    return state
-
-
-@eqx.filter_custom_jvp
-def _after_rounds(places: tuple[Kinds[AbstractLayer], ...], start: Array) -> Float[Array, "rounds moments"]:
-    def one(state: Array, index: Array) -> tuple[Array, Array]:
-        state = _round(places, index, state)
-        return state, state
-
-    return jax.lax.scan(one, start, jnp.arange(places[0].kind.size))[1]
-
-
-@_after_rounds.def_jvp
-def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
-    """All rounds' own derivatives at once, and their product by an associative scan: no loop to be transposed."""
-    places, start = primals
-    after = _after_rounds(places, start)
-    before = jnp.concatenate([start[None], after[:-1]])
-    dynamic, static = eqx.partition(places, eqx.is_inexact_array)
-
-    def all_after(before: Array, dynamic: Any) -> Array:
-        states = before
-        for place in eqx.combine(dynamic, static):
-            signals = jax.vmap(_signal)(states, jnp.ones_like(states[:, 0]))
-            states = jax.vmap(_state)(_all_forward(place, signals))
-        return states
-
-    slopes = _along(lambda before: all_after(before, dynamic), before, jnp.eye(start.size, dtype=start.dtype))
-    changes = jax.tree.map(
-        lambda x, t: None if x is None else jnp.zeros_like(x) if t is None else t,
-        (dynamic, start),
-        tuple(tangents),
-        is_leaf=lambda x: x is None,
-    )
-    first = jnp.zeros_like(before).at[0].set(changes[1])
-    _, direct = jax.jvp(all_after, (before, dynamic), (first, changes[0]))
-
-    def join(earlier: tuple[Array, Array], later: tuple[Array, Array]) -> tuple[Array, Array]:
-        return later[0] @ earlier[0], jnp.squeeze(later[0] @ earlier[1][..., None], -1) + later[1]
-
-    return after, jax.lax.associative_scan(join, (slopes, direct))[1]
-
-
-def _along(fn: Callable[[Array], Array], at: Array, basis: Array) -> Float[Array, "rounds moments moments"]:
-    """Row by row, all derivatives."""
-    return jnp.stack([jax.jvp(fn, (at,), (jnp.broadcast_to(one, at.shape),))[1] for one in basis], -1)
-
-
-def _log_gain(operations: tuple[AbstractOperation, ...], like: Float[Array, " rounds"]) -> Float[Array, " rounds"]:
-    """Of all rounds, the logarithm of the mean of the operations of one place."""
-    zero = jnp.zeros((), like.dtype)
-
-    def gain(*operations: AbstractOperation) -> Array:
-        c = Cumulants(zero, zero, zero, zero - jnp.inf)
-        for operation in operations:
-            c = operation.cumulants(c)
-        return c.log_mean
-
-    return jax.vmap(gain)(*operations) if operations else jnp.zeros_like(like)

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 from ._activations import AbstractActivation, Linear
 from ._kinds import Kinds
 from ._meanfield import in_range
-from ._networks import MLP
+from ._mlp import MLP
 from ._quadrature import gaussian_measure
 
 _NUM_NODES = 400

@@ -16,9 +16,11 @@ from ._activations import (
     Linear,
     ReLU,
 )
+from ._arguments import cast, floats, nonnegative, positive, scalar, several
 from ._curve import AbstractOperation, Cumulants, Curve, Point, Signs, Step
+from ._factors import slope_atoms, slope_factors
 from ._implicit import at_extremum, bisect, implicit_root, with_slope
-from ._kinds import Kinds
+from ._kinds import extended, Kinds
 from ._laws import Atoms
 from ._meanfield import elasticities, first_moment, in_range, MeanField, second_moment
 from ._misc import (
@@ -36,22 +38,9 @@ from ._misc import (
     squared,
 )
 from ._names import as_activation, BY_NAME as ACTIVATIONS
-from ._networks import (
-    AbstractNetwork,
-    cast,
-    extended,
-    floats,
-    nonnegative,
-    num_padded_layers,
-    positive,
-    scalar,
-    several,
-    slope_atoms,
-    slope_factors,
-    weight_laws,
-)
+from ._networks import AbstractNetwork, num_padded_layers
 from ._show import counted, name_of, number, runs, Table
-from ._weights import AbstractWeights, BY_NAME as WEIGHTS, centred_layers, weight_factors
+from ._weights import AbstractWeights, BY_NAME as WEIGHTS, centred_layers, weight_factors, weight_laws
 
 
 class _Split(eqx.Module):

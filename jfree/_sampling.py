@@ -13,8 +13,9 @@ from threadpoolctl import threadpool_limits
 
 from ._layers import draw
 from ._misc import integer
+from ._mlp import MLP
 from ._network import Network
-from ._networks import AbstractNetwork, MLP
+from ._networks import AbstractNetwork
 from ._resnet import ResNet
 from ._weights import AbstractWeights
 

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Complex, Float
 
 from . import _reading as reading
+from ._arguments import floats
 from ._curve import Curve
 from ._edges import edges, support
 from ._misc import (
@@ -24,7 +25,7 @@ from ._misc import (
     Reals,
 )
 from ._moments import log_moment, log_moments, mean_log
-from ._networks import AbstractNetwork, as_network, floats
+from ._networks import AbstractNetwork, as_network
 from ._quantiles import quantile
 from ._reading import Solution
 from ._resnet import universal_curve

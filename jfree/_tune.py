@@ -16,7 +16,8 @@ from tqdm.auto import tqdm
 from . import objectives
 from ._finite_width import alarm
 from ._misc import inexact_asarray, integer, is_concrete, is_interactive, Reals
-from ._networks import AbstractNetwork, as_network, MLP
+from ._mlp import MLP
+from ._networks import AbstractNetwork, as_network
 from ._nonlinearity import too_linear
 from ._show import counted, number, Shown
 

@@ -1,7 +1,7 @@
 """Weight laws: what `W^T W` is to the calculus, at fan-in scaling."""
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import equinox as eqx
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from ._arguments import several
 from ._curve import AbstractOperation
 from ._factors import over_layers
 from ._kinds import Kinds
@@ -104,3 +105,11 @@ def as_weights(weights: str | AbstractWeights) -> AbstractWeights:
         return BY_NAME[weights]()
     names = ", ".join(map(repr, BY_NAME))
     raise ValueError(f"`weights` must be one of {names} or a weight law, one or one per layer, got {weights!r}.")
+
+
+def weight_laws(
+    weights: str | AbstractWeights | Sequence[str | AbstractWeights], number: int, unit: str
+) -> tuple[AbstractWeights, ...]:
+    if isinstance(weights, str | AbstractWeights):
+        return (as_weights(weights),) * number
+    return several("weights", weights, as_weights, number, unit)

@@ -15,7 +15,8 @@ from ._activations import AbstractActivation
 from ._implicit import bisect, implicit_root, with_slope
 from ._kinds import Kinds
 from ._meanfield import seen_moment
-from ._networks import AbstractNetwork, MLP
+from ._mlp import MLP
+from ._networks import AbstractNetwork
 from ._resnet import ResNet
 from ._weights import centred_layers
 

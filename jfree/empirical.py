@@ -15,8 +15,9 @@ from ._activations import AbstractActivation
 from ._lanczos import jacobian_density_lanczos as jacobian_density_lanczos, LanczosDensity as LanczosDensity
 from ._memory import check_memory
 from ._misc import integer
+from ._mlp import MLP
 from ._network import Network
-from ._networks import AbstractNetwork, MLP
+from ._networks import AbstractNetwork
 from ._resnet import ResNet
 from ._sampling import few_threads, integer_widths, laws_of_layers, with_all_scales
 from ._spectrum import Spectrum

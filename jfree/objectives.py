@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from ._arguments import floats, positive
 from ._misc import check, inexact_asarray, Reals
 from ._moments import log_moment, log_moments
-from ._networks import AbstractNetwork, as_network, floats, positive
+from ._networks import AbstractNetwork, as_network
 from ._spectrum import fisher_spectrum, jacobian_spectrum, Spectrum
 
 Objective = Callable[[AbstractNetwork], Float[Array, ""]]

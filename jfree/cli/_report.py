@@ -12,7 +12,7 @@ from typing import Any, TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from .._networks import MLP
+    from .._mlp import MLP
     from .._spectrum import Spectrum
     from ._network import Data
 

@@ -12,7 +12,7 @@ from ._network import default, Network
 from ._report import check_figure, check_seed, complete, describe, diagnosis, finite, header, POOLED, summarize, table
 
 if TYPE_CHECKING:
-    from .._networks import MLP
+    from .._mlp import MLP
     from .._spectrum import Spectrum
 
 

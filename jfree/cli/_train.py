@@ -12,7 +12,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from .._activations import AbstractActivation
-from .._networks import MLP
+from .._mlp import MLP
 
 Matrix = Array | np.ndarray
 Weights = Sequence[tuple[Matrix, Matrix]]

@@ -16,7 +16,7 @@ from ._network import Data, default, Network
 from ._report import check_figure, check_seed, check_writable, complete, describe, diagnosis, finite, header, POOLED
 
 if TYPE_CHECKING:
-    from .._networks import MLP
+    from .._mlp import MLP
     from ._train import Training
 
 _LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)

@@ -1,0 +1,57 @@
+"""What constructors accept: numbers, one or one per layer, as arrays of one dtype."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike
+
+from ._misc import asarray, check, Reals
+
+
+def positive(x: Array | np.ndarray) -> Array | np.ndarray:
+    return (x > 0) & (x < np.inf)
+
+
+def nonnegative(x: Array | np.ndarray) -> Array | np.ndarray:
+    return (x >= 0) & (x < np.inf)
+
+
+def cast(tree: Any, dtype: DTypeLike):
+    return jax.tree.map(lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, tree)
+
+
+def several(name: str, values: Any, parse: Callable[[Any], Any], number: int, unit: str) -> tuple[Any, ...]:
+    """Parses a sequence of one value per layer, or block."""
+    if not isinstance(values, Sequence | np.ndarray):
+        hint = " `jfree.activations.FromFunction` makes an activation of a function." if callable(values) else ""
+        raise ValueError(f"`{name}` must be one, or a sequence with one per {unit}, got {values!r}.{hint}")
+    if len(values) != number:
+        raise ValueError(f"`{name}` must be one, or one per {unit}: {number}, got {len(values)}.")
+    return tuple(parse(value) for value in values)
+
+
+def floats(name: str, value: Reals, dtype: DTypeLike) -> Array:
+    try:
+        if jnp.issubdtype(getattr(value, "dtype", dtype), jnp.complexfloating):
+            raise TypeError
+        return asarray(value, dtype)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"`{name}` must be numbers, got {value!r}.") from error
+
+
+def scalar(name: str, value: ArrayLike, dtype: DTypeLike, allowed: Callable[[Any], Any], adjective: str) -> Array:
+    array = floats(name, value, dtype)
+    if array.ndim:
+        raise ValueError(f"`{name}` must be a scalar, got shape {array.shape}.")
+    return check(array, allowed, f"`{name}` must be {adjective}.")
+
+
+def per_layer(name: str, value: Array, depth: int, allowed: Callable[[Any], Any], adjective: str) -> Array:
+    if value.shape not in ((), (depth,)):
+        raise ValueError(f"`{name}` must be a scalar or of shape ({depth},), one per layer, got {value.shape}.")
+    return check(value, allowed, f"`{name}` must be {adjective} and finite.")
