@@ -56,7 +56,7 @@ def _of_class(
     if not points:
         return kinds.every(fitted)(*args)
     # Laws take room: one layer after the other.
-    return jax.lax.map(lambda xs: kinds.at(fitted)(*xs), (jnp.arange(kinds.kind.size), *args))
+    return jax.lax.map(lambda xs: xs[0].here(fitted)(*xs[1:]), (kinds, *args))
 
 
 def _zeros(shapes: Any) -> Any:

@@ -43,15 +43,17 @@ class Kinds(eqx.Module, Generic[Member]):
         return Kinds(tuple(map(method, self.members)), self.kind, self.gaps)
 
     def at(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        """`fn(l, *args) = method(layers[l], *args)` for a traced layer index: one branch per kind, not per layer."""
+        """`fn(l, *args) = method(layers[l], *args)` for a traced layer index."""
+        return lambda layer, *args: jax.tree.map(lambda x: jnp.asarray(x)[layer], self).here(method)(*args)
 
-        def branch(member: Member) -> Callable[..., Any]:
-            return lambda layer, *args: method(jax.tree.map(lambda x: jnp.asarray(x)[layer], member), *args)
-
-        branches = [branch(member) for member in self.members]
+    def here(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        """`fn(*args) = method(layer, *args)` of the one layer that is left of it in a loop over layers: one branch per
+        kind.
+        """
+        branches = [partial(method, member) for member in self.members]
         if len(branches) == 1:
             return branches[0]
-        return lambda layer, *args: jax.lax.switch(jnp.asarray(self.kind)[layer], branches, layer, *args)
+        return lambda *args: jax.lax.switch(self.kind, branches, *args)
 
     def every(self, method: Callable[..., Any]) -> Callable[..., Any]:
         """`fn(*args)[l] = method(layers[l], *(arg[l] for arg in args))`, all layers at once."""
@@ -77,8 +79,12 @@ def _over_layers(layers: Sequence[Member | None], mine: np.ndarray) -> Member:
     rows = [layer if own else first for layer, own in zip(layers, mine, strict=True)]
     if all(row is first for row in rows):
         return jax.tree.map(lambda x: jnp.broadcast_to(x, (len(rows), *jnp.shape(x))), first)
-    stack = np.stack if all(map(is_concrete, jax.tree.leaves(rows))) else jnp.stack
-    return jax.tree.map(lambda *xs: stack(xs), *rows)
+    return jax.tree.map(lambda *xs: stacked(xs), *rows)
+
+
+def stacked(xs: Sequence[Array]) -> Array:
+    """With an axis over them, on the host where all are known."""
+    return np.stack(xs) if all(map(is_concrete, xs)) else jnp.stack(xs)  # pyright: ignore[reportReturnType]
 
 
 def where_layers(layers: Bool[Array, " layers"], some: Any, others: Any) -> Any:

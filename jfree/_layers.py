@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
-from ._activations import AbstractActivation
+from ._activations import AbstractActivation, AbstractManySlopes, AbstractTwoSlopes
 from ._curve import AbstractOperation
 from ._meanfield import first_moment, in_range, second_moment
 from ._misc import check, inexact_asarray, is_concrete, is_finite
@@ -120,8 +120,10 @@ class Dense(AbstractLayer):
     @staticmethod
     def given(width: Array, weights: AbstractWeights, sigma_w: Array, sigma_b: Array) -> "Dense":
         """One or many, of checked parts."""
-        like = Dense(1.0)
-        return eqx.tree_at(lambda d: _parts(d), like, (width, weights, sigma_w, sigma_b))
+        dense = object.__new__(Dense)
+        for name, value in (("width", width), ("weights", weights), ("sigma_w", sigma_w), ("sigma_b", sigma_b)):
+            object.__setattr__(dense, name, value)
+        return dense
 
     @property
     def reads_mean(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -172,10 +174,12 @@ class Activation(AbstractLayer):
     @staticmethod
     def given(activation: AbstractActivation) -> "Activation":
         """One or many."""
-        return eqx.tree_at(lambda a: a.activation, Activation("linear"), activation)
+        return Activation(activation)
 
     @property
     def num_laws(self) -> int:
+        if isinstance(self.activation, AbstractTwoSlopes | AbstractManySlopes):
+            return int(isinstance(self.activation, AbstractManySlopes))
         factor = jax.eval_shape(lambda phi: phi.slope_factor(jnp.ones(())), self.activation)
         return int(isinstance(factor, LawFactor))
 
@@ -344,10 +348,6 @@ class Dropout(AbstractLayer):
 
     def row(self) -> tuple[str, str]:
         return "dropout", f"rate {number(self.rate)}"
-
-
-def _parts(dense: Dense) -> tuple[Any, ...]:
-    return dense.width, dense.weights, dense.sigma_w, dense.sigma_b
 
 
 # Of norms that are sampled: so small that no signal feels it.

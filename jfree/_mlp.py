@@ -101,14 +101,15 @@ class MLP(AbstractNetwork):
         """With so many rounds behind the last in which both are missing."""
         none = (None,) * missing
         laws, activations = Kinds.of((*self.weights, *none)), Kinds.of((*self.activations, *none))
-        parts = [(self.widths[1:], self.depth), (self.sigma_w, self.depth), (self.sigma_b, self.depth)]
+        parts = [(self.widths, self.depth + 1), (self.sigma_w, self.depth), (self.sigma_b, self.depth)]
         widths, *scales = (extended(x, number, missing) for x, number in parts)
         return StackedNetwork.made(
             places=(
-                laws.each(lambda law: Dense.given(widths, law, *scales)),
-                activations.each(lambda phi: Activation.given(phi)),
+                laws.each(lambda law: Dense.given(widths[1:], law, *scales)),
+                activations.each(Activation.given),
             ),
-            width=self.widths[0],
+            widths=(widths[:-1], widths[1:]),
+            last_width=widths[-1],
             q0=self.q0,
             mean0=jnp.zeros_like(self.q0),
             depth=self.depth if missing else None,

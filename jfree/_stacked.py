@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from ._curve import AbstractOperation, Cumulants, Curve
 from ._factors import over_layers
-from ._kinds import Kinds, where_layers
+from ._kinds import Kinds, stacked, where_layers
 from ._layers import AbstractLayer, Dense, Signal
 from ._meanfield import MeanField
 from ._networks import AbstractNetwork, curve_of, num_padded_layers
@@ -25,12 +25,13 @@ class StackedNetwork(AbstractNetwork):
     """Layers in rounds: every round has a place for each class of layers, where one may be missing.
 
     Leaves of all layers of a class have an axis over rounds, so that programs do not grow with depth. In the rounds
-    from `depth` on, if there are more, all are missing. `order` says which round and place the layers have one after
+    from `depth` on, if there are more, all are missing. `widths` are those that come into every place. `order` says which round and place the layers have one after
     the other, where that is known.
     """
 
     places: tuple[Kinds[AbstractLayer], ...]
-    width: Float[Array, ""]
+    widths: tuple[Float[Array, " rounds"], ...]
+    last_width: Float[Array, ""]
     q0: Float[Array, ""]
     mean0: Float[Array, ""]
     depth: Int[Array | np.ndarray, ""] | None
@@ -55,53 +56,43 @@ class StackedNetwork(AbstractNetwork):
         table: list[list[AbstractLayer | None]] = [[None] * number_of_rounds for _ in classes]
         for layer, (one, mine) in zip(layers, order, strict=True):
             table[mine][one] = layer
-        places = tuple(map(Kinds.of, table))
-        return StackedNetwork.made(places, width, q0, mean0, depth if pad else None, None if pad else tuple(order))
-
-    @staticmethod
-    def made(
-        places: tuple[Kinds[AbstractLayer], ...],
-        width: Array,
-        q0: Array,
-        mean0: Array,
-        depth: int | None,
-        order: tuple[tuple[int, int], ...] | None,
-    ) -> "StackedNetwork":
-        return StackedNetwork(
-            places=places,
-            width=width,
+        entering: list[list[Array]] = [[] for _ in classes]
+        for one in range(number_of_rounds):
+            for mine in range(len(classes)):
+                entering[mine].append(width)
+                layer = table[mine][one]
+                new = None if layer is None else layer.new_width()
+                width = width if new is None else new
+        return StackedNetwork.made(
+            places=tuple(map(Kinds.of, table)),
+            widths=tuple(map(stacked, entering)),
+            last_width=width,
             q0=q0,
             mean0=mean0,
+            depth=depth if pad else None,
+            order=None if pad else tuple(order),
+        )
+
+    @staticmethod
+    def made(places: tuple[Kinds[AbstractLayer], ...], depth: int | None, **parts: Any) -> "StackedNetwork":
+        return StackedNetwork(
+            places=places,
             depth=None if depth is None else np.asarray(depth),
-            order=order,
             refine=4 if sum(map(_num_laws, places)) == 1 else 1,
             reads_mean=any(layer.reads_mean for place in places for layer in place.members),
+            **parts,
         )
 
     def signals(self) -> tuple[tuple[Signal, ...], Signal]:
         """What comes into every place of every round, and what goes out at the end."""
-        widths, last_width = self._widths()
+        widths = self.widths
         start = jnp.stack([self.q0, self.mean0]) if self.reads_mean else self.q0[None]
         after = _after_rounds(self.places, start)
         states = jnp.concatenate([start[None], after[:-1]])
         found = [jax.vmap(_signal)(states, widths[0])]
         for place, width in zip(self.places[:-1], widths[1:], strict=True):
             found.append(eqx.tree_at(lambda s: s.width, _all_forward(place, found[-1]), width))
-        return tuple(found), _signal(after[-1], last_width)
-
-    def _widths(self) -> tuple[tuple[Array, ...], Array]:
-        """Those that come into every place, and the last."""
-        new = [place.every(lambda layer: layer.new_width())() for place in self.places]
-        rounds = self.places[0].kind.size
-        sets, values = [], []
-        for place, width in zip(self.places, new, strict=True):
-            sets.append(jnp.zeros(rounds, bool) if width is None else place.there)
-            values.append(jnp.ones(rounds, self.q0.dtype) if width is None else width)
-        flags, values = jnp.stack(sets, 1).ravel(), jnp.append(jnp.stack(values, 1).ravel(), self.width)
-        latest = jax.lax.cummax(jnp.where(flags, jnp.arange(flags.size), -1))
-        after = values[latest]
-        before = jnp.append(self.width, after[:-1]).reshape(rounds, -1)
-        return tuple(before.T), after[-1]
+        return tuple(found), _signal(after[-1], self.last_width)
 
     def operations(self, signals: tuple[Signal, ...]) -> list[tuple[AbstractOperation, ...]]:
         """Of every place, over all rounds."""
@@ -159,7 +150,7 @@ class StackedNetwork(AbstractNetwork):
     def jacobian_curve(self, side: str) -> Curve:
         signals, last = self.signals()
         operations = [operation for found in self.operations(signals) for operation in found]
-        per_output = self.width / last.width
+        per_output = self.widths[0][0] / last.width
         back = (ChangeSide(1 / per_output[None]),) if side == "input" else ()
         per_output = per_output if side == "output" else jnp.ones_like(per_output)
         num_atoms = max(2, *(operation.num_atoms for operation in operations))
@@ -229,21 +220,16 @@ def _all_forward(place: Kinds[AbstractLayer], signals: Signal) -> Signal:
     return where_layers(place.there, new, signals) if place.gaps else new
 
 
-def _round(places: tuple[Kinds[AbstractLayer], ...], index: Array, state: Array) -> Array:
-    for place in places:
-        at = _parts(_signal(state, jnp.ones_like(state[0])))
-        new = _state(place.at(lambda layer, *at: layer.forward(Signal(*at)))(index, *at))
-        state = jnp.where(place.there[index], new, state) if place.gaps else new
-    return state
-
-
 @eqx.filter_custom_jvp
 def _after_rounds(places: tuple[Kinds[AbstractLayer], ...], start: Array) -> Float[Array, "rounds moments"]:
-    def one(state: Array, index: Array) -> tuple[Array, Array]:
-        state = _round(places, index, state)
+    def one(state: Array, places: tuple[Kinds[AbstractLayer], ...]) -> tuple[Array, Array]:
+        for place in places:
+            at = _parts(_signal(state, jnp.ones_like(state[0])))
+            new = _state(place.here(lambda layer, *at: layer.forward(Signal(*at)))(*at))
+            state = jnp.where(place.there, new, state) if place.gaps else new
         return state, state
 
-    return jax.lax.scan(one, start, jnp.arange(places[0].kind.size))[1]
+    return jax.lax.scan(one, start, places)[1]
 
 
 @_after_rounds.def_jvp
