@@ -254,6 +254,10 @@ class AbstractOperation(eqx.Module):
         """What it adds to `-int_0^rank log S(-u) du` of a measure; with shifts there is no such sum."""
         raise NotImplementedError
 
+    def together(self) -> Self:
+        """All layers, which are alike, as one layer."""
+        raise NotImplementedError
+
     @abc.abstractmethod
     def neutral(self) -> "AbstractOperation":
         """As many layers of it that leave every curve as it is."""

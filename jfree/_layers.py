@@ -73,6 +73,9 @@ class AbstractLayer(eqx.Module):
         """The width behind it, None if it leaves that as it is."""
         return None
 
+    def check_width(self, width: Float[Array, ""]) -> None:
+        """**Raises:** `ValueError` if it does not fit behind this width."""
+
     @abc.abstractmethod
     def forward(self, signal: Signal) -> Signal:
         """The signal behind it, but for the width."""

@@ -9,12 +9,12 @@ from jaxtyping import Array, ArrayLike, Float
 
 from ._arguments import cast, positive, scalar
 from ._curve import Curve
-from ._layers import AbstractLayer, Activation, Dropout, Entries
+from ._layers import AbstractLayer, Entries
 from ._meanfield import MeanField
 from ._misc import check, common_dtype, is_finite
 from ._networks import AbstractNetwork
 from ._show import counted, number, runs, Table
-from ._stacked import StackedNetwork
+from ._stacked import joined, StackedNetwork
 
 
 class Network(AbstractNetwork):
@@ -51,22 +51,13 @@ class Network(AbstractNetwork):
             "`mean0` must be at most sqrt(q0): the mean square of the input is at least its squared mean.",
         )
         entries = Entries()
-        for layer in self._joined():
+        for layer in joined(self.layers):
             entries = layer.receive(entries)
-
-    def _joined(self) -> list[AbstractLayer]:
-        """The layers, those that act as one in one."""
-        found: list[AbstractLayer] = []
-        for layer in self.layers:
-            last = found[-1] if found else None
-            if isinstance(layer, Dropout) and isinstance(last, Activation):
-                found[-1] = last.dropped(layer.rate)
-            else:
-                found.append(layer)
-        return found
+        for layer, before in zip(self.layers, self.widths, strict=False):
+            layer.check_width(before)
 
     def _stacked(self, pad: bool = False) -> StackedNetwork:
-        return StackedNetwork.of(self._joined(), self.width, self.q0, self.mean0, pad)
+        return StackedNetwork.of(joined(self.layers), self.width, self.q0, self.mean0, pad)
 
     @property
     def depth(self) -> int:

@@ -28,9 +28,9 @@ from ._moments import log_moment, log_moments, mean_log
 from ._networks import AbstractNetwork, as_network
 from ._quantiles import quantile
 from ._reading import Solution
-from ._resnet import universal_curve
 from ._show import counted, number, Shown, Table
 from ._solver import find_atoms
+from ._universal import universal_curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from ._curve import AbstractOperation, Cumulants, Curve
 from ._factors import over_layers
 from ._kinds import Kinds, stacked, where_layers
-from ._layers import AbstractLayer, Dense, Signal
+from ._layers import AbstractLayer, Activation, Dense, Dropout, Signal
 from ._meanfield import MeanField
 from ._networks import AbstractNetwork, curve_of, num_padded_layers
 from ._operations import ChangeSide, point_mass, Shift
@@ -25,8 +25,9 @@ class StackedNetwork(AbstractNetwork):
     """Layers in rounds: every round has a place for each class of layers, where one may be missing.
 
     Leaves of all layers of a class have an axis over rounds, so that programs do not grow with depth. In the rounds
-    from `depth` on, if there are more, all are missing. `widths` are those that come into every place. `order` says which round and place the layers have one after
-    the other, where that is known.
+    from `depth` on, if there are more, all are missing. `widths` are those that come into every place. `order` says
+    which round and place the layers have one after the other, where that is known. If all rounds are `alike`, the
+    curve is that of one of them, as often as there are rounds.
     """
 
     places: tuple[Kinds[AbstractLayer], ...]
@@ -38,6 +39,7 @@ class StackedNetwork(AbstractNetwork):
     order: tuple[tuple[int, int], ...] | None = eqx.field(static=True)
     refine: int = eqx.field(static=True)
     reads_mean: bool = eqx.field(static=True)
+    alike: bool = eqx.field(static=True)
 
     @staticmethod
     def of(
@@ -74,13 +76,29 @@ class StackedNetwork(AbstractNetwork):
         )
 
     @staticmethod
-    def made(places: tuple[Kinds[AbstractLayer], ...], depth: int | None, **parts: Any) -> "StackedNetwork":
+    def made(
+        places: tuple[Kinds[AbstractLayer], ...],
+        depth: int | None,
+        order: tuple[tuple[int, int], ...] | None,
+        widths: tuple[Array, ...],
+        last_width: Array,
+        q0: Array,
+        mean0: Array,
+        refine: int | None = None,
+        alike: bool = False,
+    ) -> "StackedNetwork":
+        """With what follows from its places."""
         return StackedNetwork(
             places=places,
+            widths=widths,
+            last_width=last_width,
+            q0=q0,
+            mean0=mean0,
             depth=None if depth is None else np.asarray(depth),
-            refine=4 if sum(map(_num_laws, places)) == 1 else 1,
+            order=order,
+            refine=refine or (4 if sum(map(_num_laws, places)) == 1 else 1),
             reads_mean=any(layer.reads_mean for place in places for layer in place.members),
-            **parts,
+            alike=alike,
         )
 
     def signals(self) -> tuple[tuple[Signal, ...], Signal]:
@@ -94,24 +112,15 @@ class StackedNetwork(AbstractNetwork):
             found.append(eqx.tree_at(lambda s: s.width, _all_forward(place, found[-1]), width))
         return tuple(found), _signal(after[-1], self.last_width)
 
-    def operations(self, signals: tuple[Signal, ...]) -> list[tuple[AbstractOperation, ...]]:
+    def end(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """Mean square and mean of what goes out, with the mean read or not."""
+        after = _after_rounds(self.places, jnp.stack([self.q0, self.mean0]))
+        return after[-1, 0], after[-1, 1]
+
+    def operations(self, signals: tuple[Signal, ...], refine: int | None = None) -> list[tuple[AbstractOperation, ...]]:
         """Of every place, over all rounds."""
-        return [self._of_place(place, signal) for place, signal in zip(self.places, signals, strict=True)]
-
-    def _of_place(self, place: Kinds[AbstractLayer], signals: Signal) -> tuple[AbstractOperation, ...]:
-        def given(layer: AbstractLayer, *at: Array) -> tuple[AbstractOperation | None, ...]:
-            return layer.operations(Signal(*at), self.refine)
-
-        at = _parts(signals)
-        first = [jax.tree.map(lambda x: x[0], member) for member in place.members]
-        number = max(len(jax.eval_shape(given, layer, *(x[0] for x in at))) for layer in first)
-        found: list[AbstractOperation] = []
-        for k in range(number):
-            one = lambda layer, *at, k=k: (*given(layer, *at), *[None] * number)[k]  # noqa: E731
-            found += over_layers(place, one, *at)
-        if not place.gaps:
-            return tuple(found)
-        return tuple(where_layers(place.there, operation, operation.neutral()) for operation in found)
+        refine = refine or self.refine
+        return [_of_place(place, signal, refine) for place, signal in zip(self.places, signals, strict=True)]
 
     def propagate(self) -> MeanField:
         signals, last = self.signals()
@@ -153,8 +162,11 @@ class StackedNetwork(AbstractNetwork):
         per_output = self.widths[0][0] / last.width
         back = (ChangeSide(1 / per_output[None]),) if side == "input" else ()
         per_output = per_output if side == "output" else jnp.ones_like(per_output)
+        depth = self.depth
+        if self.alike:
+            operations, depth = [operation.together() for operation in operations], None
         num_atoms = max(2, *(operation.num_atoms for operation in operations))
-        return curve_of(tuple(operations), back, per_output, num_atoms, self.depth)
+        return curve_of(tuple(operations), back, per_output, num_atoms, depth)
 
     def fisher_curve(self) -> Curve:
         """`H -> W H W^T + a I` at all weights, `a` the mean square of their input times `N_in / N_L`; `H -> J H J^T`
@@ -194,6 +206,36 @@ class StackedNetwork(AbstractNetwork):
                 found.append(Shift(shift))
         num_atoms = max(*(operation.num_atoms for operation in found), min(num_padded_layers(amount.size), _MAX_ATOMS))
         return Curve(tuple(found), (point_mass(unit),), jnp.ones_like(self.q0), num_atoms, self.depth)
+
+
+def joined(layers: Sequence[AbstractLayer]) -> list[AbstractLayer]:
+    """Layers one after the other, those that act as one in one."""
+    found: list[AbstractLayer] = []
+    for layer in layers:
+        last = found[-1] if found else None
+        if isinstance(layer, Dropout) and isinstance(last, Activation):
+            found[-1] = last.dropped(layer.rate)
+        else:
+            found.append(layer)
+    return found
+
+
+def _of_place(place: Kinds[AbstractLayer], signals: Signal, refine: int) -> tuple[AbstractOperation, ...]:
+    """Operations of all rounds, one after the other."""
+
+    def given(layer: AbstractLayer, *at: Array) -> tuple[AbstractOperation | None, ...]:
+        return layer.operations(Signal(*at), refine)
+
+    at = _parts(signals)
+    first = [jax.tree.map(lambda x: x[0], member) for member in place.members]
+    number = max(len(jax.eval_shape(given, layer, *(x[0] for x in at))) for layer in first)
+    found: list[AbstractOperation] = []
+    for k in range(number):
+        one = lambda layer, *at, k=k: (*given(layer, *at), *[None] * number)[k]  # noqa: E731
+        found += over_layers(place, one, *at)
+    if not place.gaps:
+        return tuple(found)
+    return tuple(where_layers(place.there, operation, operation.neutral()) for operation in found)
 
 
 def _num_laws(place: Kinds[AbstractLayer]) -> int:

@@ -9,3 +9,4 @@ from ._layers import (
     RMSNorm as RMSNorm,
     Scale as Scale,
 )
+from ._residual import Residual as Residual
