@@ -20,11 +20,7 @@ import tyro
 
 import jfree
 from jfree import empirical
-from jfree._factors import slope_atoms, slope_factors
-from jfree._kinds import Kinds
-from jfree._networks import curve_of
-from jfree._operations import ChangeSide
-from jfree._weights import weight_factor
+from jfree.extend import curve_of
 
 from ._harness import measure, report
 
@@ -95,11 +91,12 @@ def growing(widths: tuple[int, ...], num_samples: int) -> list[Row]:
 @eqx.filter_jit
 def with_own_variances(net: jfree.MLP, q: jax.Array) -> jfree.Spectrum:
     """The Jacobian's limit if the preactivations had these variances."""
-    ratio, (sigma_w, _) = net.widths[:-1] / net.widths[1:], net.scales
-    kinds = Kinds.of(net.activations)
-    slopes = slope_factors(kinds, q, refine=1)
-    operations = weight_factor(Kinds.of(net.weights), ratio, sigma_w), ChangeSide(ratio), *slopes
-    return jfree.Spectrum(curve_of(operations, (), jnp.ones_like(ratio[0]), max(2, slope_atoms(kinds))))
+    layers = net.layers
+    (inputs, preactivations), _ = layers.signals()
+    preactivations = eqx.tree_at(lambda signal: signal.square, preactivations, q)
+    operations = sum(layers.operations((inputs, preactivations)), ())
+    num_atoms = max(2, *(operation.num_atoms for operation in operations))
+    return jfree.Spectrum(curve_of(operations, (), jnp.ones_like(q[0]), num_atoms))
 
 
 def one_sample(net: jfree.MLP, key: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:

@@ -4,6 +4,7 @@ from . import (
     activations as activations,
     constraints as constraints,
     empirical as empirical,
+    extend as extend,
     layers as layers,
     objectives as objectives,
     plot as plot,

@@ -5,9 +5,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from ._activations import AbstractActivation
 from ._curve import AbstractOperation
 from ._kinds import Kinds, Member
 
@@ -31,12 +30,6 @@ def _group(operation: AbstractOperation) -> tuple[Any, ...]:
     fits = type(operation).fitted is not AbstractOperation.fitted
     shapes = () if fits else tuple(leaf.shape for leaf in jax.tree.leaves(operation))
     return type(operation).__name__, jax.tree.structure(operation), shapes
-
-
-def num_atoms(kinds: Kinds[Member], method: Method, *args: Array) -> int:
-    """The most that a layer's law has."""
-    given = [_given(member, method, *args) for member in kinds.members]
-    return max([1, *(operation.num_atoms for operation in given if operation is not None)])
 
 
 def _given(member: Member, method: Method, *args: Array) -> AbstractOperation | None:
@@ -66,19 +59,3 @@ def _of_group(
 
 def _zeros(shapes: Any) -> Any:
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
-
-def slope_atoms(activations: Kinds[AbstractActivation]) -> int:
-    q = jnp.ones(activations.kind.size)
-    return num_atoms(activations, lambda phi, q: phi.slope_factor(q), q)
-
-
-def slope_factors(
-    activations: Kinds[AbstractActivation], q: Float[Array, " layers"], refine: int
-) -> tuple[AbstractOperation, ...]:
-    """The free factors `D_l^2`. Layers with two slopes are explicit; the others take their law's unknown.
-
-    In a network that has both, every layer has both factors, one of them a point mass at 1. Activations of slope 1
-    have none.
-    """
-    return over_layers(activations, lambda phi, q: phi.slope_factor(q, refine), in_range(q))

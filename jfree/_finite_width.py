@@ -17,6 +17,7 @@ from ._mlp import MLP
 from ._moments import log_moments
 from ._networks import AbstractNetwork, as_network
 from ._quadrature import gaussian_measure
+from ._resnet import ResNet
 from ._show import number, Shown, Table
 from ._spectrum import jacobian_spectrum
 from ._weights import Gaussian, Orthogonal
@@ -222,7 +223,7 @@ def alarm(net: AbstractNetwork, q0: Float[Array, " inputs"]) -> str | None:
     return _fault(*_last_variances(net, q0), 0.0)
 
 
-def sample_alarm(net: AbstractNetwork, width: int | None) -> str | None:
+def sample_alarm(net: MLP | ResNet, width: int | None) -> str | None:
     """The same of finite widths, and how much samples differ where that is much (host)."""
     fault = alarm(net, jnp.atleast_1d(net.q0))
     if fault or not isinstance(net, MLP):

@@ -18,6 +18,7 @@ from ._from_function import FromFunction
 from ._misc import check, integer
 from ._mlp import MLP
 from ._names import BY_NAME
+from ._network import Network
 from ._piecewise import CELU, ELU
 from ._resnet import ResNet
 from ._sampling import integer_widths, sample_weights
@@ -101,22 +102,33 @@ EquinoxModel = eqx.nn.MLP | eqx.nn.Sequential | ResidualMLP
 Model = TypeVar("Model", bound=eqx.Module)
 
 
-def to_equinox(net: MLP | ResNet, key: PRNGKeyArray, width: int | None = None) -> EquinoxModel:
+def to_equinox(net: MLP | ResNet | Network, key: PRNGKeyArray, width: int | None = None) -> EquinoxModel:
     """A finite network to train, its weights and biases sampled from `net` (host).
 
     Arguments as for `jfree.sample_weights`. Parameters of activations become constants of the model.
 
-    **Returns:** of an `MLP` with one hidden width and one hidden activation an `eqx.nn.MLP`, of any other an
-    `eqx.nn.Sequential`, of a `ResNet` a `jfree.ResidualMLP`; in the dtype of `net`.
+    **Returns:** of a `Network` an `eqx.nn.Sequential` with one module per layer; of an `MLP` with one hidden width and
+    one hidden activation an `eqx.nn.MLP`, of any other an `eqx.nn.Sequential`; of a `ResNet` a `jfree.ResidualMLP`; in
+    the dtype of `net`.
 
     **Warns:** if the signal fades, explodes or is unstable, or differs much from sample to sample at these widths.
 
     **Raises:** `ValueError` as `jfree.sample_weights`.
     """
+    if isinstance(net, Network):
+        return _sequential(net, key, width)
     fault = sample_alarm(net, width) if isinstance(net, MLP | ResNet) else None
     if fault:
         warnings.warn(fault, stacklevel=2)
     return reinitialize(_blank(net, integer_widths(net, width)), net, key)
+
+
+def _sequential(net: Network, key: PRNGKeyArray, width: int | None) -> eqx.nn.Sequential:
+    widths = integer_widths(net, width)
+    scale = widths[0] / float(net.width)
+    keys = jax.random.split(key, net.depth)
+    parts = zip(net.layers, widths[:-1], keys, strict=True)
+    return eqx.nn.Sequential([layer.sample(size, scale, own, net.q0.dtype) for layer, size, own in parts])
 
 
 def from_equinox(model: EquinoxModel, q0: ArrayLike = 1.0, weights: str | AbstractWeights = "gaussian") -> MLP | ResNet:

@@ -141,7 +141,7 @@ def _from_table(
     )
 
 
-def _noise(curve: Curve) -> float:
+def _noise(curve: Curve) -> Float[Array, ""]:
     """Of the cdf."""
     return 4 * float(jnp.finfo(curve.rank.dtype).eps) * curve.num_roundings
 

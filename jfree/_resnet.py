@@ -121,18 +121,19 @@ class ResNet(AbstractNetwork):
         activations = Kinds.of((*self.activations, *none))
         number = self.depth + missing
         scales = [extended(x, self.depth, missing).ravel() for x in self.scales]
-        ones = np.ones(number * per_block, self.q0.dtype)
+        ones: Any = np.ones(number * per_block, self.q0.dtype)
         layers = laws.each(lambda law: Dense.given(ones, law, *scales)), activations.each(Activation.given)
         places = jax.tree.map(lambda x: x.reshape(number, per_block, *x.shape[1:]), layers)
         ones = ones.reshape(number, per_block)
-        branch = StackedNetwork.made(places, None, None, (ones, ones), *[ones[:, 0]] * 3)
+        one = ones[:, 0]
+        branch = StackedNetwork.made(places, None, None, (ones, ones), last_width=one, q0=one, mean0=one)
         kind = np.where(np.arange(number) < self.depth, 0, -1)
         return StackedNetwork.made(
             places=(Kinds((Residual.given(branch),), kind, gaps=missing > 0),),
             depth=self.depth if missing else None,
             order=None,
-            widths=(ones[:, 0],),
-            last_width=ones[0, 0],
+            widths=(one,),
+            last_width=one[0],
             q0=self.q0,
             mean0=self.mean0,
             refine=branch.refine,
@@ -177,7 +178,7 @@ class ResNet(AbstractNetwork):
         return homogeneous and self.sigma_w.ndim == 0 and len(set(self.weights)) == 1
 
 
-def _of_block(block: Residual, signal: Signal) -> tuple[Array, Array, Array]:
+def _of_block(block: Any, signal: Signal) -> tuple[Array, Array, Array]:
     """`q`, `phi2` and `E phi'^2` of all its layers."""
     branch = block.branch(signal)
     (weights, preactivations), last = branch.signals()

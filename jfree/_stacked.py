@@ -196,12 +196,12 @@ class StackedNetwork(AbstractNetwork):
 
         rounds = jnp.arange(amount.size)
         half = amount / 2
+        unit = half[first]
         found: list[AbstractOperation] = []
         for k, mine in enumerate(operations):
             counts = rounds > first if k <= place else rounds >= first
             found += [where_layers(counts, operation, operation.neutral()) for operation in mine]
             if k == place:
-                unit = half[first]
                 shift = jnp.where(counts, amount, jnp.where(rounds == first, half, 0)) / unit
                 found.append(Shift(shift))
         num_atoms = max(*(operation.num_atoms for operation in found), min(num_padded_layers(amount.size), _MAX_ATOMS))

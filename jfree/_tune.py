@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Of the default optimiser: its first updates of logarithms, which fall to 0 as a cosine does.
-_LEARNING_RATE = 0.1
+_LEARNING_RATE = 0.2
 _CHUNK = 10  # steps between two looks at the progress
 
 
@@ -109,7 +109,7 @@ def tune(
     - `objective`: from a network to a scalar, of `jfree.objectives` or your own.
     - `where`: from a network to the leaf, or tuple of leaves, to tune, as in `eqx.tree_at`.
     - `optimizer`: any optax optimizer, if not given Adam with `b2 = 0.9` and a learning rate that falls as a cosine
-        does, from 0.1 to 0. A new one is compiled anew.
+        does, from 0.2 to 0. A new one is compiled anew.
     - `steps`: how many updates.
     - `constraint`: from a network to one that obeys, see `jfree.constraints`.
     - `progress`: shows a bar, in a terminal or a notebook.

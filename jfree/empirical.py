@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ._activations import AbstractActivation
 from ._lanczos import jacobian_density_lanczos as jacobian_density_lanczos, LanczosDensity as LanczosDensity
+from ._layers import draw
 from ._memory import check_memory
 from ._misc import integer
 from ._mlp import MLP
@@ -50,6 +51,7 @@ def jacobian_eigenvalues(
     if side not in ("input", "output"):
         raise ValueError(f"`side` must be 'input' or 'output', got {side!r}.")
     widths = _checked(net, width, num_samples)
+    assert isinstance(net, MLP | ResNet | Network)
     size = widths[0 if side == "input" else -1]
     num_numbers = 6 * max(widths) ** 2
     check_memory("`width`", num_numbers * net.q0.dtype.itemsize)
@@ -277,8 +279,9 @@ class _Layer(NamedTuple):
 
     def applied(self, num_out: int, x: Float[Array, "samples inputs N_l-1"]) -> tuple[Array, Array, Array]:
         """Weights, outputs, and slopes."""
-        draw = lambda key: draw(self.law, (num_out, x.shape[-1]), self.sigma_w, self.sigma_b, key)  # noqa: E731
-        weights, biases = jax.vmap(draw)(_after(x, self.keys))
+        shape = (num_out, x.shape[-1])
+        one = lambda key: draw(self.law, shape, self.sigma_w, self.sigma_b, key)  # noqa: E731
+        weights, biases = jax.vmap(one)(_after(x, self.keys))
         h = x @ jnp.swapaxes(weights, 1, 2) + biases[:, None]
         return weights, self.activation(h), self.activation.derivative(h)
 

@@ -7,11 +7,7 @@ import numpy as np
 import pytest
 
 import jfree
-from jfree._activations import AbstractActivation
-from jfree._curve import AbstractOperation
-from jfree._laws import Atoms, Law
-from jfree._operations import Factor, LawFactor
-from jfree._weights import AbstractWeights
+from jfree.extend import AbstractActivation, AbstractOperation, AbstractWeights, Atoms, Factor, Law, LawFactor
 
 
 class NoLaw(AbstractActivation):
@@ -65,7 +61,7 @@ class TwoValues(AbstractWeights):
 
 def test_an_activation_without_a_law_of_its_slopes_cannot_be_made():
     with pytest.raises(TypeError, match="slope_factor"):
-        NoLaw()
+        NoLaw()  # pyright: ignore[reportAbstractUsage]
 
 
 @pytest.mark.parametrize("beside", ["linear", "relu", "tanh"])
@@ -86,7 +82,7 @@ def test_a_weight_law_with_a_parameter(activation, weights):
     """Its spectrum, samples of it, and gradients with respect to the parameter."""
 
     def made(low):
-        mine = TwoValues(jnp.asarray(low))
+        mine = TwoValues(low=jnp.asarray(low))
         laws = [mine] * 3 if weights == "all" else [mine, "gaussian", "orthogonal"]
         return jfree.MLP([300] * 4, activation, laws, sigma_w=1.2)
 

@@ -343,6 +343,7 @@ def test_correlations_in_order_go_to_one_and_their_derivatives_are_right():
 def test_the_constraint_of_stability(activation, weights):
     net = jfree.MLP(np.ones(9), activation, weights, sigma_w=np.linspace(1.4, 2.2, 8), sigma_b=0.3)
     kept = jfree.constraints.stable(0.9)(net)
+    assert isinstance(kept, jfree.MLP)
     chi_q = jfree.propagate(kept).chi_q[:-1]
     assert np.all(chi_q < 0.9 + 1e-12)
     changed = kept.sigma_w[1:] != net.sigma_w[1:]
