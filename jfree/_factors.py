@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ._curve import AbstractOperation
-from ._kinds import Kinds, Member
+from ._kinds import Kinds, Member, where_layers
 
 Method = Callable[..., AbstractOperation | None]
 
@@ -17,12 +17,16 @@ def over_layers(kinds: Kinds[Member], method: Method, *args: Array) -> tuple[Abs
     """What `method(layer, *args)` gives for every layer: one operation over all layers for each class of operations
     among them, neutral where a layer has one of another class, or none.
     """
+    groups: dict[Any, list[int]] = {}
     given = [_given(member, method, *args) for member in kinds.members]
-    groups: dict[Any, list[AbstractOperation]] = {}
-    for operation in given:
+    for k, operation in enumerate(given):
         if operation is not None:
-            groups.setdefault(_group(operation), []).append(operation)
-    return tuple(_of_group(group, groups[group], kinds, method, *args) for group in sorted(groups, key=str))
+            groups.setdefault(_group(operation), []).append(k)
+    found = []
+    for group in sorted(groups, key=str):
+        operations = [operation for k in groups[group] if (operation := given[k]) is not None]
+        found.append(_of_group(operations, kinds.only(groups[group]), method, *args))
+    return tuple(found)
 
 
 def _group(operation: AbstractOperation) -> tuple[Any, ...]:
@@ -37,25 +41,18 @@ def _given(member: Member, method: Method, *args: Array) -> AbstractOperation | 
     return jax.eval_shape(lambda *first: method(*jax.tree.map(lambda x: x[0], first)), member, *args)
 
 
-def _of_group(
-    group: tuple[Any, ...], mine: list[AbstractOperation], kinds: Kinds[Member], method: Method, *args: Array
-) -> AbstractOperation:
-    points, atoms = max(op.num_points for op in mine), max(op.num_atoms for op in mine)
-    dtype = jnp.result_type(*(leaf.dtype for op in mine for leaf in jax.tree.leaves(op)))
+def _of_group(given: list[AbstractOperation], kinds: Kinds[Member], method: Method, *args: Array) -> AbstractOperation:
+    """One operation over all layers, neutral where there is none."""
+    points, atoms = max(op.num_points for op in given), max(op.num_atoms for op in given)
+    dtype = jnp.result_type(*(leaf.dtype for op in given for leaf in jax.tree.leaves(op)))
 
     def fitted(member: Member, *args: Array) -> AbstractOperation:
         operation = method(member, *args)
-        if operation is not None and _group(operation) == group:
-            return operation.fitted(points, atoms, dtype)
-        like = jax.eval_shape(lambda: _zeros(mine[0]).fitted(points, atoms, dtype))
-        layers = jax.tree.map(lambda x: jnp.zeros((1, *x.shape), x.dtype), like)
-        return jax.tree.map(lambda x: x[0], layers.neutral())
+        assert operation is not None
+        return operation.fitted(points, atoms, dtype)
 
-    if not points or mine[0].num_unknowns > 1:
-        return kinds.every(fitted)(*args)
-    # Laws take room: one layer after the other.
-    return jax.lax.map(lambda xs: xs[0].here(fitted)(*xs[1:]), (kinds, *args))
-
-
-def _zeros(shapes: Any) -> Any:
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    if points and given[0].num_unknowns == 1:  # laws take room: one layer after the other
+        found = jax.lax.map(lambda xs: xs[0].here(fitted)(*xs[1:]), (kinds, *args))
+    else:
+        found = kinds.every(fitted)(*args)
+    return where_layers(kinds.there, found, found.neutral()) if kinds.gaps else found

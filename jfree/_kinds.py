@@ -12,6 +12,9 @@ from jaxtyping import Array, Bool, Int
 
 from ._misc import is_concrete
 
+# Where another kind stands: a mean square, a mean or a width that suits all layers.
+_SAFE = 0.5
+
 Member = TypeVar("Member", bound=eqx.Module)
 
 
@@ -41,6 +44,16 @@ class Kinds(eqx.Module, Generic[Member]):
     def each(self, method: Callable[[Member], Any]) -> "Kinds[Any]":
         """What `method` makes of every kind, its leaves over all layers."""
         return Kinds(tuple(map(method, self.members)), self.kind, self.gaps)
+
+    def only(self, kinds: Sequence[int]) -> "Kinds[Member]":
+        """Those of some kinds; where another one is, there is none."""
+        if len(kinds) == len(self.members):
+            return self
+        numbers = np if isinstance(self.kind, np.ndarray) else jnp
+        kind = numbers.full_like(self.kind, -1)
+        for new, old in enumerate(kinds):
+            kind = numbers.where(self.kind == old, new, kind)
+        return Kinds(tuple(self.members[k] for k in kinds), kind, gaps=True)
 
     def at(self, method: Callable[..., Any]) -> Callable[..., Any]:
         """`fn(l, *args) = method(layers[l], *args)` for a traced layer index."""

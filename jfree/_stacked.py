@@ -233,9 +233,7 @@ def _of_place(place: Kinds[AbstractLayer], signals: Signal, refine: int) -> tupl
     for k in range(number):
         one = lambda layer, *at, k=k: (*given(layer, *at), *[None] * number)[k]  # noqa: E731
         found += over_layers(place, one, *at)
-    if not place.gaps:
-        return tuple(found)
-    return tuple(where_layers(place.there, operation, operation.neutral()) for operation in found)
+    return tuple(found)
 
 
 def _num_laws(place: Kinds[AbstractLayer]) -> int:

@@ -58,6 +58,7 @@ def test_reference_is_complete():
     own = (jfree.objectives, jfree.constraints, jfree.empirical)
     names = {f"jfree.{name}" for name in public(jfree)}
     names |= {f"jfree.activations.{name}" for name in public(jfree.activations)}
+    names |= {f"jfree.layers.{name}" for name in public(jfree.layers)}
     names |= {f"jfree.plot.{name}" for name in public(jfree.plot) if name.startswith("plot_")}
     names |= {f"{m.__name__}.{k}" for m in own for k, v in public(m).items() if v.__module__ == m.__name__}
     text = "\n".join(page.read_text() for page in (ROOT / "docs" / "api").glob("*.md"))

@@ -1,0 +1,189 @@
+"""Networks made of layers."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jfree
+from jfree.layers import Activation, Dense, Dropout, LayerNorm, Residual, RMSNorm, Scale
+
+N = 300
+
+
+def gaussian(width=N, **scales):
+    return Dense(width, "gaussian", **scales)
+
+
+def pre_norm(expansion, activation, norm=None, **factors):
+    layers = [norm or RMSNorm(), gaussian(expansion * N), Activation(activation), gaussian()]
+    return Residual(layers, **factors)
+
+
+NETWORKS = {
+    "norms of preactivations": [
+        Dense(N),
+        RMSNorm(1.5),
+        Activation("tanh"),
+        gaussian(),
+        LayerNorm(),
+        Activation("gelu"),
+    ],
+    "norms of activations": [
+        gaussian(),
+        Activation("relu"),
+        LayerNorm(1.2, 0.3),
+        gaussian(),
+        Activation("tanh"),
+        RMSNorm(),
+    ],
+    "scales": [Scale(0.5), Dense(N), Activation("hard_tanh"), Scale(-2.0), gaussian(2 * N)],
+    "dropout": [gaussian(), Activation("relu"), Dropout(0.2), Dense(N), Activation("tanh"), Dropout(0.3), gaussian()],
+    "dropout alone": [Dropout(0.1), gaussian(), Dropout(0.25), Dense(N)],
+    "pre-norm": [pre_norm(2, "gelu"), pre_norm(2, "gelu"), pre_norm(2, "gelu")],
+    "bottleneck": [Residual([LayerNorm(), gaussian(N // 4), Activation("relu"), gaussian()]), gaussian(N // 2)],
+    "factors": [pre_norm(1, "tanh", skip=0.8, scale=0.5), pre_norm(1, "tanh", scale=2.0)],
+    "nested": [Residual([Dense(N), Residual([Dense(N), Activation("tanh"), Dense(N)]), Dense(N)])],
+    "unlike blocks": [Dense(N), Activation("tanh"), gaussian(), pre_norm(1, "relu"), pre_norm(2, "gelu"), RMSNorm()],
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_samples_have_the_spectrum(name):
+    net = jfree.Network(N, NETWORKS[name], q0=0.8)
+    spectrum = jfree.jacobian_spectrum(net)
+    rows = jfree.empirical.jacobian_eigenvalues(net, jax.random.key(0), num_samples=8)
+    assert jfree.empirical.ks_distance(rows, spectrum) < 0.025
+    np.testing.assert_allclose(spectrum.mean(), rows.mean(), rtol=0.1)
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+@pytest.mark.parametrize("weights", ["gaussian", "orthogonal"])
+def test_an_mlp_is_its_layers(activation, weights):
+    mlp = jfree.MLP([2, 3, 1, 2], activation, weights, sigma_w=[1.1, 0.9, 1.3], sigma_b=0.2, q0=0.7)
+    layers = [
+        layer
+        for width, sigma_w in ((3, 1.1), (1, 0.9), (2, 1.3))
+        for layer in (Dense(width, weights, sigma_w, 0.2), Activation(activation))
+    ]
+    net = jfree.Network(2, layers[:-1], q0=0.7)
+    x = jnp.linspace(0.05, 3.0, 20)
+    for spectrum in (jfree.jacobian_spectrum, jfree.fisher_spectrum):
+        np.testing.assert_allclose(spectrum(net).density(x), spectrum(mlp).density(x), rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(spectrum(net).edges(), spectrum(mlp).edges(), rtol=1e-9)
+    mine, field = jfree.propagate(net), jfree.propagate(mlp)
+    np.testing.assert_allclose(mine.q[1::2], field.q[:-1], rtol=1e-12)
+    np.testing.assert_allclose(mine.elasticity[1::2], field.elasticity[:-1], rtol=1e-10)
+
+
+def test_a_resnet_is_its_layers():
+    resnet = jfree.ResNet(4, "tanh", "gaussian", sigma_w=0.7, sigma_b=0.1, layers_per_block=2, mean0=0.2)
+    block = Residual([layer for _ in range(2) for layer in (Dense(1, "gaussian", 0.7, 0.1), Activation("tanh"))])
+    net = jfree.Network(1, [block] * 4, mean0=0.2)
+    x = jnp.linspace(0.3, 5.0, 20)
+    expected = jfree.jacobian_spectrum(resnet).density(x)
+    np.testing.assert_allclose(jfree.jacobian_spectrum(net).density(x), expected, rtol=1e-9)
+
+
+def test_fisher_with_norms():
+    """Of the weights: norms and scales act on what comes before, and their outputs are what the next weights see."""
+    norms = [RMSNorm(), Activation("tanh"), Scale(1.5), gaussian(), LayerNorm(), Activation("tanh")]
+    net = jfree.Network(N, [gaussian(), *norms, gaussian(N // 2)], q0=0.8)
+    model = jfree.to_equinox(net, jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (N,))
+    inputs = [x * jnp.sqrt(0.8 / jnp.mean(x**2))]
+    for layer in model.layers:
+        inputs.append(layer(inputs[-1]))
+    fisher, jacobian = jnp.zeros((N // 2, N // 2)), jnp.eye(N // 2)
+    for layer, y in zip(reversed(model.layers), reversed(inputs[:-1]), strict=True):
+        if isinstance(layer, eqx.nn.Linear):
+            fisher = fisher + jnp.sum(y**2) / (N // 2) * jacobian @ jacobian.T
+        jacobian = jacobian @ jax.jacobian(layer)(y)
+    found, spectrum = jnp.linalg.eigvalsh(fisher), jfree.fisher_spectrum(net)
+    np.testing.assert_allclose(found.mean(), spectrum.mean(), rtol=0.03)
+    assert jfree.empirical.ks_distance(found, spectrum) < 0.03
+
+
+@pytest.mark.parametrize("name", ["norms of activations", "dropout", "factors"])
+def test_gradients(name):
+    def isometry(layers):
+        return jfree.objectives.weighted_isometry(jfree.Network(N, layers, q0=0.8))
+
+    layers = [layer for layer in NETWORKS[name] if layer is not NETWORKS["scales"][0]]
+    leaves, rest = eqx.partition(layers, eqx.is_inexact_array)
+    slope = jax.grad(lambda leaves: isometry(eqx.combine(leaves, rest)))(leaves)
+    flat, structure = jax.tree.flatten(leaves)
+    for k, leaf in enumerate(flat):
+        if leaf.shape or float(leaf) == N:
+            continue
+        step = 1e-5
+
+        def moved(by, k=k):
+            changed = [x + by if i == k else x for i, x in enumerate(flat)]
+            return isometry(eqx.combine(jax.tree.unflatten(structure, changed), rest))
+
+        difference = (moved(step) - moved(-step)) / (2 * step)
+        np.testing.assert_allclose(jax.tree.leaves(slope)[k], difference, rtol=1e-5, atol=1e-7)
+
+
+def test_tuning_and_equinox():
+    net = jfree.Network(N, [pre_norm(1, "tanh", scale=3.0), pre_norm(1, "tanh", scale=3.0)])
+    where = lambda n: [layer.scale for layer in n.layers]  # noqa: E731
+    result = jfree.tune(net, jfree.objectives.isometry, where=where, steps=30, progress=False)
+    assert result.history[-1] < 0.5 * result.history[0]
+    model = jfree.to_equinox(result.net, jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (N,))
+    values = jnp.linalg.svd(jax.jacobian(model)(x), compute_uv=False)
+    assert jfree.empirical.ks_distance(values**2, jfree.jacobian_spectrum(result.net)) < 0.03
+
+
+def test_it_prints():
+    assert str(jfree.Network(N, [gaussian(), Activation("relu"), Dropout(0.5), pre_norm(1, "tanh")])) == (
+        "Network, 4 layers, width 300, q0 = 1\n"
+        "  layer  kind\n"
+        "  1      dense       width 300, gaussian, sigma_w 1, sigma_b 0\n"
+        "  2      activation  relu\n"
+        "  3      dropout     rate 0.5\n"
+        "  4      residual    RMS norm gain 1 > dense width 300, gaussian, sigma_w 1, sigma_b 0 > activation tanh > "
+        "dense width 300, gaussian, sigma_w 1, sigma_b 0"
+    )
+
+
+@pytest.mark.parametrize(
+    ("layers", "named"),
+    [
+        ([], "must not be empty"),
+        (["tanh"], "`layers` must be a sequence of layers"),
+        ([Activation("tanh")], "must follow weights"),
+        ([Dense(1), Activation("tanh"), Activation("tanh")], "must follow weights"),
+        ([Dense(1), LayerNorm(1.0, 0.5), Activation("tanh")], "must follow weights"),
+        ([Dense(1), Dropout(0.1), Dropout(0.1)], "`Dropout` must stand"),
+        ([Dense(1), Activation("tanh"), RMSNorm(), Dropout(0.1)], "`Dropout` must stand"),
+        ([Residual([Dense(2)])], "must end with the width they begin with"),
+        ([Residual([Dense(2), Activation("tanh"), Residual([Dense(1)]), Dense(1)])], "must end with the width"),
+    ],
+)
+def test_layers_that_do_not_fit(layers, named):
+    with pytest.raises(ValueError, match=named):
+        jfree.Network(1, layers)
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: Dense(0), "`width` must be positive"),
+        (lambda: Dense(1, "uniform"), "`weights` must be one of"),
+        (lambda: Dense(1, sigma_b=-1), "`sigma_b` must be nonnegative"),
+        (lambda: Activation("tangens"), "`activation` must be one of"),
+        (lambda: RMSNorm(-1), "`gain` must be positive"),
+        (lambda: LayerNorm(1, float("nan")), "`offset` must be finite"),
+        (lambda: Scale(0), "`factor` must be finite and not 0"),
+        (lambda: Dropout(1.0), "`rate` must be at least 0 and less than 1"),
+        (lambda: Residual([RMSNorm()]), "must have weights"),
+        (lambda: Residual([Dense(1)], skip=0), "`skip` must be finite and not 0"),
+    ],
+)
+def test_impossible_arguments(make, named):
+    with pytest.raises(ValueError, match=named):
+        make()
