@@ -92,6 +92,7 @@ def test_fisher_with_norms():
     net = jfree.Network(N, [gaussian(), *norms, gaussian(N // 2)], q0=0.8)
     model = jfree.to_equinox(net, jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (N,))
+    assert isinstance(model, eqx.nn.Sequential)
     inputs = [x * jnp.sqrt(0.8 / jnp.mean(x**2))]
     for layer in model.layers:
         inputs.append(layer(inputs[-1]))
@@ -132,6 +133,7 @@ def test_tuning_and_equinox():
     where = lambda n: [layer.scale for layer in n.layers]  # noqa: E731
     result = jfree.tune(net, jfree.objectives.isometry, where=where, steps=30, progress=False)
     assert result.history[-1] < 0.5 * result.history[0]
+    assert isinstance(result.net, jfree.Network)
     model = jfree.to_equinox(result.net, jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (N,))
     values = jnp.linalg.svd(jax.jacobian(model)(x), compute_uv=False)

@@ -38,7 +38,7 @@ class Network:
     final_activation: Annotated[str | None, default("linear")] = None
     """Activation of the last layer."""
     weights: Annotated[tuple[str, ...] | None, default("orthogonal")] = None
-    """gaussian or orthogonal, one or one per layer."""
+    """gaussian, orthogonal, centred_gaussian or centred_orthogonal, one or one per layer."""
     sigma_w: Annotated[tuple[float, ...] | None, default("1")] = None
     """Scale of the weights: W has entries of variance sigma_w^2 / N_in. One or one per layer."""
     sigma_b: Annotated[tuple[float, ...] | None, default("0")] = None
