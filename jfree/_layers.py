@@ -57,6 +57,8 @@ class AbstractLayer(eqx.Module):
 
     reads_mean: ClassVar[bool] = False  # whether `forward` or `operations` depend on the signal's mean
 
+    skips: ClassVar[bool] = False  # whether its input goes on beside what it makes of it
+
     @property
     def num_laws(self) -> int:
         """How many laws without an elementary S-transform it brings."""

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Sequence
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from ._activations import AbstractActivation
@@ -111,7 +112,7 @@ class MLP(AbstractNetwork):
             widths=(widths[:-1], widths[1:]),
             last_width=widths[-1],
             q0=self.q0,
-            mean0=jnp.zeros_like(self.q0),
+            mean0=np.zeros((), self.q0.dtype),  # pyright: ignore[reportArgumentType]
             depth=self.depth if missing else None,
             order=None,
         )

@@ -33,8 +33,8 @@ class AbstractNetwork(Shown):
         **Raises:** `ValueError` where no such curve is known.
         """
         raise ValueError(
-            f"The Fisher spectrum of a {type(self).__name__} is not available: with skip connections the layers' "
-            "shares in J_theta J_theta^T are no longer free of each other. `net` must be an `MLP`."
+            f"The Fisher spectrum of a {type(self).__name__} is not available: `net` must be an `MLP`, or a `Network` "
+            "without skip connections."
         )
 
 

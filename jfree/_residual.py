@@ -38,6 +38,7 @@ class Residual(AbstractLayer):
     scale: Float[Array, ""] | None
 
     reads_mean: ClassVar[bool] = True
+    skips: ClassVar[bool] = True
 
     def __init__(self, layers: Sequence[AbstractLayer], skip: ArrayLike = 1.0, scale: ArrayLike = 1.0):
         if not isinstance(layers, Sequence) or not all(isinstance(layer, AbstractLayer) for layer in layers):

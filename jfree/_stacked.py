@@ -173,6 +173,12 @@ class StackedNetwork(AbstractNetwork):
         elsewhere.
         """
         dense = [k for k, place in enumerate(self.places) if isinstance(place.members[0], Dense)]
+        if any(layer.skips for place in self.places for layer in place.members):
+            raise ValueError(
+                "The Fisher spectrum of a network with skip connections is not available: the layers' shares in "
+                "J_theta J_theta^T are no longer free of each other. `net` must be an `MLP`, or a `Network` without "
+                "`Residual`."
+            )
         if len(dense) != 1:
             raise ValueError("`net` must have weights to have a Fisher spectrum.")
         (place,) = dense
@@ -204,7 +210,8 @@ class StackedNetwork(AbstractNetwork):
             if k == place:
                 shift = jnp.where(counts, amount, jnp.where(rounds == first, half, 0)) / unit
                 found.append(Shift(shift))
-        num_atoms = max(*(operation.num_atoms for operation in found), min(num_padded_layers(amount.size), _MAX_ATOMS))
+        rounds_there = amount.size if self.depth is not None else num_padded_layers(amount.size)
+        num_atoms = max(*(operation.num_atoms for operation in found), min(rounds_there, _MAX_ATOMS))
         return Curve(tuple(found), (point_mass(unit),), jnp.ones_like(self.q0), num_atoms, self.depth)
 
 
@@ -262,6 +269,8 @@ def _all_forward(place: Kinds[AbstractLayer], signals: Signal) -> Signal:
 
 @eqx.filter_custom_jvp
 def _after_rounds(places: tuple[Kinds[AbstractLayer], ...], start: Array) -> Float[Array, "rounds moments"]:
+    places = jax.tree.map(jnp.asarray, places)  # some are known on the host
+
     def one(state: Array, places: tuple[Kinds[AbstractLayer], ...]) -> tuple[Array, Array]:
         for place in places:
             at = _parts(_signal(state, jnp.ones_like(state[0])))

@@ -76,6 +76,7 @@ def test_resnets_by_hand():
     assert np.allclose(model(x), resnet_by_hand(RESIDUAL, KEY, x), rtol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:log q of the last layer")  # of a few units
 @pytest.mark.parametrize("widths", [[6, 8, 8, 5], [6, 8, 7, 5]])
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda a: type(a).__name__)
 def test_round_trip(activation, widths):
@@ -134,6 +135,7 @@ def test_functions_are_recognised(fn, activation):
         assert all(eqx.tree_equal(found, activation) for found in net.activations)
 
 
+@pytest.mark.filterwarnings("ignore:log q of the last layer")  # of a few units
 def test_functions_are_not_mistaken_for_others():
     """Parameters that print alike."""
     for activation, plain in ((acts.LeakyReLU(0.0100001), jax.nn.leaky_relu), (acts.ELU(1.00001), jax.nn.elu)):
