@@ -88,6 +88,9 @@ class StackedNetwork(AbstractNetwork):
         alike: bool = False,
     ) -> "StackedNetwork":
         """With what follows from its places."""
+        refine = refine or (4 if sum(map(_num_laws, places)) == 1 else 1)
+        if depth is None:  # not to be compiled at once: custom rules take no constants of the host
+            places, widths, q0, mean0 = jax.tree.map(jnp.asarray, (places, widths, q0, mean0))
         return StackedNetwork(
             places=places,
             widths=widths,
@@ -96,7 +99,7 @@ class StackedNetwork(AbstractNetwork):
             mean0=mean0,
             depth=None if depth is None else np.asarray(depth),
             order=order,
-            refine=refine or (4 if sum(map(_num_laws, places)) == 1 else 1),
+            refine=refine,
             reads_mean=any(layer.reads_mean for place in places for layer in place.members),
             alike=alike,
         )
@@ -269,8 +272,6 @@ def _all_forward(place: Kinds[AbstractLayer], signals: Signal) -> Signal:
 
 @eqx.filter_custom_jvp
 def _after_rounds(places: tuple[Kinds[AbstractLayer], ...], start: Array) -> Float[Array, "rounds moments"]:
-    places = jax.tree.map(jnp.asarray, places)  # some are known on the host
-
     def one(state: Array, places: tuple[Kinds[AbstractLayer], ...]) -> tuple[Array, Array]:
         for place in places:
             at = _parts(_signal(state, jnp.ones_like(state[0])))
