@@ -10,7 +10,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike
 
-from ._misc import asarray, check, Reals
+from ._misc import asarray, check, is_finite, Reals
 
 
 def positive(x: Array | np.ndarray) -> Array | np.ndarray:
@@ -49,6 +49,16 @@ def scalar(name: str, value: ArrayLike, dtype: DTypeLike, allowed: Callable[[Any
     if array.ndim:
         raise ValueError(f"`{name}` must be a scalar, got shape {array.shape}.")
     return check(array, allowed, f"`{name}` must be {adjective}.")
+
+
+def mean_of_input(mean0: ArrayLike, q0: Array) -> Array:
+    mean0 = scalar("mean0", mean0, q0.dtype, is_finite, "finite")
+    check(
+        jnp.square(mean0) / q0,
+        lambda share: share <= 1 + 1e-6,
+        "`mean0` must be at most sqrt(q0): the mean square of the input is at least its squared mean.",
+    )
+    return mean0
 
 
 def per_layer(name: str, value: Array, depth: int, allowed: Callable[[Any], Any], adjective: str) -> Array:

@@ -15,6 +15,7 @@ from ._meanfield import in_range, MeanField
 from ._misc import check, integer
 from ._mlp import MLP
 from ._moments import log_moments
+from ._network import Network
 from ._networks import AbstractNetwork, as_network
 from ._quadrature import gaussian_measure
 from ._resnet import ResNet
@@ -223,7 +224,7 @@ def alarm(net: AbstractNetwork, q0: Float[Array, " inputs"]) -> str | None:
     return _fault(*_last_variances(net, q0), 0.0)
 
 
-def sample_alarm(net: MLP | ResNet, width: int | None) -> str | None:
+def sample_alarm(net: MLP | ResNet | Network, width: int | None) -> str | None:
     """The same of finite widths, and how much samples differ where that is much (host)."""
     fault = alarm(net, jnp.atleast_1d(net.q0))
     if fault or not isinstance(net, MLP):

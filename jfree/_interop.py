@@ -115,16 +115,14 @@ def to_equinox(net: MLP | ResNet | Network, key: PRNGKeyArray, width: int | None
 
     **Raises:** `ValueError` as `jfree.sample_weights`.
     """
-    if isinstance(net, Network):
-        return _sequential(net, key, width)
-    fault = sample_alarm(net, width) if isinstance(net, MLP | ResNet) else None
+    widths = integer_widths(net, width)
+    fault = sample_alarm(net, width)
     if fault:
         warnings.warn(fault, stacklevel=2)
-    return reinitialize(_blank(net, integer_widths(net, width)), net, key)
+    return _sequential(net, widths, key) if isinstance(net, Network) else reinitialize(_blank(net, widths), net, key)
 
 
-def _sequential(net: Network, key: PRNGKeyArray, width: int | None) -> eqx.nn.Sequential:
-    widths = integer_widths(net, width)
+def _sequential(net: Network, widths: list[int], key: PRNGKeyArray) -> eqx.nn.Sequential:
     scale = widths[0] / float(net.width)
     keys = jax.random.split(key, net.depth)
     parts = zip(net.layers, widths[:-1], keys, strict=True)

@@ -76,10 +76,8 @@ class Kinds(eqx.Module, Generic[Member]):
             for k, member in enumerate(self.members):
                 mine = jnp.asarray(self.kind == k)
                 # Where another kind is stands what suits all: what this one makes of it is dropped.
-                several = len(self.members) > 1
-                values = jax.vmap(method, axis_size=self.kind.size)(
-                    member, *(jnp.where(mine, x, 1) if several else x for x in args)
-                )
+                own = [jnp.where(mine, x, _SAFE) if len(self.members) > 1 else x for x in args]
+                values = jax.vmap(method, axis_size=self.kind.size)(member, *own)
                 found = values if found is None else where_layers(mine, values, found)
             return found
 

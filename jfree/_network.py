@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from ._arguments import cast, positive, scalar
+from ._arguments import cast, mean_of_input, positive, scalar
 from ._curve import Curve
 from ._layers import AbstractLayer, Entries
 from ._meanfield import MeanField
-from ._misc import check, common_dtype, is_finite
+from ._misc import common_dtype
 from ._networks import AbstractNetwork
 from ._show import counted, number, runs, Table
 from ._stacked import joined, StackedNetwork
@@ -44,16 +44,11 @@ class Network(AbstractNetwork):
         self.width = scalar("width", width, dtype, positive, "positive and finite")
         self.layers = cast(tuple(layers), dtype)
         self.q0 = scalar("q0", q0, dtype, positive, "positive and finite")
-        self.mean0 = scalar("mean0", mean0, dtype, is_finite, "finite")
-        check(
-            jnp.square(self.mean0) / self.q0,
-            lambda share: share <= 1 + 1e-6,
-            "`mean0` must be at most sqrt(q0): the mean square of the input is at least its squared mean.",
-        )
+        self.mean0 = mean_of_input(mean0, self.q0)
         entries = Entries()
         for layer in joined(self.layers):
             entries = layer.receive(entries)
-        for layer, before in zip(self.layers, self.widths, strict=False):
+        for layer, before in zip(self.layers, self._widths(), strict=False):
             layer.check_width(before)
 
     def _stacked(self, pad: bool = False) -> StackedNetwork:
@@ -67,11 +62,14 @@ class Network(AbstractNetwork):
     @property
     def widths(self) -> Float[Array, " layers+1"]:
         """`N_0` and the widths behind all layers."""
+        return jnp.stack(self._widths())
+
+    def _widths(self) -> list[Array]:
         widths = [self.width]
         for layer in self.layers:
             new = layer.new_width()
             widths.append(widths[-1] if new is None else new)
-        return jnp.stack(widths)
+        return widths
 
     def propagate(self) -> MeanField:
         """Per layer `q`, the mean square of what comes in; `phi2`, that of what goes out; `chi`, by what squared

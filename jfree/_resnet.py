@@ -15,7 +15,7 @@ from ._activations import (
     Linear,
     ReLU,
 )
-from ._arguments import cast, floats, nonnegative, positive, scalar, several
+from ._arguments import cast, floats, mean_of_input, nonnegative, positive, scalar, several
 from ._curve import Curve
 from ._kinds import extended, Kinds
 from ._layers import Activation, Dense, Signal
@@ -24,7 +24,6 @@ from ._misc import (
     check,
     common_dtype,
     integer,
-    is_finite,
     Reals,
 )
 from ._names import as_activation, BY_NAME as ACTIVATIONS
@@ -80,12 +79,7 @@ class ResNet(AbstractNetwork):
         self.sigma_w = self._scales("sigma_w", floats("sigma_w", sigma_w, dtype), positive, "positive")
         self.sigma_b = self._scales("sigma_b", floats("sigma_b", sigma_b, dtype), nonnegative, "nonnegative")
         self.q0 = scalar("q0", q0, dtype, positive, "positive and finite")
-        self.mean0 = scalar("mean0", mean0, dtype, is_finite, "finite")
-        check(
-            jnp.square(self.mean0) / self.q0,
-            lambda share: share <= 1 + 1e-6,
-            "`mean0` must be at most sqrt(q0): the mean square of the input is at least its squared mean.",
-        )
+        self.mean0 = mean_of_input(mean0, self.q0)
 
     def _scales(self, name: str, value: Array, allowed: Callable[[Any], Any], adjective: str) -> Array:
         shapes = ((), (self.depth,), (self.depth, self.layers_per_block))

@@ -54,6 +54,17 @@ def test_links_lead_somewhere(page):
     assert not [link for link in links if not (page.parent / link).exists()]
 
 
+def test_files_import_from_above():
+    """As the table of `ARCHITECTURE.md` has them, which has all."""
+    rows = [line.split("|")[1] for line in (ROOT / "ARCHITECTURE.md").read_text().splitlines() if line[:3] == "| `"]
+    order = [file for row in rows for file in re.findall(r"`([a-z_]+)\.py`", row)]
+    files = {path.stem: path.read_text() for path in (ROOT / "jfree").glob("*.py")}
+    assert sorted(order) == sorted(files)
+    for file, text in files.items():
+        imported = re.findall(r"^from \.([a-z_]+) import", text, re.MULTILINE)
+        assert not [other for other in imported if order.index(other) > order.index(file)], file
+
+
 def test_reference_is_complete():
     own = (jfree.objectives, jfree.constraints, jfree.empirical)
     names = {f"jfree.{name}" for name in public(jfree)}

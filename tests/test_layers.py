@@ -128,6 +128,25 @@ def test_gradients(name):
         np.testing.assert_allclose(jax.tree.leaves(slope)[k], difference, rtol=1e-5, atol=1e-7)
 
 
+def test_gradients_with_layers_of_two_kinds():
+    """What one makes of the other's place is dropped, in derivatives, too."""
+
+    def mean_log(gain):
+        layers = [
+            gaussian(),
+            LayerNorm(gain),
+            Activation("tanh"),
+            gaussian(),
+            LayerNorm(gain, 0.5),
+            Residual([gaussian()]),
+        ]
+        return jfree.jacobian_spectrum(jfree.Network(N, layers)).mean_log()
+
+    step = 1e-5
+    difference = (mean_log(1.2 + step) - mean_log(1.2 - step)) / (2 * step)
+    np.testing.assert_allclose(jax.grad(mean_log)(1.2), difference, rtol=1e-6)
+
+
 def test_tuning_and_equinox():
     net = jfree.Network(N, [pre_norm(1, "tanh", scale=3.0), pre_norm(1, "tanh", scale=3.0)])
     where = lambda n: [layer.scale for layer in n.layers]  # noqa: E731
