@@ -92,7 +92,7 @@ def growing(widths: tuple[int, ...], num_samples: int) -> list[Row]:
 def with_own_variances(net: jfree.MLP, q: jax.Array) -> jfree.Spectrum:
     """The Jacobian's limit if the preactivations had these variances."""
     layers = net.layers
-    (inputs, preactivations), _ = layers.signals()
+    inputs, preactivations = layers.signals()
     preactivations = eqx.tree_at(lambda signal: signal.square, preactivations, q)
     operations = sum(layers.operations((inputs, preactivations)), ())
     num_atoms = max(2, *(operation.num_atoms for operation in operations))

@@ -10,22 +10,22 @@ from jaxtyping import Array
 from ._curve import AbstractOperation
 from ._kinds import Kinds, Member, where_layers
 
-Method = Callable[..., AbstractOperation | None]
+Given = tuple[AbstractOperation | None, ...]
 
 
-def over_layers(kinds: Kinds[Member], method: Method, *args: Array) -> tuple[AbstractOperation, ...]:
-    """What `method(layer, *args)` gives for every layer: one operation over all layers for each class of operations
-    among them, neutral where a layer has one of another class, or none.
+def over_layers(kinds: Kinds[Member], method: Callable[..., Given], *args: Array) -> tuple[AbstractOperation, ...]:
+    """What `method(layer, *args)` gives for every layer, one operation after the other: at each place of these, one
+    over all layers for each class of operations among them, neutral where a layer has one of another class, or none.
     """
-    groups: dict[Any, list[int]] = {}
-    given = [_given(member, method, *args) for member in kinds.members]
-    for k, operation in enumerate(given):
-        if operation is not None:
-            groups.setdefault(_group(operation), []).append(k)
+    groups: dict[Any, dict[int, AbstractOperation]] = {}
+    for k, member in enumerate(kinds.members):
+        for place, operation in enumerate(_shapes(member, method, *args)):
+            if operation is not None:
+                groups.setdefault((place, *_group(operation)), {})[k] = operation
     found = []
     for group in sorted(groups, key=str):
-        operations = [operation for k in groups[group] if (operation := given[k]) is not None]
-        found.append(_of_group(operations, kinds.only(groups[group]), method, *args))
+        mine = groups[group]
+        found.append(_of_group(group[0], [*mine.values()], kinds.only([*mine]), method, *args))
     return tuple(found)
 
 
@@ -36,18 +36,20 @@ def _group(operation: AbstractOperation) -> tuple[Any, ...]:
     return type(operation).__name__, jax.tree.structure(operation), shapes
 
 
-def _given(member: Member, method: Method, *args: Array) -> AbstractOperation | None:
-    """Its shapes, which are those of the first layer."""
+def _shapes(member: Member, method: Callable[..., Given], *args: Array) -> Given:
+    """Those of the first layer, which are those of all."""
     return jax.eval_shape(lambda *first: method(*jax.tree.map(lambda x: x[0], first)), member, *args)
 
 
-def _of_group(given: list[AbstractOperation], kinds: Kinds[Member], method: Method, *args: Array) -> AbstractOperation:
+def _of_group(
+    place: int, given: list[AbstractOperation], kinds: Kinds[Member], method: Callable[..., Given], *args: Array
+) -> AbstractOperation:
     """One operation over all layers, neutral where there is none."""
     points, atoms = max(op.num_points for op in given), max(op.num_atoms for op in given)
     dtype = jnp.result_type(*(leaf.dtype for op in given for leaf in jax.tree.leaves(op)))
 
     def fitted(member: Member, *args: Array) -> AbstractOperation:
-        operation = method(member, *args)
+        operation = method(member, *args)[place]
         assert operation is not None
         return operation.fitted(points, atoms, dtype)
 

@@ -120,10 +120,10 @@ class MLP(AbstractNetwork):
     def propagate(self) -> MeanField:
         """Per layer, see `MeanField`; `q` is that of the preactivations."""
         stacked = self._stacked()
-        (_, preactivations), last = signals = stacked.signals()
+        _, preactivations = signals = stacked.signals()
         q = preactivations.square
-        phi2 = jnp.append(signals[0][0].square[1:], last.square)
-        weights, activations = jnp.moveaxis(stacked.slopes(signals[0]), 1, 0)
+        phi2 = stacked.after_rounds(signals).square
+        weights, activations = jnp.moveaxis(stacked.slopes(signals), 1, 0)
         following = jnp.concatenate([weights[1:], weights[-1:]])
         chi_q = (following @ activations)[:, 0, 0]
         slopes = Kinds.of(self.activations).every(lambda phi, q: phi.slope_moment(q))(in_range(q))

@@ -98,7 +98,7 @@ class Residual(AbstractLayer):
 
     def operations(self, signal: Signal, refine: int) -> tuple[AbstractOperation | None, ...]:
         branch = self.branch(signal)
-        signals, _ = branch.signals()
+        signals = branch.signals()
         layers = tuple(operation for found in branch.operations(signals, refine) for operation in found)
         scales = self.skip is not None or self.scale is not None
         relative = jnp.square(self._or_one(self.scale) / jnp.asarray(self._or_one(self.skip), signal.square.dtype))

@@ -137,7 +137,7 @@ class ResNet(AbstractNetwork):
     def propagate(self) -> MeanField:
         """Per layer, see `MeanField`; `q` is that of the preactivations."""
         stacked = self._stacked()
-        (place,), ((stream,), _) = stacked.places, stacked.signals()
+        (place,), (stream,) = stacked.places, stacked.signals()
         chi_q = stacked.slopes((stream,))[:, 0, 0, 0]
         found = jax.vmap(_of_block)(place.members[0], stream)
         q, phi2, slopes = (x.ravel() for x in found)
@@ -175,6 +175,6 @@ class ResNet(AbstractNetwork):
 def _of_block(block: Any, signal: Signal) -> tuple[Array, Array, Array]:
     """`q`, `phi2` and `E phi'^2` of all its layers."""
     branch = block.branch(signal)
-    (weights, preactivations), last = branch.signals()
+    _, preactivations = signals = branch.signals()
     slopes = branch.places[1].every(lambda layer, q: layer.activation.slope_moment(q))(in_range(preactivations.square))
-    return preactivations.square, jnp.append(weights.square[1:], last.square), slopes
+    return preactivations.square, branch.after_rounds(signals).square, slopes

@@ -104,21 +104,29 @@ class StackedNetwork(AbstractNetwork):
             alike=alike,
         )
 
-    def signals(self) -> tuple[tuple[Signal, ...], Signal]:
-        """What comes into every place of every round, and what goes out at the end."""
-        widths = self.widths
+    def signals(self) -> tuple[Signal, ...]:
+        """What comes into every place of every round."""
         start = jnp.stack([self.q0, self.mean0]) if self.reads_mean else self.q0[None]
-        after = _after_rounds(self.places, start)
-        states = jnp.concatenate([start[None], after[:-1]])
-        found = [jax.vmap(_signal)(states, widths[0])]
-        for place, width in zip(self.places[:-1], widths[1:], strict=True):
+        states = start[None]
+        if self.places[0].kind.size > 1:
+            states = jnp.concatenate([states, _after_rounds(self.places, start)[:-1]])
+        found = [jax.vmap(_signal)(states, self.widths[0])]
+        for place, width in zip(self.places[:-1], self.widths[1:], strict=True):
             found.append(eqx.tree_at(lambda s: s.width, _all_forward(place, found[-1]), width))
-        return tuple(found), _signal(after[-1], self.last_width)
+        return tuple(found)
+
+    def after_rounds(self, signals: tuple[Signal, ...]) -> Signal:
+        """What goes out of every round, but for the widths."""
+        return _all_forward(self.places[-1], signals[-1])
 
     def end(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """Mean square and mean of what goes out, with the mean read or not."""
-        after = _after_rounds(self.places, jnp.stack([self.q0, self.mean0]))
-        return after[-1, 0], after[-1, 1]
+        start = jnp.stack([self.q0, self.mean0])
+        if self.places[0].kind.size == 1:
+            square, mean = _after_round(start, jax.tree.map(lambda x: x[0], self.places))
+        else:
+            square, mean = _after_rounds(self.places, start)[-1]
+        return square, mean
 
     def operations(self, signals: tuple[Signal, ...], refine: int | None = None) -> list[tuple[AbstractOperation, ...]]:
         """Of every place, over all rounds."""
@@ -126,7 +134,7 @@ class StackedNetwork(AbstractNetwork):
         return [_of_place(place, signal, refine) for place, signal in zip(self.places, signals, strict=True)]
 
     def propagate(self) -> MeanField:
-        signals, last = self.signals()
+        signals = self.signals()
         log_gains = [
             _log_gain(found, signal.square) for found, signal in zip(self.operations(signals), signals, strict=True)
         ]
@@ -142,8 +150,8 @@ class StackedNetwork(AbstractNetwork):
         assert self.order is not None
         rows = tuple(np.asarray(self.order).T)
         square, log_gain = (jnp.stack(x, 1)[rows] for x in ([s.square for s in signals], log_gains))
-        phi2 = jnp.append(square[1:], last.square)
-        elasticity = onwards[rows] * square / last.square
+        phi2 = jnp.append(square[1:], self.after_rounds(signals).square[-1])
+        elasticity = onwards[rows] * square / phi2[-1]
         return MeanField(square, phi2, jnp.exp(log_gain), slopes[rows][:, 0, 0], elasticity)
 
     def slopes(self, signals: tuple[Signal, ...]) -> Float[Array, "rounds places moments moments"]:
@@ -160,9 +168,9 @@ class StackedNetwork(AbstractNetwork):
         return jnp.stack(found, 1)
 
     def jacobian_curve(self, side: str) -> Curve:
-        signals, last = self.signals()
+        signals = self.signals()
         operations = [operation for found in self.operations(signals) for operation in found]
-        per_output = self.widths[0][0] / last.width
+        per_output = self.widths[0][0] / self.last_width
         back = (ChangeSide(1 / per_output[None]),) if side == "input" else ()
         per_output = per_output if side == "output" else jnp.ones_like(per_output)
         depth = self.depth
@@ -185,10 +193,10 @@ class StackedNetwork(AbstractNetwork):
         if len(dense) != 1:
             raise ValueError("`net` must have weights to have a Fisher spectrum.")
         (place,) = dense
-        signals, last = self.signals()
+        signals = self.signals()
         operations = self.operations(signals)
         there = self.places[place].there
-        amount = jnp.where(there, signals[place].width / last.width * signals[place].square, 0)
+        amount = jnp.where(there, signals[place].width / self.last_width * signals[place].square, 0)
 
         # What the first weights add to the mean may be less than a rounding of it: the last of these start it all, with
         # half of what they add as a multiple of the identity, to which they add the other half.
@@ -236,14 +244,7 @@ def _of_place(place: Kinds[AbstractLayer], signals: Signal, refine: int) -> tupl
     def given(layer: AbstractLayer, *at: Array) -> tuple[AbstractOperation | None, ...]:
         return layer.operations(Signal(*at), refine)
 
-    at = _parts(signals)
-    first = [jax.tree.map(lambda x: x[0], member) for member in place.members]
-    number = max(len(jax.eval_shape(given, layer, *(x[0] for x in at))) for layer in first)
-    found: list[AbstractOperation] = []
-    for k in range(number):
-        one = lambda layer, *at, k=k: (*given(layer, *at), *[None] * number)[k]  # noqa: E731
-        found += over_layers(place, one, *at)
-    return tuple(found)
+    return over_layers(place, given, *_parts(signals))
 
 
 def _num_laws(place: Kinds[AbstractLayer]) -> int:
@@ -270,13 +271,18 @@ def _all_forward(place: Kinds[AbstractLayer], signals: Signal) -> Signal:
     return where_layers(place.there, new, signals) if place.gaps else new
 
 
+def _after_round(state: Array, places: tuple[Kinds[AbstractLayer], ...]) -> Float[Array, " moments"]:
+    for place in places:
+        at = _parts(_signal(state, jnp.ones_like(state[0])))
+        new = _state(place.here(lambda layer, *at: layer.forward(Signal(*at)))(*at))
+        state = jnp.where(place.there, new, state) if place.gaps else new
+    return state
+
+
 @eqx.filter_custom_jvp
 def _after_rounds(places: tuple[Kinds[AbstractLayer], ...], start: Array) -> Float[Array, "rounds moments"]:
     def one(state: Array, places: tuple[Kinds[AbstractLayer], ...]) -> tuple[Array, Array]:
-        for place in places:
-            at = _parts(_signal(state, jnp.ones_like(state[0])))
-            new = _state(place.here(lambda layer, *at: layer.forward(Signal(*at)))(*at))
-            state = jnp.where(place.there, new, state) if place.gaps else new
+        state = _after_round(state, places)
         return state, state
 
     return jax.lax.scan(one, start, places)[1]
@@ -284,7 +290,7 @@ def _after_rounds(places: tuple[Kinds[AbstractLayer], ...], start: Array) -> Flo
 
 @_after_rounds.def_jvp
 def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
-    """All rounds' own derivatives at once, and their product by an associative scan: no loop to be transposed."""
+    """All rounds' own derivatives at once: the loop that is transposed has nothing but their products."""
     places, start = primals
     after = _after_rounds(places, start)
     before = jnp.concatenate([start[None], after[:-1]])
@@ -307,15 +313,20 @@ def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array
     first = jnp.zeros_like(before).at[0].set(changes[1])
     _, direct = jax.jvp(all_after, (before, dynamic), (first, changes[0]))
 
-    def join(earlier: tuple[Array, Array], later: tuple[Array, Array]) -> tuple[Array, Array]:
-        return later[0] @ earlier[0], jnp.squeeze(later[0] @ earlier[1][..., None], -1) + later[1]
+    def onwards(tangent: Array, step: tuple[Array, Array]) -> tuple[Array, Array]:
+        tangent = step[0] @ tangent + step[1]
+        return tangent, tangent
 
-    return after, jax.lax.associative_scan(join, (slopes, direct))[1]
+    return after, jax.lax.scan(onwards, jnp.zeros_like(start), (slopes, direct))[1]
 
 
 def _along(fn: Callable[[Array], Array], at: Array, basis: Array) -> Float[Array, "rounds moments moments"]:
-    """Row by row, all derivatives."""
-    return jnp.stack([jax.jvp(fn, (at,), (jnp.broadcast_to(one, at.shape),))[1] for one in basis], -1)
+    """Row by row, all derivatives; `fn` is traced once."""
+
+    def one(direction: Array) -> Array:
+        return jax.jvp(fn, (at,), (jnp.broadcast_to(direction, at.shape),))[1]
+
+    return jax.vmap(one, out_axes=-1)(basis)
 
 
 def _log_gain(operations: tuple[AbstractOperation, ...], like: Float[Array, " rounds"]) -> Float[Array, " rounds"]:

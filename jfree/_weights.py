@@ -11,7 +11,6 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from ._arguments import several
 from ._curve import AbstractOperation
-from ._factors import over_layers
 from ._kinds import Kinds
 from ._laws import Atoms
 from ._operations import Factor
@@ -77,11 +76,6 @@ def _one_atom(ratio: Array, sigma_w: Array, mass: Array) -> Atoms:
     """What is not 0, and an atom where an orthogonal matrix has one."""
     location = jnp.log(jnp.square(sigma_w) * jnp.maximum(1, 1 / ratio))
     return Atoms(1 / jnp.maximum(1, ratio), location[None], mass[None])
-
-
-def weight_factors(laws: Kinds[AbstractWeights], ratio: Array, sigma_w: Array) -> tuple[AbstractOperation, ...]:
-    """The free factors `W_l^T W_l`, as seen from the input side of every layer."""
-    return over_layers(laws, lambda law, *at: law.factor(*at), ratio, sigma_w)
 
 
 def centred_layers(laws: Kinds[AbstractWeights]) -> Bool[Array, " layers"] | None:
