@@ -18,7 +18,7 @@ import tyro
 from jax.interpreters.partial_eval import dce_jaxpr
 
 import jfree
-from jfree._certificate import certify
+from jfree._solve.certificate import certify
 
 from . import _baselines as baselines
 from ._harness import exponent, measure, report

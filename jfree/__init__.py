@@ -9,10 +9,16 @@ from . import (
     objectives as objectives,
     plot as plot,
 )
-from ._cache import keep_compiled as keep_compiled
-from ._certificate import RESULTS as RESULTS
-from ._finite_width import diagnose as diagnose, Diagnosis as Diagnosis, signal_spread as signal_spread
-from ._fixed_points import (
+from ._finite.diagnosis import diagnose as diagnose, Diagnosis as Diagnosis, signal_spread as signal_spread
+from ._finite.sampling import sample_weights as sample_weights
+from ._interop.equinox import (
+    from_equinox as from_equinox,
+    reinitialize as reinitialize,
+    ResidualMLP as ResidualMLP,
+    to_equinox as to_equinox,
+)
+from ._layers.weights import Gaussian as Gaussian, Orthogonal as Orthogonal
+from ._meanfield.fixed_points import (
     correlation_map as correlation_map,
     critical_points as critical_points,
     critical_sigma_w as critical_sigma_w,
@@ -22,29 +28,23 @@ from ._fixed_points import (
     Gain as Gain,
     gain as gain,
 )
-from ._interop import (
-    from_equinox as from_equinox,
-    reinitialize as reinitialize,
-    ResidualMLP as ResidualMLP,
-    to_equinox as to_equinox,
-)
-from ._meanfield import MeanField as MeanField
-from ._measured import from_weights as from_weights
-from ._mlp import MLP as MLP
-from ._network import Network as Network
-from ._networks import AbstractNetwork as AbstractNetwork, propagate as propagate
-from ._nonlinearity import nonlinearity as nonlinearity
-from ._resnet import ResNet as ResNet
-from ._sampling import sample_weights as sample_weights
-from ._spectrum import (
+from ._meanfield.moments import MeanField as MeanField
+from ._networks.abstract import AbstractNetwork as AbstractNetwork, propagate as propagate
+from ._networks.measured import from_weights as from_weights
+from ._networks.mlp import MLP as MLP
+from ._networks.network import Network as Network
+from ._networks.nonlinearity import nonlinearity as nonlinearity
+from ._networks.resnet import ResNet as ResNet
+from ._numerics.cache import keep_compiled as keep_compiled
+from ._solve.certificate import RESULTS as RESULTS
+from ._spectra import (
     fisher_spectrum as fisher_spectrum,
     jacobian_spectrum as jacobian_spectrum,
-    Solution as Solution,
-    Spectrum as Spectrum,
     universal_resnet_spectrum as universal_resnet_spectrum,
 )
+from ._spectrum.reading import Solution as Solution
+from ._spectrum.spectrum import Spectrum as Spectrum
 from ._sweep import stack as stack, Sweep as Sweep, sweep as sweep
 from ._tune import tune as tune, TuneResult as TuneResult
-from ._weights import Gaussian as Gaussian, Orthogonal as Orthogonal
 
 __version__ = version("jfree")

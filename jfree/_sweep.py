@@ -16,10 +16,11 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import PyTree
 from tqdm.auto import tqdm
 
-from ._curve import Curve
-from ._misc import integer, is_interactive
-from ._networks import AbstractNetwork
-from ._spectrum import Spectrum
+from ._calculus.curve import Curve
+from ._networks.abstract import AbstractNetwork
+from ._numerics.checks import integer
+from ._numerics.show import is_interactive
+from ._spectrum.spectrum import Spectrum
 
 
 class Sweep(eqx.Module):

@@ -14,18 +14,21 @@ from jaxtyping import Array, Float
 from tqdm.auto import tqdm
 
 from . import objectives
-from ._finite_width import alarm
-from ._misc import inexact_asarray, integer, is_concrete, is_interactive, Reals
-from ._mlp import MLP
-from ._networks import AbstractNetwork, as_network
-from ._nonlinearity import too_linear
-from ._show import counted, number, Shown
+from ._finite.diagnosis import alarm
+from ._networks.abstract import AbstractNetwork, as_network
+from ._networks.mlp import MLP
+from ._networks.nonlinearity import too_linear
+from ._numerics.arrays import inexact_asarray, is_concrete, Reals
+from ._numerics.checks import integer
+from ._numerics.show import counted, is_interactive, number, Shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Of the default optimiser: its first updates of logarithms, which fall to 0 as a cosine does.
 _LEARNING_RATE = 0.2
+
+
 _CHUNK = 10  # steps between two looks at the progress
 
 

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ._activations import AbstractActivation
-from ._implicit import bisect, implicit_root, with_slope
-from ._kinds import Kinds
-from ._meanfield import seen_moment
-from ._mlp import MLP
-from ._networks import AbstractNetwork
-from ._resnet import ResNet
-from ._weights import centred_layers
+from ._layers.kinds import Kinds
+from ._layers.weights import centred_layers
+from ._meanfield.moments import seen_moment
+from ._networks.abstract import AbstractNetwork
+from ._networks.mlp import MLP
+from ._networks.resnet import ResNet
+from ._numerics.implicit import bisect, implicit_root, with_slope
+from .activations._base import AbstractActivation
 
 Constraint = Callable[[AbstractNetwork], AbstractNetwork]
 

@@ -11,18 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from ._activations import AbstractActivation
-from ._lanczos import jacobian_density_lanczos as jacobian_density_lanczos, LanczosDensity as LanczosDensity
-from ._layers import draw
-from ._memory import check_memory
-from ._misc import integer
-from ._mlp import MLP
-from ._network import Network
-from ._networks import AbstractNetwork
-from ._resnet import ResNet
-from ._sampling import few_threads, integer_widths, laws_of_layers, with_all_scales
-from ._spectrum import Spectrum
-from ._weights import AbstractWeights
+from ._finite.lanczos import jacobian_density_lanczos as jacobian_density_lanczos, LanczosDensity as LanczosDensity
+from ._finite.sampling import few_threads, integer_widths, laws_of_layers, with_all_scales
+from ._layers.dense import draw
+from ._layers.weights import AbstractWeights
+from ._networks.abstract import AbstractNetwork
+from ._networks.mlp import MLP
+from ._networks.network import Network
+from ._networks.resnet import ResNet
+from ._numerics.checks import integer
+from ._numerics.memory import check_memory
+from ._spectrum.spectrum import Spectrum
+from .activations._base import AbstractActivation
 
 
 def jacobian_eigenvalues(

@@ -1,22 +1,17 @@
 """What new activations, weight laws, layers, operations and networks are made of: see "Extending" in the docs."""
 
-from ._activations import (
-    AbstractActivation as AbstractActivation,
-    AbstractManySlopes as AbstractManySlopes,
-    AbstractSmooth as AbstractSmooth,
-    AbstractTwoSlopes as AbstractTwoSlopes,
-)
-from ._curve import (
-    AbstractOperation as AbstractOperation,
-    Cumulants as Cumulants,
-    Curve as Curve,
-    Point as Point,
-    Signs as Signs,
-    Step as Step,
-)
-from ._laws import Atoms as Atoms, Law as Law
-from ._layers import AbstractLayer as AbstractLayer, Entries as Entries, Signal as Signal
-from ._misc import (
+from ._calculus.atoms import Atoms as Atoms
+from ._calculus.curve import Curve as Curve
+from ._calculus.factor import Factor as Factor, point_mass as point_mass
+from ._calculus.law import Law as Law
+from ._calculus.law_factor import LawFactor as LawFactor
+from ._calculus.operation import AbstractOperation as AbstractOperation, Cumulants as Cumulants, Step as Step
+from ._calculus.point import Point as Point, Signs as Signs
+from ._calculus.side_and_shift import ChangeSide as ChangeSide, Shift as Shift
+from ._layers.layer import AbstractLayer as AbstractLayer, Entries as Entries, Signal as Signal
+from ._layers.weights import AbstractWeights as AbstractWeights
+from ._networks.abstract import AbstractNetwork as AbstractNetwork, curve_of as curve_of
+from ._numerics.complex import (
     exponential as exponential,
     log_one_plus as log_one_plus,
     log_upper as log_upper,
@@ -24,12 +19,9 @@ from ._misc import (
     squared as squared,
     x_log_x as x_log_x,
 )
-from ._networks import AbstractNetwork as AbstractNetwork, curve_of as curve_of
-from ._operations import (
-    ChangeSide as ChangeSide,
-    Factor as Factor,
-    LawFactor as LawFactor,
-    point_mass as point_mass,
-    Shift as Shift,
+from .activations._base import (
+    AbstractActivation as AbstractActivation,
+    AbstractManySlopes as AbstractManySlopes,
+    AbstractTwoSlopes as AbstractTwoSlopes,
 )
-from ._weights import AbstractWeights as AbstractWeights
+from .activations._smooth import AbstractSmooth as AbstractSmooth

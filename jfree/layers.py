@@ -1,12 +1,9 @@
 """Layers that a `jfree.Network` is made of."""
 
-from ._layers import (
-    AbstractLayer as AbstractLayer,
-    Activation as Activation,
-    Dense as Dense,
-    Dropout as Dropout,
-    LayerNorm as LayerNorm,
-    RMSNorm as RMSNorm,
-    Scale as Scale,
-)
-from ._residual import Residual as Residual
+from ._layers.activation import Activation as Activation
+from ._layers.dense import Dense as Dense
+from ._layers.dropout import Dropout as Dropout
+from ._layers.layer import AbstractLayer as AbstractLayer
+from ._layers.normalisation import LayerNorm as LayerNorm, RMSNorm as RMSNorm
+from ._layers.scale import Scale as Scale
+from ._networks.residual import Residual as Residual

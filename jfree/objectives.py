@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from ._arguments import floats, positive
-from ._misc import check, inexact_asarray, Reals
-from ._moments import log_moment, log_moments
-from ._networks import AbstractNetwork, as_network
-from ._spectrum import fisher_spectrum, jacobian_spectrum, Spectrum
+from ._networks.abstract import AbstractNetwork, as_network
+from ._numerics.arrays import inexact_asarray, Reals
+from ._numerics.checks import check, floats, positive
+from ._spectra import fisher_spectrum, jacobian_spectrum
+from ._spectrum.moments import log_moment, log_moments
+from ._spectrum.spectrum import Spectrum
 
 Objective = Callable[[AbstractNetwork], Float[Array, ""]]
 

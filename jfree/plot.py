@@ -9,18 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ._activations import AbstractActivation
-from ._fixed_points import critical_points, fixed_point
-from ._meanfield import in_range
-from ._misc import inexact_asarray, Reals
-from ._names import as_activation
+from ._meanfield.fixed_points import critical_points, fixed_point
+from ._meanfield.moments import in_range
+from ._numerics.arrays import inexact_asarray, Reals
+from .activations._base import AbstractActivation
+from .activations._names import as_activation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from ._spectrum import Spectrum
+    from ._spectrum.spectrum import Spectrum
 
 _NUM_POINTS = 400
+
+
 # Where a bulk reaches down to 0, the picture starts at the first of these shares of it, and shows all of the density
 # beyond the second: nearer to 0 that diverges.
 _SHARES = np.array([0.001, 0.1])

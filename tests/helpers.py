@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import jfree
-from jfree._certificate import certify, newton_step
-from jfree._misc import magnitude
+from jfree._numerics.complex import magnitude
+from jfree._solve.certificate import certify, newton_step
 
 TWO_SLOPES = ("linear", "relu", "hard_tanh", "hard_sine", "shifted_relu", "scaled_hard_tanh")
 MANY_SLOPES = ("leaky_relu", "tanh", "erf", "sigmoid", "silu", "gelu", "softplus")

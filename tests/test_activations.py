@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import jfree
-from jfree._activations import AbstractManySlopes, AbstractTwoSlopes
-from jfree._names import BY_NAME
+from jfree.activations._base import AbstractManySlopes, AbstractTwoSlopes
+from jfree.activations._names import BY_NAME
 
 # Kinks, and zeros of the derivative, where an integrand is not smooth.
 KNOTS = {

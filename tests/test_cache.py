@@ -10,7 +10,7 @@ import jax
 import pytest
 
 import jfree
-from jfree import _cache
+from jfree._numerics import cache
 from jfree.cli import main
 
 ENTRY = f"jit_f-{'0' * 64}"
@@ -60,7 +60,7 @@ def test_the_next_process_compiles_nothing(tmp_path):
     directory, hits, misses = counts(spectrum, JFREE_CACHE=tmp_path)
     assert Path(directory).parent == tmp_path
     assert hits == 0
-    assert misses == _cache.contents(Path(directory)).programs > 0
+    assert misses == cache.contents(Path(directory)).programs > 0
     assert counts(spectrum, JFREE_CACHE=tmp_path)[1:] == (misses, 0)
 
 
@@ -68,14 +68,14 @@ def test_the_command_line_keeps_what_it_compiles(tmp_path):
     script = "import jax, jax.numpy as jnp, jfree.cli; "
     script += f"jfree.cli.SpectrumCommand.run = lambda _: {ONE}; jfree.cli.main(['spectrum'])"
     assert run(script, JFREE_CACHE=tmp_path).returncode == 0
-    assert _cache.contents(tmp_path / f"jax-{jax.__version__}").programs > 0
+    assert cache.contents(tmp_path / f"jax-{jax.__version__}").programs > 0
 
 
 def test_by_default_in_the_cache_directory_of_the_user(tmp_path):
     directory, _, misses = counts(ONE, XDG_CACHE_HOME=tmp_path, HOME=tmp_path, LOCALAPPDATA=tmp_path)
     assert tmp_path in Path(directory).parents
     assert Path(directory).name == f"jax-{jax.__version__}"
-    assert misses == _cache.contents(Path(directory)).programs > 0
+    assert misses == cache.contents(Path(directory)).programs > 0
 
 
 def test_off(tmp_path, monkeypatch, capsys):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import jfree
-from jfree._certificate import certify
-from jfree._solver import _Places
+from jfree._solve.certificate import certify
+from jfree._solve.solve import _Places
 
 
 def test_marchenko_pastur():

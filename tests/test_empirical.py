@@ -8,7 +8,7 @@ import pytest
 from helpers import num_compiled
 
 import jfree
-from jfree._memory import check_memory
+from jfree._numerics.memory import check_memory
 from jfree.empirical import (
     fisher_eigenvalues,
     full_fisher_eigenvalues,
@@ -153,7 +153,7 @@ def test_what_does_not_fit_is_refused():
 def test_refuses_what_its_container_cannot_hold(monkeypatch, tmp_path):
     for name, text in (("max", "4000000"), ("current", "3500000"), ("stat", "anon 9\ninactive_file 250000\n")):
         (tmp_path / f"memory.{name}").write_text(text)
-    monkeypatch.setattr("jfree._memory._CONTAINER", tmp_path)
+    monkeypatch.setattr("jfree._numerics.memory._CONTAINER", tmp_path)
     check_memory("`width`", 750_000)
     with pytest.raises(MemoryError, match="`width` must be smaller"):
         check_memory("`width`", 750_001)

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 import jfree
-from jfree import _explorer, _explorer_html
-from jfree._explorer import Settings
 from jfree.cli import main
+from jfree.explorer import _model, _svg
+from jfree.explorer._model import Settings
 
 # A reader's targets. A busy machine may miss them at times: of several tries the best must meet them.
 FIRST_PICTURE, RESPONSE = 5.0, 0.3
@@ -32,7 +32,7 @@ SETTINGS = [
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_picture(settings):
-    outline, density = _explorer.picture(settings)
+    outline, density = _model.picture(settings)
     net = settings.network()
     spectrum, field = jfree.jacobian_spectrum(net), jfree.propagate(net)
     nonzero = 1 - spectrum.mass_at_zero()
@@ -51,11 +51,11 @@ def test_picture(settings):
 
 def test_one_layer():
     """A multiple of an orthogonal matrix, and Marchenko-Pastur."""
-    outline, _ = _explorer.picture(Settings(depth=1))
+    outline, _ = _model.picture(Settings(depth=1))
     assert np.isnan(outline.chi)
     assert np.allclose(10**outline.log_edges, 1.2)
     assert np.isclose(outline.masses.sum(), 1)
-    outline, _ = _explorer.picture(Settings(weights="gaussian", depth=1, ratio=0.5))
+    outline, _ = _model.picture(Settings(weights="gaussian", depth=1, ratio=0.5))
     assert np.allclose(10**outline.log_edges, 1.2 * (1 + np.array([-1, 1]) * 0.5**0.5))
     assert np.isclose(outline.mass_at_zero, 0.5)
 
@@ -64,7 +64,7 @@ def test_one_program_for_all_positions(caplog):
     def compiled(settings):
         caplog.clear()
         with jax.log_compiles():
-            _explorer.picture(settings)
+            _model.picture(settings)
         return {name for name in ("_outline", "_density") if f"Compiling jit({name})" in caplog.text}
 
     assert "_outline" in compiled(Settings("linear", depth=3))  # and the density, in another thread
@@ -72,22 +72,22 @@ def test_one_program_for_all_positions(caplog):
 
 
 def test_fixed_point_and_phases():
-    outline = _explorer.picture(Settings(sigma_w=1.5, sigma_b=0.1)).outline
+    outline = _model.picture(Settings(sigma_w=1.5, sigma_b=0.1)).outline
     assert np.isclose(outline.fixed_q, jfree.fixed_point("hard_tanh", 1.5, 0.1))
     assert outline.fixed_chi > 1
-    phases = _explorer.phases("hard_tanh")
+    phases = _model.phases("hard_tanh")
     sigma_w, _ = jfree.critical_sigma_w("hard_tanh", 0.5)
     assert np.isclose(phases.critical_sigma_w[20], sigma_w)
-    assert np.isclose(_explorer.phases("relu").critical_sigma_w[0], 2**0.5)
+    assert np.isclose(_model.phases("relu").critical_sigma_w[0], 2**0.5)
     signs = np.sign(phases.log_chi[8])  # sigma_b just above 0.5
-    change = np.linspace(*_explorer.SIGMA_W, signs.size + 1)[np.argmax(signs > 0)]
+    change = np.linspace(*_model.SIGMA_W, signs.size + 1)[np.argmax(signs > 0)]
     assert abs(change - sigma_w) < 0.1
 
 
 @pytest.mark.parametrize("both", [False, True])
 def test_gradient_step(both):
     settings = Settings(sigma_w=1.8)
-    stepped, note = _explorer.gradient_step(settings, both)
+    stepped, note = _model.gradient_step(settings, both)
     before, after = (jfree.objectives.isometry(s.network()) for s in (settings, stepped))
     assert np.allclose([float(x) for x in re.findall(r"\d+\.\d+", note)], [before, after], rtol=1e-3)
     assert after < before
@@ -98,7 +98,7 @@ def test_gradient_step(both):
 
 def test_sample_is_of_the_spectrum():
     settings = Settings(weights="gaussian", depth=5, ratio=2.0, sigma_w=2.0, sigma_b=0.5)
-    sample = _explorer.sample(settings, seed=0)
+    sample = _model.sample(settings, seed=0)
     assert abs(sample.x.size - sample.number) < 0.1 * sample.number
     spectrum = jfree.jacobian_spectrum(settings.network())
     zero = spectrum.mass_at_zero()
@@ -107,10 +107,10 @@ def test_sample_is_of_the_spectrum():
 
 
 def test_what_is_not_certified_is_said():
-    picture = _explorer.picture(Settings(depth=3))
+    picture = _model.picture(Settings(depth=3))
     bad = picture._replace(density=np.full_like(picture.density, np.nan))
-    assert "not certified here at 192 of 192 points" in _explorer_html.numbers(bad)
-    assert "polyline" not in _explorer_html.density(bad)
+    assert "not certified here at 192 of 192 points" in _svg.numbers(bad)
+    assert "polyline" not in _svg.density(bad)
 
 
 def test_bad_port(capsys):

@@ -10,7 +10,7 @@ import pytest
 from helpers import fuzz_points, MANY_SLOPES, random_mlp, random_resnet, slow_solve, TWO_SLOPES
 
 import jfree
-from jfree._solver import solve
+from jfree._solve.solve import solve
 
 FULL = bool(os.environ.get("JFREE_FULL"))
 DEPTHS = (1, 2, 3, 5, 10, 30, 80, 200)

@@ -8,8 +8,8 @@ import pytest
 
 import jfree
 from jfree import activations as acts
-from jfree._interop import _FUNCTIONS
-from jfree._names import BY_NAME
+from jfree._interop.equinox import _FUNCTIONS
+from jfree.activations._names import BY_NAME
 
 KEY = jax.random.key(0)
 ACTIVATIONS = [

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jfree
-from jfree._solver import _TILE
+from jfree._solve.solve import _TILE
 
 NETWORKS = {
     "hard_tanh": lambda: jfree.MLP([1.0, 2.0, 1.0], "hard_tanh", "orthogonal", 1.05, 0.01),

@@ -257,7 +257,7 @@ def test_mean_log_is_the_log_potential_at_zero(seed):
     zero = float(spectrum.mass_at_zero())
     y = float(spectrum.mean()) * 1e-12
     near = spectrum.curve
-    from jfree._solver import find_roots
+    from jfree._solve.solve import find_roots
 
     z = jnp.asarray([-y, -2 * y, -4 * y], complex)
     roots = find_roots(near, z)

@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _keep_compiled() -> None:
-    from .._cache import switch_on
+    from .._numerics.cache import switch_on
 
     try:
         switch_on()

@@ -15,7 +15,7 @@ class CacheCommand:
     """Remove them, those of other versions of JAX included."""
 
     def run(self) -> None:
-        from .._cache import clear, directory, is_users, root_directory
+        from .._numerics.cache import clear, directory, is_users, root_directory
 
         own, root = directory(), root_directory()
         if own is None or root is None or is_users():
@@ -33,7 +33,7 @@ class CacheCommand:
 
 
 def _line(path: Path) -> str:
-    from .._cache import contents
+    from .._numerics.cache import contents
 
     programs, num_bytes = contents(path)
     return f"{path}: {programs} programs, {num_bytes / 1e6:.1f} MB"

@@ -34,14 +34,14 @@ class ExploreCommand:
             except ImportError as error:
                 raise ImportError("`jfree explore` needs marimo: pip install 'jfree[explore]'.") from error
             _compile_quickly()
-            from .. import _explorer
+            from ..explorer import _model
 
             address = f"http://127.0.0.1:{listener.getsockname()[1]}"
             print("Compiling, some seconds ...", flush=True)
-            settings = _explorer.Settings()
-            _explorer.picture(settings)
-            _explorer.phases(settings.activation)
-            page = Path(_explorer.__file__).with_name("explorer.py")
+            settings = _model.Settings()
+            _model.picture(settings)
+            _model.phases(settings.activation)
+            page = Path(_model.__file__).with_name("page.py")
             app = marimo.create_asgi_app(quiet=True).with_app(path="/", root=str(page)).build()
             print(f"Open {address} - Ctrl-C ends it.", flush=True)
             if not self.headless:
@@ -79,6 +79,6 @@ def _listening(port: int) -> socket.socket:
 
 
 def _compile_quickly() -> None:
-    """Much is compiled here and little is run: `_explorer.py` asks for more where it is run at every move."""
+    """Much is compiled here and little is run: `explorer/_model.py` asks for more where it is run at every move."""
     flags = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()

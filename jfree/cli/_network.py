@@ -10,7 +10,7 @@ import numpy as np
 import tyro
 
 if TYPE_CHECKING:
-    from .._mlp import MLP
+    from .._networks.mlp import MLP
 
 _NUM_INPUTS, _NUM_OUTPUTS = 64, 10  # of scikit-learn's digits
 _DEEPEST, _MOST_CLASSES = 100_000, 65_536
@@ -53,7 +53,7 @@ class Network:
         self, config: Path | None, depth: int = 10, width: float = 256.0, labelled: bool = False
     ) -> tuple["MLP", "Data"]:
         """The network, and the data that its `q0` comes from."""
-        from .._mlp import MLP
+        from .._networks.mlp import MLP
 
         given = {name: value for name, value in vars(self).items() if value is not None}
         given = _override(_read_config(config) if config else {}, given)

@@ -12,8 +12,8 @@ from typing import Any, TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from .._mlp import MLP
-    from .._spectrum import Spectrum
+    from .._networks.mlp import MLP
+    from .._spectrum.spectrum import Spectrum
     from ._network import Data
 
 POOLED = 200  # eigenvalues of sampled networks, at least
@@ -47,7 +47,7 @@ def header(network: dict[str, Any]) -> str:
 
 
 def summarize(net: "MLP", spectrum: "Spectrum") -> dict[str, Any]:
-    from .._networks import propagate
+    from .._networks.abstract import propagate
 
     mean_field = propagate(net)
     atoms = zip(*(np.asarray(a).tolist() for a in spectrum.atoms()), strict=True)
@@ -66,7 +66,7 @@ def summarize(net: "MLP", spectrum: "Spectrum") -> dict[str, Any]:
 
 def diagnosis(net: "MLP", data: "Data") -> dict[str, Any]:
     """Numbers and words, for the data's own inputs."""
-    from .._finite_width import diagnose
+    from .._finite.diagnosis import diagnose
 
     found = diagnose(net, data.mean_squares())
     numbers = {field.name: np.asarray(getattr(found, field.name)).tolist() for field in dataclasses.fields(found)}

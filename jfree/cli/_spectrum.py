@@ -12,8 +12,8 @@ from ._network import default, Network
 from ._report import check_figure, check_seed, complete, describe, diagnosis, finite, header, POOLED, summarize, table
 
 if TYPE_CHECKING:
-    from .._mlp import MLP
-    from .._spectrum import Spectrum
+    from .._networks.mlp import MLP
+    from .._spectrum.spectrum import Spectrum
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class SpectrumCommand:
     """Of the sampled networks."""
 
     def run(self) -> None:
-        from .._spectrum import jacobian_spectrum
+        from .._spectra import jacobian_spectrum
 
         if self.figure:
             check_figure(self.figure)

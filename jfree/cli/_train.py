@@ -11,8 +11,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from .._activations import AbstractActivation
-from .._mlp import MLP
+from .._networks.mlp import MLP
+from ..activations._base import AbstractActivation
 
 Matrix = Array | np.ndarray
 Weights = Sequence[tuple[Matrix, Matrix]]

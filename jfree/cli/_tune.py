@@ -16,7 +16,7 @@ from ._network import Data, default, Network
 from ._report import check_figure, check_seed, check_writable, complete, describe, diagnosis, finite, header, POOLED
 
 if TYPE_CHECKING:
-    from .._mlp import MLP
+    from .._networks.mlp import MLP
     from ._train import Training
 
 _LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -116,7 +116,7 @@ class TuneCommand:
         return files
 
     def _startable(self, net: "MLP") -> "MLP":
-        from .._sampling import integer_widths
+        from .._finite.sampling import integer_widths
 
         integer_widths(net, None)
         if "widths" in self.tune and net.depth < 2:
@@ -155,7 +155,7 @@ class TuneCommand:
         import jax
         import optax
 
-        from .._sampling import sample_weights
+        from .._finite.sampling import sample_weights
         from ._train import equinox_default, train
 
         starts = {
@@ -202,7 +202,7 @@ class _Measured:
     def of(net: "MLP", seed: int) -> "_Measured":
         import jax
 
-        from .._spectrum import jacobian_spectrum
+        from .._spectra import jacobian_spectrum
         from ..empirical import jacobian_eigenvalues, ks_distance
 
         widths = np.asarray(net.widths)
@@ -232,7 +232,7 @@ def _save_weights(stream: IO[bytes], net: "MLP", seed: int) -> None:
     """W1, b1, W2, ... of the network that was sampled, and trained, from this seed."""
     import jax
 
-    from .._sampling import sample_weights
+    from .._finite.sampling import sample_weights
 
     arrays = {}
     for layer, (weight, bias) in enumerate(sample_weights(net, jax.random.key(seed)), 1):
@@ -253,9 +253,9 @@ def _toml(net: "MLP", data: Data) -> str:
 
 def _flag(module: Any) -> str:
     """The name that the flags have for a weight law or an activation."""
-    from .._names import BY_NAME as ACTIVATIONS
-    from .._show import name_of
-    from .._weights import BY_NAME as WEIGHT_LAWS
+    from .._layers.weights import BY_NAME as WEIGHT_LAWS
+    from .._numerics.show import name_of
+    from ..activations._names import BY_NAME as ACTIVATIONS
 
     return name_of(module, ACTIVATIONS | WEIGHT_LAWS)
 

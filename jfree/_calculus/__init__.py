@@ -1,0 +1,1 @@
+"""The calculus: curves, and operations on them."""

@@ -1,0 +1,149 @@
+"""Free factors of any law on the half line, with one unknown."""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array
+
+from .._numerics.complex import (
+    exponential,
+    log_lower,
+    log_max,
+    log_one_plus,
+    log_upper,
+    logarithm,
+    magnitude,
+    reciprocal,
+    squared,
+    x_log_x,
+)
+from .._numerics.implicit import at_extremum, bisect, implicit_root, with_slope
+from .atoms import Atoms
+from .law import Law, Transform
+from .operation import AbstractOperation, Cumulants, Step
+from .point import Point, relative
+
+# By how much Newton's method may change log w at once. On the axis M is monotone, and w may have far to go: a share of
+# the range of floats.
+_LONGEST, _LONGEST_PER_RANGE = 2, 22
+
+
+class LawFactor(AbstractOperation):
+    """Free multiplication by a law known by its points and weights: one unknown `w` with `M_law(w) = m`."""
+
+    law: Law
+
+    @property
+    def num_unknowns(self):
+        return 1
+
+    @property
+    def num_points(self):
+        return self.law.points.shape[-1]
+
+    @property
+    def num_atoms(self):
+        return self.law.atoms.size
+
+    def fitted(self, num_points: int, num_atoms: int, dtype: DTypeLike) -> "LawFactor":
+        return LawFactor(self.law.resized(num_points, num_atoms, dtype))
+
+    def masked(self, keep: Array) -> "LawFactor":
+        """As the squares of entries of which only a share is kept, divided by it."""
+        return LawFactor(self.law.masked(keep))
+
+    @property
+    def reach(self):
+        return 3 * jnp.max(jnp.abs(self.law.points))
+
+    def guess(self, point: Point) -> Array:
+        return (point.one_plus(1) * reciprocal(point.side * point.m))[None]
+
+    def advance(self, point: Point, unknowns: Array) -> Step:
+        (unknown,) = unknowns
+        m, dm, one = point.on_side()
+        w = implicit_root(_law_gap, unknown, (self.law, m, one))
+        moments = self.law.transform(w)
+        # Newton's step for log w, in whichever of log M and log (1 + M) is the steeper; next to a pole, in 1/M.
+        have, want = _either(moments, w, m, one)
+        stiffness = -have * reciprocal(w * moments.slope)
+        change = jnp.where(magnitude(have) > 1, 1 - have * reciprocal(want), logarithm(want * reciprocal(have)))
+        step = change * stiffness
+        step = jax.lax.stop_gradient(step)  # w has its derivatives already
+        correction = magnitude(step)
+        limit = jnp.where(unknown.imag == 0, max(8, log_max(m.real.dtype) / _LONGEST_PER_RANGE), _LONGEST)
+        w = w * exponential(step * jnp.minimum(1, limit / jnp.maximum(correction, limit / 2)))
+        dw = relative(dm, want) * stiffness
+        slope = relative(dm, m) - relative(dm, one) + dw
+        new = point.multiplied(m * w * reciprocal(one), slope, self.law.log_mean)
+        # The inverse of M is analytic in a disk of this radius: Smale's bound for M, whose k-th Taylor coefficient
+        # at w is at most total / distance^(k-1), with 0.13 for his 0.17 since those of the inverse may grow like k.
+        near = magnitude(m) * moments.total / (0.13 * squared(moments.slope) * moments.distance)
+        closeness = jnp.square(near)
+        # It is univalent there: |w''| <= 4 near |w'|, and w' stays of the size of w next to a pole of M.
+        rate = magnitude(dw) / magnitude(point.rate)
+        curvature = jnp.minimum(closeness, rate * (4 * near + rate))
+        mismatch = magnitude(change)
+        signs = point.signs(w, dw) & new.own_signs()
+        # Where w does not vanish with it, 1 + m leaves a pole.
+        to_pole = jnp.where(self.law.atoms.rank < 1, 1 / squared(one), 0)
+        spread = self.law.spread != 0  # or else w is linear in 1/m
+        bounds = (closeness * spread, curvature * spread, to_pole * spread)
+        return Step(new, w[None], dw[None], signs, correction, mismatch, *bounds, moments.roughness)
+
+    def potential(self, psi: Array, log_z: Array, before: Point, step: Step) -> tuple[Array, Array]:
+        (w,) = step.unknowns
+        log_one = log_one_plus(before.side * before.m, before.one_plus(1))
+        log_ratio = log_lower(before.side * before.m) + log_upper(w) - log_one
+        own = self.law.log_transform(w) + log_one
+        return psi + own / before.side + log_ratio, log_z + log_ratio
+
+    def cumulants(self, c: Cumulants) -> Cumulants:
+        return c.times(self.law.log_mean, self.law.spread)
+
+    def atoms(self, atoms: Atoms) -> Atoms:
+        return atoms.times(self.law.atoms)
+
+    def log_volume(self, rank: Array) -> Array:
+        law, dtype = self.law, rank.dtype
+        far = 0.4 * log_max(dtype)
+        args = (law, rank)
+        frozen = jax.lax.stop_gradient(args)
+        log_w = bisect(lambda v: _missing(v, *frozen), -far + 0 * rank, far + 0 * rank)
+        whole = rank > (1 - 64 * jnp.finfo(dtype).eps) * law.atoms.rank
+        log_w = jnp.where(whole, 0, log_w)
+        inside = at_extremum(_volume_at, with_slope(_missing), log_w, args, ~whole)
+        volume = jnp.where(whole, law.mean_log(), inside)
+        return volume + rank * law.log_mean + x_log_x(rank) + x_log_x(1 - rank)
+
+    def neutral(self):
+        law = self.law
+        one = Law.point_mass(law.log_mean.dtype).resized(law.points.shape[-1], law.atoms.size, law.points.dtype)
+        return LawFactor(jax.tree.map(lambda x, like: jnp.broadcast_to(x, like.shape), one, law))
+
+
+def _missing(log_w: Array, law: Law, rank: Array) -> Array:
+    """By how much the rank exceeds `-M(w)`, `w < 0`."""
+    return rank + law.transform(_negative(log_w)).m.real[0]
+
+
+def _volume_at(log_w: Array, law: Law, rank: Array) -> Array:
+    """`int_0^rank log|w| du` where `w`, at its end, solves `-M(w) = rank`, and is least."""
+    return rank * log_w + law.log_transform(_negative(log_w)).real[0]
+
+
+def _negative(log_w: Array) -> Array:
+    return jax.lax.complex(-jnp.exp(log_w), jnp.zeros_like(log_w))[None]
+
+
+def _either(moments: Transform, w: Array, m: Array, one: Array) -> tuple[Array, Array]:
+    """`M(w)` and `m`, or `1 + M(w)` and `1 + m`: the pair that is small, accurate, and steep in log w."""
+    rest = w * moments.g
+    near_zero = magnitude(rest) < magnitude(moments.m)
+    return jnp.where(near_zero, rest, moments.m), jnp.where(near_zero, one, m)
+
+
+def _law_gap(w: Array, law: Law, m: Array, one: Array) -> tuple[Array, Array]:
+    moments = law.transform(w)
+    have, want = _either(moments, w, m, one)
+    return have - want, -moments.slope

@@ -1,0 +1,110 @@
+"""Finite networks drawn from the laws of their layers."""
+
+import contextlib
+import importlib
+from collections.abc import Generator
+from typing import TypeVar
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+from threadpoolctl import threadpool_limits
+
+from .._layers.dense import draw
+from .._layers.weights import AbstractWeights
+from .._networks.abstract import AbstractNetwork
+from .._networks.mlp import MLP
+from .._networks.network import Network
+from .._networks.resnet import ResNet
+from .._numerics.checks import integer
+
+_Network = TypeVar("_Network", bound=MLP | ResNet)
+
+
+_WORTH_THREADS = 512  # the width from which threads make a matrix faster
+
+
+def sample_weights(
+    net: MLP | ResNet, key: PRNGKeyArray, width: int | None = None
+) -> list[tuple[Float[Array, "N_l N_l-1"], Float[Array, " N_l"]]]:
+    """Weights and biases of a finite network (host).
+
+    **Arguments:**
+
+    - `net`: what to sample, an `MLP` or a `ResNet`.
+    - `key`: of `jax.random`.
+    - `width`: the largest width; the others keep their ratios to it, rounded. By default `net.widths` are the widths;
+        a `ResNet` has none, and needs it.
+
+    **Returns:** `(W_l, b_l)` for every layer, those of a `ResNet` block by block, in the dtype of `net`. `W_l` has
+    entries `N(0, sigma_w^2 / N_{l-1})`, or is Haar orthogonal with entries of that variance, rows less their means if
+    the law is centred; `b_l ~ N(0, sigma_b^2)`.
+
+    **Raises:** `ValueError` if `net` is neither, `width` is not a positive integer, or a width is not an
+    integer or rounds to 0.
+    """
+    widths = integer_widths(net, width)
+    net = with_all_scales(net)
+    with few_threads(max(widths)):
+        shapes = zip(laws_of_layers(net), widths[1:], widths[:-1], strict=True)
+        layers = [
+            _sample_layer(law, (num_out, num_in), net.sigma_w, net.sigma_b, key, np.asarray(layer))
+            for layer, (law, num_out, num_in) in enumerate(shapes)
+        ]
+        return jax.block_until_ready(layers)
+
+
+def integer_widths(net: AbstractNetwork, width: int | None) -> list[int]:
+    """`N_0..N_L` of a finite network, the largest of them `width`."""
+    if not isinstance(net, MLP | ResNet | Network):
+        raise ValueError(f"`net` must be an MLP, a ResNet or a Network to be sampled, got {type(net).__name__}.")
+    if not isinstance(net, ResNet) and width is None:
+        return _rounded(net.widths)
+    if width is None:
+        raise ValueError(f"`width` must be given for a {type(net).__name__}, which has none of its own.")
+    width = integer("width", width)
+    relative = np.ones(1 + len(net.activations)) if isinstance(net, ResNet) else np.asarray(net.widths, np.float64)
+    widths = np.round(relative * (width / relative.max()))
+    if widths.min() < 1:
+        raise ValueError("`width` is too small: a layer would have no units.")
+    return [int(n) for n in widths]
+
+
+def _rounded(widths: Array) -> list[int]:
+    rounded = np.round(np.asarray(widths, np.float64))
+    if rounded.min() < 1 or not np.allclose(widths, rounded, rtol=1e-6, atol=0):
+        raise ValueError("`widths` of `net` must be integers to be sampled; or give the largest as `width`.")
+    return [int(n) for n in rounded]
+
+
+def laws_of_layers(net: MLP | ResNet) -> list[AbstractWeights]:
+    return [law for law in net.weights for _ in range(net.layers_per_block if isinstance(net, ResNet) else 1)]
+
+
+@contextlib.contextmanager
+def few_threads(width: int) -> Generator[None]:
+    """One thread for the linear algebra of small matrices: several would wait for each other longer than they work."""
+    importlib.import_module("scipy.linalg")  # whose library JAX calls on a CPU
+    with threadpool_limits(1 if width < _WORTH_THREADS else None, user_api="blas"):
+        yield
+
+
+@eqx.filter_jit
+def with_all_scales(net: _Network) -> _Network:
+    """The same network, its scales written out for every layer: shared or not, they are one program."""
+    return eqx.tree_at(lambda n: (n.sigma_w, n.sigma_b), net, net.scales)
+
+
+@eqx.filter_jit
+def _sample_layer(
+    law: AbstractWeights,
+    shape: tuple[int, int],
+    sigma_w: Float[Array, "..."],
+    sigma_b: Float[Array, "..."],
+    key: PRNGKeyArray,
+    layer: Int[Array | np.ndarray, ""],
+) -> tuple[Array, Array]:
+    """One program for all layers of a shape."""
+    keys = jax.random.split(key, sigma_w.size)
+    return draw(law, shape, sigma_w.ravel()[layer], sigma_b.ravel()[layer], keys[layer])

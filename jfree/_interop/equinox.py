@@ -1,0 +1,391 @@
+"""From networks in the wide limit to Equinox models of finite width, and back."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
+
+from .._finite.diagnosis import sample_alarm
+from .._finite.sampling import integer_widths, sample_weights
+from .._layers.weights import AbstractWeights
+from .._networks.mlp import MLP
+from .._networks.network import Network
+from .._networks.resnet import ResNet
+from .._numerics.checks import check, integer, positive
+from ..activations._base import AbstractActivation
+from ..activations._from_function import FromFunction
+from ..activations._names import BY_NAME
+from ..activations._piecewise import CELU, ELU
+from ..activations._smooth import GELU, GELUTanh
+from ..activations._two_slopes import LeakyReLU, Linear
+
+Activation = Callable[[Array], Array]
+
+
+class _Block(eqx.Module):
+    """`x + f(x)`."""
+
+    layers: tuple[eqx.nn.Linear, ...]
+    activation: Activation
+
+    def __call__(self, x: Float[Array, " width"]) -> Float[Array, " width"]:
+        y = x
+        for layer in self.layers:
+            y = jax.vmap(self.activation)(layer(y))
+        return x + y
+
+
+class ResidualMLP(eqx.Module):
+    """`x <- x + f(x)`, `depth` times, `f` of `layers_per_block` layers `phi(W x + b)`: a `jfree.ResNet` to train.
+
+    **Arguments:**
+
+    - `width`, `depth`: units of every layer, and the number of blocks.
+    - `layers_per_block`: at least 1; each is followed by the activation, the last one, too.
+    - `activation`: a function of a scalar, or a sequence of `depth`, one per block.
+    - `use_bias`: whether the layers of the blocks have biases.
+    - `in_size`, `out_size`: sizes of the data, mapped to and from `width` by a linear layer each; `None` for none.
+    - `dtype`: of all weights and biases, JAX's default float unless given.
+    - `key`: of `jax.random`; the initial weights are those of `eqx.nn.Linear`, see `jfree.reinitialize` for others.
+
+    **Raises:** `ValueError` naming the argument, for sizes that are not positive integers, and activations that are not
+    functions, one or one per block.
+    """
+
+    embedding: eqx.nn.Linear | None
+    blocks: tuple[_Block, ...]
+    readout: eqx.nn.Linear | None
+
+    def __init__(
+        self,
+        width: int,
+        depth: int,
+        layers_per_block: int = 1,
+        activation: Activation | Sequence[Activation] = jnp.tanh,
+        use_bias: bool = True,
+        in_size: int | None = None,
+        out_size: int | None = None,
+        dtype: DTypeLike | None = None,
+        *,
+        key: PRNGKeyArray,
+    ):
+        sizes = {"width": width, "depth": depth, "layers_per_block": layers_per_block}
+        sizes |= {name: size for name, size in (("in_size", in_size), ("out_size", out_size)) if size is not None}
+        for name, size in sizes.items():
+            integer(name, size)
+        activations = (activation,) * depth if callable(activation) else tuple(activation)
+        if len(activations) != depth or not all(map(callable, activations)):
+            raise ValueError(f"`activation` must be a function of a scalar, or {depth} of them, got {activation!r}.")
+        in_key, out_key, *keys = jax.random.split(key, 2 + depth * layers_per_block)
+        layers = [eqx.nn.Linear(width, width, use_bias, dtype, key=k) for k in keys]
+        starts = range(0, len(layers), layers_per_block)
+        self.blocks = tuple(
+            _Block(tuple(layers[i : i + layers_per_block]), phi) for i, phi in zip(starts, activations, strict=True)
+        )
+        self.embedding = None if in_size is None else eqx.nn.Linear(in_size, width, dtype=dtype, key=in_key)
+        self.readout = None if out_size is None else eqx.nn.Linear(width, out_size, dtype=dtype, key=out_key)
+
+    def __call__(self, x: Float[Array, " in"], *, key: PRNGKeyArray | None = None) -> Float[Array, " out"]:
+        """Maps `(in_size,)` to `(out_size,)`, which are `width` where not given; `key` is ignored."""
+        x = x if self.embedding is None else self.embedding(x)
+        for block in self.blocks:
+            x = block(x)
+        return x if self.readout is None else self.readout(x)
+
+
+EquinoxModel = eqx.nn.MLP | eqx.nn.Sequential | ResidualMLP
+
+
+Model = TypeVar("Model", bound=eqx.Module)
+
+
+def to_equinox(net: MLP | ResNet | Network, key: PRNGKeyArray, width: int | None = None) -> EquinoxModel:
+    """A finite network to train, its weights and biases sampled from `net` (host).
+
+    Arguments as for `jfree.sample_weights`. Parameters of activations become constants of the model.
+
+    **Returns:** of a `Network` an `eqx.nn.Sequential` with one module per layer; of an `MLP` with one hidden width and
+    one hidden activation an `eqx.nn.MLP`, of any other an `eqx.nn.Sequential`; of a `ResNet` a `jfree.ResidualMLP`; in
+    the dtype of `net`.
+
+    **Warns:** if the signal fades, explodes or is unstable, or differs much from sample to sample at these widths.
+
+    **Raises:** `ValueError` as `jfree.sample_weights`.
+    """
+    widths = integer_widths(net, width)
+    fault = sample_alarm(net, width)
+    if fault:
+        warnings.warn(fault, stacklevel=2)
+    return _sequential(net, widths, key) if isinstance(net, Network) else reinitialize(_blank(net, widths), net, key)
+
+
+def _sequential(net: Network, widths: list[int], key: PRNGKeyArray) -> eqx.nn.Sequential:
+    scale = widths[0] / float(net.width)
+    keys = jax.random.split(key, net.depth)
+    parts = zip(net.layers, widths[:-1], keys, strict=True)
+    return eqx.nn.Sequential([layer.sample(size, scale, own, net.q0.dtype) for layer, size, own in parts])
+
+
+def from_equinox(model: EquinoxModel, q0: ArrayLike = 1.0, weights: str | AbstractWeights = "gaussian") -> MLP | ResNet:
+    """The random network whose widths, activations and scales are those of a model.
+
+    **Arguments:**
+
+    - `model`: an `eqx.nn.MLP`, an `eqx.nn.Sequential` of `eqx.nn.Linear`, each followed by at most one
+        `eqx.nn.Lambda`, or a `jfree.ResidualMLP`, of which the blocks are read. Functions that are not
+        known, as those of `jax.nn` are, become `FromFunction` without knots.
+    - `q0`: mean square of the input's entries, at the first block of a `ResidualMLP`.
+    - `weights`: the law that the weights shall have.
+
+    **Returns:** an `MLP` or a `ResNet` with `sigma_w = sqrt(mean(W^2) N_in)` and `sigma_b = sqrt(mean(b^2))`, measured
+    layer by layer.
+
+    **Raises:** `ValueError` if `model` is of another kind, if units of one layer differ in their activation or do not
+    act on their own, or if the weights of a layer are all 0.
+    """
+    match model:
+        case ResidualMLP():
+            return _from_residual(model, q0, weights)
+        case eqx.nn.MLP() if not model.scan:
+            activations = _of_mlp(model)
+        case eqx.nn.Sequential():
+            activations = _of_sequential(model)
+        case _:
+            raise ValueError(
+                "`model` must be an `eqx.nn.MLP` without `scan`, an `eqx.nn.Sequential` or a `jfree.ResidualMLP`, "
+                f"got {type(model).__name__}. Of a module of your own, give the layers as an `eqx.nn.Sequential`, "
+                "or describe it by `jfree.MLP`; `jfree.reinitialize` then takes the module itself."
+            )
+    linears = _linears(model)
+    widths = [linears[0].weight.shape[1], *(linear.weight.shape[0] for linear in linears)]
+    sigma_w, sigma_b = _scales(linears)
+    if len(activations) > 1 and _alike(activations[:-1]):
+        return MLP(widths, activations[0], weights, sigma_w, sigma_b, q0, activations[-1])
+    return MLP(widths, activations, weights, sigma_w, sigma_b, q0)
+
+
+def reinitialize(model: Model, net: MLP | ResNet, key: PRNGKeyArray) -> Model:
+    """A model with the weights and biases of its `eqx.nn.Linear` layers, in their order, redrawn from `net` (host).
+
+    **Arguments:**
+
+    - `model`: any Equinox model; of a `jfree.ResidualMLP` the blocks are redrawn, and nothing else.
+    - `net`: an `MLP` whose widths have the ratios of the model's, or a `ResNet`.
+    - `key`: of `jax.random`.
+
+    **Returns:** the model, with shapes and dtypes as they were.
+
+    **Raises:** `ValueError` if number or shapes of the layers differ from those of `net`, or if a layer has no bias
+    where `net` has `sigma_b > 0`.
+    """
+    linears = _linears(model)
+    shapes = [linear.weight.shape for linear in linears]
+    sampled = sample_weights(net, key, max((max(shape) for shape in shapes), default=1))
+    expected = [weight.shape for weight, _ in sampled]
+    if shapes != expected:
+        raise ValueError(f"`model` must have the layers of `net`, of shapes {expected}, got {shapes}.")
+    redrawn = [_redrawn(linear, *layer) for linear, layer in zip(linears, sampled, strict=True)]
+    return eqx.tree_at(_linears, model, redrawn)
+
+
+def _blank(net: MLP | ResNet, widths: list[int]) -> EquinoxModel:
+    """A model of the right shapes."""
+    functions, dtype, key = [_function(phi) for phi in net.activations], net.sigma_w.dtype, jax.random.key(0)
+    if isinstance(net, ResNet):
+        per_block = functions[:: net.layers_per_block]
+        return ResidualMLP(widths[0], net.depth, net.layers_per_block, per_block, dtype=dtype, key=key)
+    if len(set(widths[1:-1])) == 1 and _alike(net.activations[:-1]):
+        sizes = widths[0], widths[-1], widths[1], net.depth - 1
+        return eqx.nn.MLP(*sizes, functions[0], functions[-1], dtype=dtype, key=key)
+    layers = []
+    for num_in, num_out, function in zip(widths[:-1], widths[1:], functions, strict=True):
+        layers.append(eqx.nn.Linear(num_in, num_out, dtype=dtype, key=key))
+        if function is not jax.nn.identity:
+            layers.append(eqx.nn.Lambda(function))
+    return eqx.nn.Sequential(layers)
+
+
+def _from_residual(model: ResidualMLP, q0: ArrayLike, weights: str | AbstractWeights) -> ResNet:
+    depth = len(model.blocks)
+    sigma_w, sigma_b = (scale.reshape(depth, -1) for scale in _scales(_linears(model)))
+    activations = [_activation(block.activation) for block in model.blocks]
+    activation = activations[0] if _alike(activations) else activations
+    return ResNet(depth, activation, weights, sigma_w, sigma_b, sigma_w.shape[1], q0)
+
+
+def _is_linear(node: Any) -> bool:
+    return isinstance(node, eqx.nn.Linear)
+
+
+def _linears(model: eqx.Module) -> list[eqx.nn.Linear]:
+    """The layers that a network consists of."""
+    trunk = model.blocks if isinstance(model, ResidualMLP) else model
+    return [node for node in jax.tree.leaves(trunk, is_leaf=_is_linear) if _is_linear(node)]
+
+
+def _redrawn(linear: eqx.nn.Linear, weight: Array, bias: Array) -> eqx.nn.Linear:
+    linear = eqx.tree_at(lambda layer: layer.weight, linear, weight.astype(linear.weight.dtype))
+    if linear.bias is not None:
+        return eqx.tree_at(lambda layer: layer.bias, linear, bias.astype(linear.bias.dtype))
+    if jnp.any(bias != 0):
+        raise ValueError("`model` must have biases where `net` has `sigma_b` > 0.")
+    return linear
+
+
+def _scales(linears: list[eqx.nn.Linear]) -> tuple[Float[Array, " layers"], Float[Array, " layers"]]:
+    """`sigma_w` and `sigma_b`, as measured."""
+    biases = [jnp.zeros(1, x.weight.dtype) if x.bias is None else x.bias for x in linears]
+    if any(x.weight.ndim != 2 for x in linears):
+        raise ValueError("`model` must be one network: read a stack of them under `jax.vmap`, or one by one.")
+    sigma_w = [_root_mean_square(x.weight) * x.weight.shape[1] ** 0.5 for x in linears]
+    scales = check(jnp.stack(sigma_w), positive, "`model` must have finite weights that are not all 0, in every layer.")
+    return scales, jnp.stack([_root_mean_square(bias) for bias in biases])
+
+
+def _root_mean_square(x: Array) -> Float[Array, ""]:
+    return jnp.sqrt(jnp.mean(jnp.square(x)))
+
+
+def _of_mlp(model: eqx.nn.MLP) -> list[AbstractActivation]:
+    """One per layer; without hidden layers Equinox leaves out the final one, too."""
+    if model.depth == 0:
+        return [Linear()]
+    hidden = [_activation(_of_one_unit(_at(model.activation, layer))) for layer in range(model.depth)]
+    final = model.final_activation
+    return [*hidden, _activation(final if model.out_size == "scalar" else _of_one_unit(final))]
+
+
+def _at(activation: Activation, index: int) -> Activation:
+    return jax.tree.map(lambda x: x[index] if eqx.is_array(x) else x, activation)
+
+
+def _of_one_unit(activation: Activation) -> Activation:
+    """`eqx.nn.MLP` holds the arrays of an activation once per unit."""
+    if any(jnp.any(x != x[:1]) for x in jax.tree.leaves(activation) if eqx.is_array(x)):
+        raise ValueError("`model` must have one activation per layer, but its units differ in their parameters.")
+    return _at(activation, 0)
+
+
+def _of_sequential(model: eqx.nn.Sequential) -> list[AbstractActivation]:
+    activations = []
+    for layer in model.layers:
+        match layer:
+            case eqx.nn.Linear():
+                activations.append(Linear())
+            case eqx.nn.Lambda() if activations and isinstance(activations[-1], Linear):
+                activations[-1] = _activation(_of_units(layer.fn))
+            case _:
+                raise ValueError(
+                    "`model` must consist of `eqx.nn.Linear`, each followed by at most one `eqx.nn.Lambda`; "
+                    f"out of place is {type(layer).__name__}."
+                )
+    if not activations:
+        raise ValueError("`model` must have at least one `eqx.nn.Linear`.")
+    return activations
+
+
+def _of_units(fn: Activation) -> Activation:
+    """A function of a layer, if it acts on every unit alone."""
+    x = jnp.linspace(-1.0, 2.0, 5)
+    message = "`model` must not have an `eqx.nn.Lambda` that mixes units."
+    try:
+        alone = bool(jnp.allclose(jnp.asarray(fn(x)), jax.vmap(fn)(x)))
+    except (TypeError, ValueError, IndexError) as error:  # what JAX raises for a scalar where it wants an axis
+        raise ValueError(message) from error
+    if not alone:
+        raise ValueError(message)
+    return fn
+
+
+def _alike(activations: Sequence[AbstractActivation]) -> bool:
+    return all(bool(eqx.tree_equal(activation, activations[0])) for activation in activations)
+
+
+# The first of a kind is what it becomes in a model.
+_FUNCTIONS: tuple[tuple[str, Activation], ...] = (
+    ("linear", jax.nn.identity),
+    ("tanh", jnp.tanh),
+    ("tanh", jax.lax.tanh),
+    ("relu", jax.nn.relu),
+    ("erf", jax.scipy.special.erf),
+    ("erf", jax.lax.erf),
+    ("sigmoid", jax.nn.sigmoid),
+    ("sigmoid", jax.lax.logistic),
+    ("silu", jax.nn.silu),
+    ("softplus", jax.nn.softplus),
+    ("gelu_tanh", jax.nn.gelu),
+    ("mish", jax.nn.mish),
+    ("squareplus", jax.nn.squareplus),
+    ("log_sigmoid", jax.nn.log_sigmoid),
+    ("leaky_relu", jax.nn.leaky_relu),
+    ("elu", jax.nn.elu),
+    ("selu", jax.nn.selu),
+    ("celu", jax.nn.celu),
+    ("softsign", jax.nn.soft_sign),
+    ("sin", jnp.sin),
+    ("sin", jax.lax.sin),
+    ("hard_tanh", jax.nn.hard_tanh),
+    ("relu6", jax.nn.relu6),
+    ("hard_sigmoid", jax.nn.hard_sigmoid),
+    ("hard_silu", jax.nn.hard_silu),
+    ("hard_silu", jax.nn.hard_swish),
+    ("sparse_sigmoid", jax.nn.sparse_sigmoid),
+    ("sparse_plus", jax.nn.sparse_plus),
+)
+
+
+def _apply(activation: Activation, x: Array) -> Array:
+    return activation(x)
+
+
+def _function(activation: AbstractActivation) -> Activation:
+    """Without arrays that an optimiser would take for parameters."""
+    return next((fn for name, fn in _FUNCTIONS if _same(activation, BY_NAME[name]())), partial(_apply, activation))
+
+
+def _same(activation: AbstractActivation, other: AbstractActivation) -> bool:
+    """Whether they are of one class, with the same parameters to the precision of the first."""
+    pairs = zip(jax.tree.leaves(activation), jax.tree.leaves(other), strict=False)
+    return type(activation) is type(other) and all(bool(x == y.astype(x.dtype)) for x, y in pairs)
+
+
+def _activation(fn: Activation) -> AbstractActivation:
+    match fn:
+        case AbstractActivation():
+            return fn
+        case eqx.nn.PReLU():
+            return LeakyReLU(fn.negative_slope)
+        case partial(func=func, args=(AbstractActivation() as activation,)) if func is _apply:
+            return activation
+        case partial(func=func, args=(), keywords=options):
+            known = _with_options(func, options)
+            if known is not None:
+                return known
+        case _:
+            pass
+    for name, function in _FUNCTIONS:
+        if fn is function:
+            return BY_NAME[name]()
+    has_arrays = any(eqx.is_array(x) for x in jax.tree.leaves(fn))
+    static = (lambda x: fn(x)) if has_arrays else fn  # arrays have no hash
+    activation, jaxpr = FromFunction(static), jax.make_jaxpr(static)(0.0).jaxpr
+    return Linear() if jaxpr.outvars == jaxpr.invars else activation
+
+
+def _with_options(function: Activation, options: dict[str, Any]) -> AbstractActivation | None:
+    """A function of `jax.nn` with arguments of its own, if that is known."""
+    if function is jax.nn.gelu and set(options) <= {"approximate"}:
+        return GELUTanh() if options.get("approximate", True) else GELU()
+    kinds: dict[Activation, tuple[type[AbstractActivation], str]] = {
+        jax.nn.leaky_relu: (LeakyReLU, "negative_slope"),
+        jax.nn.elu: (ELU, "alpha"),
+        jax.nn.celu: (CELU, "alpha"),
+    }
+    kind, option = kinds.get(function, (None, ""))
+    return kind(**options) if kind is not None and set(options) <= {option} else None

@@ -1,0 +1,89 @@
+"""Weights and biases."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
+
+from .._calculus.operation import AbstractOperation
+from .._calculus.side_and_shift import ChangeSide
+from .._numerics.show import name_of, number
+from .layer import AbstractLayer, checked_number, checked_positive, Entries, sampled_size, Signal
+from .weights import AbstractWeights, as_weights, BY_NAME as WEIGHTS
+
+
+class Dense(AbstractLayer):
+    """`W x + b` with `W` of `width x N_in`, entries of mean square `sigma_w^2 / N_in`, and `b ~ N(0, sigma_b^2)`.
+
+    **Arguments:** the width behind it; `"gaussian"`, `"orthogonal"` or another weight law; and both scales.
+
+    **Raises:** `ValueError` naming the argument, for an unknown law, or values out of range.
+    """
+
+    width: Float[Array, ""]
+    weights: AbstractWeights
+    sigma_w: Float[Array, ""]
+    sigma_b: Float[Array, ""]
+
+    def __init__(
+        self,
+        width: ArrayLike,
+        weights: str | AbstractWeights = "orthogonal",
+        sigma_w: ArrayLike = 1.0,
+        sigma_b: ArrayLike = 0.0,
+    ):
+        self.width = checked_positive("width", width)
+        self.weights = as_weights(weights)
+        self.sigma_w = checked_positive("sigma_w", sigma_w)
+        self.sigma_b = checked_number("sigma_b", sigma_b, lambda x: x >= 0, "nonnegative and finite")
+
+    @staticmethod
+    def given(width: Array, weights: AbstractWeights, sigma_w: Array, sigma_b: Array) -> "Dense":
+        """One or many, of checked parts."""
+        dense = object.__new__(Dense)
+        for name, value in (("width", width), ("weights", weights), ("sigma_w", sigma_w), ("sigma_b", sigma_b)):
+            object.__setattr__(dense, name, value)
+        return dense
+
+    @property
+    def reads_mean(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.weights.centred
+
+    def receive(self, entries: Entries) -> Entries:
+        return Entries(gaussian=True, bent=False)
+
+    def new_width(self) -> Array:
+        return self.width
+
+    def forward(self, signal: Signal) -> Signal:
+        seen = signal.variance if self.weights.centred else signal.square
+        square = jnp.square(self.sigma_w) * seen + jnp.square(self.sigma_b)
+        square = jnp.maximum(square, jnp.finfo(square.dtype).tiny)  # it may decay out of range
+        return signal.passed(square)
+
+    def operations(self, signal: Signal, refine: int) -> tuple[AbstractOperation | None, ...]:
+        ratio = signal.width / self.width
+        return self.weights.factor(ratio, self.sigma_w), ChangeSide(ratio)
+
+    def sample(self, size: int, scale: float, key: PRNGKeyArray, dtype: DTypeLike) -> eqx.nn.Linear:
+        num_out = sampled_size(self.width, scale)
+        weight, bias = draw(self.weights, (num_out, size), self.sigma_w, self.sigma_b, key)
+        linear = eqx.nn.Linear(size, num_out, dtype=dtype, key=key)
+        return eqx.tree_at(lambda layer: (layer.weight, layer.bias), linear, (weight, bias))
+
+    def row(self) -> tuple[str, str]:
+        scales = f"sigma_w {number(self.sigma_w)}, sigma_b {number(self.sigma_b)}"
+        return "dense", f"width {number(self.width)}, {name_of(self.weights, WEIGHTS)}, {scales}"
+
+
+def draw(
+    law: AbstractWeights, shape: tuple[int, int], sigma_w: Array, sigma_b: Array, key: PRNGKeyArray
+) -> tuple[Float[Array, "N_l N_l-1"], Float[Array, " N_l"]]:
+    """Weights and biases."""
+    weight_key, bias_key = jax.random.split(key)
+    weight = law.sample(shape, weight_key, sigma_w.dtype)
+    if law.centred and shape[1] > 1:
+        weight = (weight - jnp.mean(weight, 1, keepdims=True)) / (1 - 1 / shape[1]) ** 0.5
+    weight = weight * sigma_w
+    return weight, sigma_b * jax.random.normal(bias_key, shape[:1], weight.dtype)

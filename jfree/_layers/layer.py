@@ -1,0 +1,111 @@
+"""What a layer is: it says what it does to a signal, to a curve, and to real vectors."""
+
+import abc
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
+
+from .._calculus.operation import AbstractOperation
+from .._numerics.arrays import is_concrete
+from .._numerics.checks import check, is_finite
+
+
+class Signal(eqx.Module):
+    """Entries of a wide layer: how many (relative to other layers), their mean square, and their mean, None where no
+    layer of the network reads it.
+    """
+
+    width: Float[Array, ""]
+    square: Float[Array, ""]
+    mean: Float[Array, ""] | None = None
+
+    def passed(self, square: Array, mean: Callable[[Array], Array] | None = None) -> "Signal":
+        """The signal behind a layer, given its mean square and what becomes of the mean, 0 if not given."""
+        if self.mean is None:
+            return Signal(self.width, square)
+        return Signal(self.width, square, jnp.zeros_like(square) if mean is None else mean(self.mean))
+
+    @property
+    def variance(self) -> Float[Array, ""]:
+        """Of the entries."""
+        assert self.mean is not None
+        return self.square - jnp.square(self.mean)
+
+
+class Entries(NamedTuple):
+    """What is known of the entries that come into a layer: whether they are Gaussian of mean 0, independent of each
+    other, as they are behind weights; and whether a layer that acts entry by entry has acted on them since the last
+    weights, of which another one would not be free.
+    """
+
+    gaussian: bool = False
+    bent: bool = False
+
+
+class AbstractLayer(eqx.Module):
+    """One layer of a `jfree.Network`."""
+
+    reads_mean: ClassVar[bool] = False  # whether `forward` or `operations` depend on the signal's mean
+
+    skips: ClassVar[bool] = False  # whether its input goes on beside what it makes of it
+
+    @property
+    def num_laws(self) -> int:
+        """How many laws without an elementary S-transform it brings."""
+        return 0
+
+    def receive(self, entries: Entries) -> Entries:
+        """What is known of the entries behind it.
+
+        **Raises:** `ValueError` if the calculus does not hold for what comes in.
+        """
+        return entries
+
+    def new_width(self) -> Float[Array, ""] | None:
+        """The width behind it, None if it leaves that as it is."""
+        return None
+
+    def check_width(self, width: Float[Array, ""]) -> None:
+        """**Raises:** `ValueError` if it does not fit behind this width."""
+
+    @abc.abstractmethod
+    def forward(self, signal: Signal) -> Signal:
+        """The signal behind it, but for the width."""
+
+    @abc.abstractmethod
+    def operations(self, signal: Signal, refine: int) -> tuple[AbstractOperation | None, ...]:
+        """What it does to the curve of `J J^T`, `J` being the Jacobian so far; None stands for nothing. Leaves have no
+        axis over layers; `refine` as in `AbstractActivation.slope_factor`.
+        """
+
+    @abc.abstractmethod
+    def sample(self, size: int, scale: float, key: PRNGKeyArray, dtype: DTypeLike) -> Callable[..., Array]:
+        """An Equinox module that maps vectors of this size, the layer's own width being `scale` times its own."""
+
+    @abc.abstractmethod
+    def row(self) -> tuple[str, str]:
+        """Name and details, for tables (host)."""
+
+
+def sampled_size(width: Array, scale: float) -> int:
+    return max(1, round(float(width) * scale))
+
+
+def python_number(rate: Array) -> Any:
+    """For modules that take no arrays, where that is known."""
+    return float(rate) if is_concrete(rate) else rate
+
+
+def checked_positive(name: str, value: ArrayLike) -> Array:
+    return checked_number(name, value, lambda x: (x > 0) & is_finite(x), "positive and finite")
+
+
+def checked_number(name: str, value: ArrayLike, allowed: Callable[[Any], Any], adjective: str) -> Array:
+    array = jnp.asarray(value) if not isinstance(value, int) else jnp.asarray(float(value))
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise ValueError(f"`{name}` must be a number, got {value!r}.")
+    return check(array, lambda x: allowed(x) & is_finite(x), f"`{name}` must be {adjective}.")

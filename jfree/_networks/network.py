@@ -1,0 +1,94 @@
+"""Networks made of any layers, one after the other."""
+
+from collections.abc import Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from .._calculus.curve import Curve
+from .._layers.layer import AbstractLayer, Entries
+from .._meanfield.moments import MeanField
+from .._numerics.arrays import common_dtype
+from .._numerics.checks import cast, mean_of_input, positive, scalar
+from .._numerics.show import counted, number, runs, Table
+from .abstract import AbstractNetwork
+from .stacked import joined, StackedNetwork
+
+
+class Network(AbstractNetwork):
+    """Layers, one after the other, from an input of `width` entries with mean square `q0` and mean `mean0`.
+
+    **Arguments:**
+
+    - `width`: `N_0`; of this and the layers' widths only the ratios matter.
+    - `layers`: from input to output, of `jfree.layers`.
+    - `q0`, `mean0`: mean square and mean of the input's entries.
+
+    **Raises:** `ValueError` naming the argument, for layers that are none or do not fit together, and values out of
+    range.
+    """
+
+    width: Float[Array, ""]
+    layers: tuple[AbstractLayer, ...]
+    q0: Float[Array, ""]
+    mean0: Float[Array, ""]
+
+    def __init__(self, width: ArrayLike, layers: Sequence[AbstractLayer], q0: ArrayLike = 1.0, mean0: ArrayLike = 0.0):
+        if not isinstance(layers, Sequence) or not all(isinstance(layer, AbstractLayer) for layer in layers):
+            raise ValueError(f"`layers` must be a sequence of layers of `jfree.layers`, got {layers!r}.")
+        if not layers:
+            raise ValueError("`layers` must not be empty.")
+        dtype = common_dtype(width, q0, mean0, *(x for x in jax.tree.leaves(tuple(layers)) if eqx.is_inexact_array(x)))
+        self.width = scalar("width", width, dtype, positive, "positive and finite")
+        self.layers = cast(tuple(layers), dtype)
+        self.q0 = scalar("q0", q0, dtype, positive, "positive and finite")
+        self.mean0 = mean_of_input(mean0, self.q0)
+        entries = Entries()
+        for layer in joined(self.layers):
+            entries = layer.receive(entries)
+        for layer, before in zip(self.layers, self._widths(), strict=False):
+            layer.check_width(before)
+
+    def _stacked(self, pad: bool = False) -> StackedNetwork:
+        return StackedNetwork.of(joined(self.layers), self.width, self.q0, self.mean0, pad)
+
+    @property
+    def depth(self) -> int:
+        """The number of layers."""
+        return len(self.layers)
+
+    @property
+    def widths(self) -> Float[Array, " layers+1"]:
+        """`N_0` and the widths behind all layers."""
+        return jnp.stack(self._widths())
+
+    def _widths(self) -> list[Array]:
+        widths = [self.width]
+        for layer in self.layers:
+            new = layer.new_width()
+            widths.append(widths[-1] if new is None else new)
+        return widths
+
+    def propagate(self) -> MeanField:
+        """Per layer `q`, the mean square of what comes in; `phi2`, that of what goes out; `chi`, by what squared
+        gradients grow; `chi_q`, by what differences of the mean square do, and `elasticity`, what the last of these
+        makes of relative ones. An `Activation` and a `Dropout` behind it are one layer.
+        """
+        return self._stacked().propagate()
+
+    def jacobian_curve(self, side: str) -> Curve:
+        return self._stacked().jacobian_curve(side)
+
+    def fisher_curve(self) -> Curve:
+        return self._stacked().fisher_curve().whole()
+
+    def padded(self) -> "StackedNetwork":
+        return self._stacked(pad=True)
+
+    def _table(self):
+        if self.width.ndim:
+            return None
+        title = f"Network, {counted(self.depth, 'layer')}, width {number(self.width)}, q0 = {number(self.q0)}"
+        return Table(title, ("layer", "kind", ""), runs([layer.row() for layer in self.layers]))

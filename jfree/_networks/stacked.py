@@ -1,0 +1,347 @@
+"""Layers over layers: the arrays that all networks come to."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from .._calculus.curve import Curve
+from .._calculus.factor import point_mass
+from .._calculus.operation import AbstractOperation, Cumulants
+from .._calculus.side_and_shift import ChangeSide, Shift
+from .._layers.activation import Activation
+from .._layers.dense import Dense
+from .._layers.dropout import Dropout
+from .._layers.kinds import Kinds, stacked, where_layers
+from .._layers.layer import AbstractLayer, Signal
+from .._meanfield.moments import MeanField
+from .abstract import AbstractNetwork, curve_of, num_padded_layers
+from .factors import over_layers
+
+# More atoms of a Fisher spectrum than this lie below rounding.
+_MAX_ATOMS = 48
+
+
+class StackedNetwork(AbstractNetwork):
+    """Layers in rounds: every round has a place for each class of layers, where one may be missing.
+
+    Leaves of all layers of a class have an axis over rounds, so that programs do not grow with depth. In the rounds
+    from `depth` on, if there are more, all are missing. `widths` are those that come into every place. `order` says
+    which round and place the layers have one after the other, where that is known. If all rounds are `alike`, the
+    curve is that of one of them, as often as there are rounds.
+    """
+
+    places: tuple[Kinds[AbstractLayer], ...]
+    widths: tuple[Float[Array, " rounds"], ...]
+    last_width: Float[Array, ""]
+    q0: Float[Array, ""]
+    mean0: Float[Array, ""]
+    depth: Int[Array | np.ndarray, ""] | None
+    order: tuple[tuple[int, int], ...] | None = eqx.field(static=True)
+    refine: int = eqx.field(static=True)
+    reads_mean: bool = eqx.field(static=True)
+    alike: bool = eqx.field(static=True)
+
+    @staticmethod
+    def of(
+        layers: Sequence[AbstractLayer], width: Array, q0: Array, mean0: Array, pad: bool = False
+    ) -> "StackedNetwork":
+        """Of layers one after the other, with missing rounds behind the last if it is to be padded."""
+        classes = list(dict.fromkeys(type(layer) for layer in layers))
+        order, rounds, place = [], 0, -1
+        for layer in layers:
+            mine = classes.index(type(layer))
+            rounds += mine <= place
+            place = mine
+            order.append((rounds, place))
+        depth = rounds + 1
+        number_of_rounds = num_padded_layers(depth) if pad else depth
+        table: list[list[AbstractLayer | None]] = [[None] * number_of_rounds for _ in classes]
+        for layer, (one, mine) in zip(layers, order, strict=True):
+            table[mine][one] = layer
+        entering: list[list[Array]] = [[] for _ in classes]
+        for one in range(number_of_rounds):
+            for mine in range(len(classes)):
+                entering[mine].append(width)
+                layer = table[mine][one]
+                new = None if layer is None else layer.new_width()
+                width = width if new is None else new
+        return StackedNetwork.made(
+            places=tuple(map(Kinds.of, table)),
+            widths=tuple(map(stacked, entering)),
+            last_width=width,
+            q0=q0,
+            mean0=mean0,
+            depth=depth if pad else None,
+            order=None if pad else tuple(order),
+        )
+
+    @staticmethod
+    def made(
+        places: tuple[Kinds[AbstractLayer], ...],
+        depth: int | None,
+        order: tuple[tuple[int, int], ...] | None,
+        widths: tuple[Array, ...],
+        last_width: Array,
+        q0: Array,
+        mean0: Array,
+        refine: int | None = None,
+        alike: bool = False,
+    ) -> "StackedNetwork":
+        """With what follows from its places."""
+        refine = refine or (4 if sum(map(_num_laws, places)) == 1 else 1)
+        if depth is None:  # not to be compiled at once: custom rules take no constants of the host
+            places, widths, q0, mean0 = jax.tree.map(jnp.asarray, (places, widths, q0, mean0))
+        return StackedNetwork(
+            places=places,
+            widths=widths,
+            last_width=last_width,
+            q0=q0,
+            mean0=mean0,
+            depth=None if depth is None else np.asarray(depth),
+            order=order,
+            refine=refine,
+            reads_mean=any(layer.reads_mean for place in places for layer in place.members),
+            alike=alike,
+        )
+
+    def signals(self) -> tuple[Signal, ...]:
+        """What comes into every place of every round."""
+        start = jnp.stack([self.q0, self.mean0]) if self.reads_mean else self.q0[None]
+        states = start[None]
+        if self.places[0].kind.size > 1:
+            states = jnp.concatenate([states, _after_rounds(self.places, start)[:-1]])
+        found = [jax.vmap(_signal)(states, self.widths[0])]
+        for place, width in zip(self.places[:-1], self.widths[1:], strict=True):
+            found.append(eqx.tree_at(lambda s: s.width, _all_forward(place, found[-1]), width))
+        return tuple(found)
+
+    def after_rounds(self, signals: tuple[Signal, ...]) -> Signal:
+        """What goes out of every round, but for the widths."""
+        return _all_forward(self.places[-1], signals[-1])
+
+    def end(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """Mean square and mean of what goes out, with the mean read or not."""
+        start = jnp.stack([self.q0, self.mean0])
+        if self.places[0].kind.size == 1:
+            square, mean = _after_round(start, jax.tree.map(lambda x: x[0], self.places))
+        else:
+            square, mean = _after_rounds(self.places, start)[-1]
+        return square, mean
+
+    def operations(self, signals: tuple[Signal, ...], refine: int | None = None) -> list[tuple[AbstractOperation, ...]]:
+        """Of every place, over all rounds."""
+        refine = refine or self.refine
+        return [_of_place(place, signal, refine) for place, signal in zip(self.places, signals, strict=True)]
+
+    def propagate(self) -> MeanField:
+        signals = self.signals()
+        log_gains = [
+            _log_gain(found, signal.square) for found, signal in zip(self.operations(signals), signals, strict=True)
+        ]
+        slopes = self.slopes(signals)
+
+        def before(onwards: Array, slope: Array) -> tuple[Array, Array]:
+            onwards = onwards @ slope
+            return onwards, onwards
+
+        last_first = slopes.reshape(-1, *slopes.shape[2:])[::-1]
+        start = jnp.zeros_like(last_first[0, 0]).at[0].set(1)
+        onwards = jax.lax.scan(before, start, last_first)[1][::-1, 0].reshape(slopes.shape[:2])
+        assert self.order is not None
+        rows = tuple(np.asarray(self.order).T)
+        square, log_gain = (jnp.stack(x, 1)[rows] for x in ([s.square for s in signals], log_gains))
+        phi2 = jnp.append(square[1:], self.after_rounds(signals).square[-1])
+        elasticity = onwards[rows] * square / phi2[-1]
+        return MeanField(square, phi2, jnp.exp(log_gain), slopes[rows][:, 0, 0], elasticity)
+
+    def slopes(self, signals: tuple[Signal, ...]) -> Float[Array, "rounds places moments moments"]:
+        """Derivatives of mean square, and mean if it is read, behind all places with respect to those before."""
+        found = []
+        for place, signal in zip(self.places, signals, strict=True):
+            states = jax.vmap(_state)(signal)
+
+            def behind(states: Array, place: Kinds[AbstractLayer] = place, signal: Signal = signal) -> Array:
+                return jax.vmap(_state)(_all_forward(place, jax.vmap(_signal)(states, signal.width)))
+
+            basis = jnp.eye(states.shape[1], dtype=states.dtype)
+            found.append(_along(behind, states, basis))
+        return jnp.stack(found, 1)
+
+    def jacobian_curve(self, side: str) -> Curve:
+        signals = self.signals()
+        operations = [operation for found in self.operations(signals) for operation in found]
+        per_output = self.widths[0][0] / self.last_width
+        back = (ChangeSide(1 / per_output[None]),) if side == "input" else ()
+        per_output = per_output if side == "output" else jnp.ones_like(per_output)
+        depth = self.depth
+        if self.alike:
+            operations, depth = [operation.together() for operation in operations], None
+        num_atoms = max(2, *(operation.num_atoms for operation in operations))
+        return curve_of(tuple(operations), back, per_output, num_atoms, depth)
+
+    def fisher_curve(self) -> Curve:
+        """`H -> W H W^T + a I` at all weights, `a` the mean square of their input times `N_in / N_L`; `H -> J H J^T`
+        elsewhere.
+        """
+        dense = [k for k, place in enumerate(self.places) if isinstance(place.members[0], Dense)]
+        if any(layer.skips for place in self.places for layer in place.members):
+            raise ValueError(
+                "The Fisher spectrum of a network with skip connections is not available: the layers' shares in "
+                "J_theta J_theta^T are no longer free of each other. `net` must be an `MLP`, or a `Network` without "
+                "`Residual`."
+            )
+        if len(dense) != 1:
+            raise ValueError("`net` must have weights to have a Fisher spectrum.")
+        (place,) = dense
+        signals = self.signals()
+        operations = self.operations(signals)
+        there = self.places[place].there
+        amount = jnp.where(there, signals[place].width / self.last_width * signals[place].square, 0)
+
+        # What the first weights add to the mean may be less than a rounding of it: the last of these start it all, with
+        # half of what they add as a multiple of the identity, to which they add the other half.
+        gains = [jax.lax.stop_gradient(_log_gain(found, amount)) for found in operations]
+        behind = sum(gains[place + 1 :], jnp.zeros_like(amount))
+        total = sum(gains[1:], gains[0])
+        later = jnp.cumsum(total[::-1])[::-1] - total
+        frozen = jax.lax.stop_gradient(amount)
+        log_share = jnp.where(frozen > 0, jnp.log(jnp.where(frozen > 0, frozen, 1)) + behind + later, -jnp.inf)
+        log_share = jax.lax.cumlogsumexp(log_share)
+        first = jnp.sum(log_share < log_share[-1] + 2 * jnp.log(jnp.finfo(amount.dtype).eps))
+        last_weights = jnp.max(jnp.where(there, jnp.arange(amount.size), 0))
+        first = jnp.minimum(first, last_weights)
+
+        rounds = jnp.arange(amount.size)
+        half = amount / 2
+        unit = half[first]
+        found: list[AbstractOperation] = []
+        for k, mine in enumerate(operations):
+            counts = rounds > first if k <= place else rounds >= first
+            found += [where_layers(counts, operation, operation.neutral()) for operation in mine]
+            if k == place:
+                shift = jnp.where(counts, amount, jnp.where(rounds == first, half, 0)) / unit
+                found.append(Shift(shift))
+        rounds_there = amount.size if self.depth is not None else num_padded_layers(amount.size)
+        num_atoms = max(*(operation.num_atoms for operation in found), min(rounds_there, _MAX_ATOMS))
+        return Curve(tuple(found), (point_mass(unit),), jnp.ones_like(self.q0), num_atoms, self.depth)
+
+
+def joined(layers: Sequence[AbstractLayer]) -> list[AbstractLayer]:
+    """Layers one after the other, those that act as one in one."""
+    found: list[AbstractLayer] = []
+    for layer in layers:
+        last = found[-1] if found else None
+        if isinstance(layer, Dropout) and isinstance(last, Activation):
+            found[-1] = last.dropped(layer.rate)
+        else:
+            found.append(layer)
+    return found
+
+
+def _of_place(place: Kinds[AbstractLayer], signals: Signal, refine: int) -> tuple[AbstractOperation, ...]:
+    """Operations of all rounds, one after the other."""
+
+    def given(layer: AbstractLayer, *at: Array) -> tuple[AbstractOperation | None, ...]:
+        return layer.operations(Signal(*at), refine)
+
+    return over_layers(place, given, *_parts(signals))
+
+
+def _num_laws(place: Kinds[AbstractLayer]) -> int:
+    """How many laws without an elementary S-transform all layers of a place bring."""
+    first = (jax.tree.map(lambda x: x[0], member) for member in place.members)
+    return sum(layer.num_laws * int(np.sum(place.kind == k)) for k, layer in enumerate(first))
+
+
+def _parts(signal: Signal) -> tuple[Array, ...]:
+    return tuple(jax.tree.leaves(signal))
+
+
+def _state(signal: Signal) -> Float[Array, " moments"]:
+    return jnp.stack(_parts(signal)[1:])
+
+
+def _signal(state: Float[Array, " moments"], width: Array) -> Signal:
+    return Signal(width, *state)
+
+
+def _all_forward(place: Kinds[AbstractLayer], signals: Signal) -> Signal:
+    """All rounds at once."""
+    new = place.every(lambda layer, *at: layer.forward(Signal(*at)))(*_parts(signals))
+    return where_layers(place.there, new, signals) if place.gaps else new
+
+
+def _after_round(state: Array, places: tuple[Kinds[AbstractLayer], ...]) -> Float[Array, " moments"]:
+    for place in places:
+        at = _parts(_signal(state, jnp.ones_like(state[0])))
+        new = _state(place.here(lambda layer, *at: layer.forward(Signal(*at)))(*at))
+        state = jnp.where(place.there, new, state) if place.gaps else new
+    return state
+
+
+@eqx.filter_custom_jvp
+def _after_rounds(places: tuple[Kinds[AbstractLayer], ...], start: Array) -> Float[Array, "rounds moments"]:
+    def one(state: Array, places: tuple[Kinds[AbstractLayer], ...]) -> tuple[Array, Array]:
+        state = _after_round(state, places)
+        return state, state
+
+    return jax.lax.scan(one, start, places)[1]
+
+
+@_after_rounds.def_jvp
+def _after_rounds_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+    """All rounds' own derivatives at once: the loop that is transposed has nothing but their products."""
+    places, start = primals
+    after = _after_rounds(places, start)
+    before = jnp.concatenate([start[None], after[:-1]])
+    dynamic, static = eqx.partition(places, eqx.is_inexact_array)
+
+    def all_after(before: Array, dynamic: Any) -> Array:
+        states = before
+        for place in eqx.combine(dynamic, static):
+            signals = jax.vmap(_signal)(states, jnp.ones_like(states[:, 0]))
+            states = jax.vmap(_state)(_all_forward(place, signals))
+        return states
+
+    slopes = _along(lambda before: all_after(before, dynamic), before, jnp.eye(start.size, dtype=start.dtype))
+    changes = jax.tree.map(
+        lambda x, t: None if x is None else jnp.zeros_like(x) if t is None else t,
+        (dynamic, start),
+        tuple(tangents),
+        is_leaf=lambda x: x is None,
+    )
+    first = jnp.zeros_like(before).at[0].set(changes[1])
+    _, direct = jax.jvp(all_after, (before, dynamic), (first, changes[0]))
+
+    def onwards(tangent: Array, step: tuple[Array, Array]) -> tuple[Array, Array]:
+        tangent = step[0] @ tangent + step[1]
+        return tangent, tangent
+
+    return after, jax.lax.scan(onwards, jnp.zeros_like(start), (slopes, direct))[1]
+
+
+def _along(fn: Callable[[Array], Array], at: Array, basis: Array) -> Float[Array, "rounds moments moments"]:
+    """Row by row, all derivatives; `fn` is traced once."""
+
+    def one(direction: Array) -> Array:
+        return jax.jvp(fn, (at,), (jnp.broadcast_to(direction, at.shape),))[1]
+
+    return jax.vmap(one, out_axes=-1)(basis)
+
+
+def _log_gain(operations: tuple[AbstractOperation, ...], like: Float[Array, " rounds"]) -> Float[Array, " rounds"]:
+    """Of all rounds, the logarithm of the mean of the operations of one place."""
+    zero = jnp.zeros((), like.dtype)
+
+    def gain(*operations: AbstractOperation) -> Array:
+        c = Cumulants(zero, zero, zero, zero - jnp.inf)
+        for operation in operations:
+            c = operation.cumulants(c)
+        return c.log_mean
+
+    return jax.vmap(gain)(*operations) if operations else jnp.zeros_like(like)

@@ -1,0 +1,115 @@
+"""One derivative rule for everything that is found by a solver: the implicit function theorem."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+Residual = Callable[..., tuple[Array, Array]]
+
+
+def implicit_root(
+    residual: Residual, root: Array, args: tuple[Any, ...], found: Bool[Array, "..."] | bool = True
+) -> Array:
+    """Gives `root` the derivatives of the solution of `residual(root, *args) = 0`, elementwise in `root`.
+
+    `residual` returns its value and its slope in `root`; `with_slope` makes it of a function that returns the value.
+    How the root was found does not matter, and is never differentiated:
+
+        d root = -(d residual / d root)^-1 sum_i (d residual / d args_i) d args_i.
+
+    Where none was `found` it is a constant. (NaN there, masked by the caller, would be NaN again in reverse mode.)
+    Derivatives of every order follow in forward mode; in reverse mode, inside a scan, those of first and second order.
+    """
+    dynamic, static = eqx.partition(args, eqx.is_inexact_array)
+    return _attach(residual, (static, jnp.asarray(found)), jax.lax.stop_gradient(root), dynamic)
+
+
+def at_extremum(
+    value: Callable[..., Array],
+    residual: Residual,
+    root: Array,
+    args: tuple[Any, ...],
+    found: Bool[Array, "..."] | bool = True,
+) -> Array:
+    """`value(root, *args)` where its slope in `root` vanishes, which `residual` says as in `implicit_root`.
+
+    Its first derivatives are those at a fixed root; those of the root enter only the second ones.
+    """
+    dynamic, static = eqx.partition(args, eqx.is_inexact_array)
+    return _extremal(value, residual, (static, jnp.asarray(found)), jax.lax.stop_gradient(root), dynamic)
+
+
+@eqx.filter_custom_jvp
+def _extremal(value: Callable[..., Array], residual: Residual, static: Any, root: Array, dynamic: Any) -> Array:
+    return value(root, *eqx.combine(dynamic, static[0]))
+
+
+@_extremal.def_jvp
+def _extremal_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+    value, residual, static, root, dynamic = primals
+    root = _attach(residual, static, root, dynamic)
+    changes = (_instantiated(dynamic, tangents[-1]),)
+    return jax.jvp(lambda d: value(root, *eqx.combine(d, static[0])), (dynamic,), changes)
+
+
+def _instantiated(primals: Any, tangents: Any) -> Any:
+    """With zeros in place of what does not change."""
+    return jax.tree.map(
+        lambda x, t: jnp.zeros_like(x) if t is None and x is not None else t,
+        primals,
+        tangents,
+        is_leaf=lambda x: x is None,
+    )
+
+
+def with_slope(fn: Callable[..., Array]) -> Residual:
+    """Where the slope is not at hand."""
+
+    def residual(root: Array, *args: Any) -> tuple[Array, Array]:
+        return jax.jvp(lambda r: fn(r, *args), (root,), (jnp.ones_like(root),))
+
+    return residual
+
+
+@eqx.filter_custom_jvp
+def _attach(residual: Residual, static: Any, root: Array, dynamic: Any) -> Array:
+    return root
+
+
+@_attach.def_jvp
+def _attach_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+    residual, (static, found), root, dynamic = primals
+    *_, dynamic_tangent = tangents
+
+    def at(root: Array, dynamic: Any) -> tuple[Array, Array]:
+        value, slope = residual(root, *eqx.combine(dynamic, static))
+        return jnp.where(found, value, 0), jnp.where(found, slope, 1)
+
+    dynamic_tangent = _instantiated(dynamic, dynamic_tangent)
+
+    def along(root: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+        return jax.jvp(lambda d: at(root, d), (dynamic,), (dynamic_tangent,))
+
+    # JAX forgets custom rules when it transposes a scan. The step of Newton's method, which goes nowhere, has the
+    # derivatives of the root without one; and so have roots inside the residual, as `jax.jvp` applies their rules.
+    root = _attach(residual, (static, found), root, dynamic)
+    (value, slope), _ = along(root)
+    root = root - value / jax.lax.stop_gradient(slope)
+    (_, slope), (change, _) = along(root)
+    return root, -change / slope
+
+
+def bisect(fn: Callable[[Array], Array], low: Array, high: Array) -> Array:
+    """The sign change of a scalar function that goes from negative to positive."""
+
+    def halve(_: Array, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bracket
+        middle = 0.5 * (low + high)
+        below = fn(middle) < 0
+        return jnp.where(below, middle, low), jnp.where(below, high, middle)
+
+    return jax.lax.fori_loop(0, 60, halve, (low, high))[0]

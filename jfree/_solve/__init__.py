@@ -1,0 +1,1 @@
+"""The solver: from `z` to a certified point of the curve."""

@@ -1,0 +1,204 @@
+"""Moments of a spectrum, and of its logarithm: integrals along the curve, off the support."""
+
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from .._calculus.atoms import Atoms
+from .._calculus.curve import Curve
+from .._calculus.operation import AbstractOperation, Step
+from .._calculus.point import Point
+from .._calculus.reader import reader
+from .._numerics.arrays import at_once
+from .._numerics.complex import complex_dtype, exponential, logarithm, reciprocal
+from .._solve.solve import differentiable, find_atoms, find_roots
+
+
+@at_once
+def log_moment(curve: Curve, k: int) -> Float[Array, ""]:
+    """`log m_k`, `m_k = (1/2 pi i) int z^k M dlog z`, on a circle of `omega` around every singularity of the curve.
+
+    The circle grows until the first two moments come out as propagated; NaN if they never do.
+    """
+    num_nodes = -(-(96 + 2 * k) // 128) * 128  # few sizes: more nodes than are needed cost little
+    return _read_moment(curve, *_enclosing(jax.lax.stop_gradient(curve), num_nodes), jnp.asarray(k))
+
+
+def _power(point: Point, k: Array | int) -> Array:
+    """`m_k` in units of the last points."""
+    return jnp.mean((exponential(k * logarithm(point.z)) * point.side * point.m * point.dz).real)
+
+
+@eqx.filter_jit
+def _enclosing(curve: Curve, num_nodes: int) -> tuple[Array, Array, Array]:
+    """A circle of `omega` outside every singularity of the curve, unknowns there, and whether it was found."""
+    dtype, cumulants = curve.rank.dtype, curve.cumulants
+    angle = jnp.pi * (jnp.arange(num_nodes, dtype=dtype) + 0.5) / num_nodes
+    circle = jax.lax.complex(jnp.cos(angle), jnp.sin(angle))
+    eps = float(jnp.finfo(dtype).eps)
+
+    def largest(size: Array, before: Point, operation: AbstractOperation, step: Step) -> Array:
+        return jnp.maximum(size, step.correction)
+
+    def look(state: tuple[Array, Array, Array, Array, Array]):
+        """At the circle: once more, until the unknowns are settled; then at one twice as large."""
+        steps, tries, radius, unknowns, _ = state
+        omega = radius * circle
+        point, size, (found, _) = curve.fold(largest, jnp.zeros(num_nodes, dtype), curve.start(omega), unknowns)
+        mean = jnp.exp(cumulants.log_mean - point.log_scale)
+        first, second = _power(point, 1) / mean, _power(point, 2) / jnp.square(mean)
+        enclosed = (jnp.abs(first - 1) < eps**0.5) & (jnp.abs(second / (1 + cumulants.spread) - 1) < eps**0.5)
+        settled = jnp.all(size <= eps**0.3)
+        larger = (settled & ~enclosed) | (tries >= _MOST_CORRECTED)
+        radius = jnp.where(larger, 2 * radius, radius)
+        unknowns = jnp.where(larger, 0, found)
+        return steps + 1, jnp.where(larger, 0, tries + 1), radius, unknowns, settled & enclosed
+
+    def unfinished(state: tuple[Array, Array, Array, Array, Array]) -> Array:
+        steps, *_, enclosed = state
+        return (steps < _MOST_STEPS) & ~enclosed
+
+    unknowns = jnp.zeros((curve.num_layers, curve.num_unknowns, num_nodes), circle.dtype)
+    start = (jnp.asarray(0), jnp.asarray(0), curve.reach(), unknowns, jnp.asarray(False))
+    _, _, radius, unknowns, enclosed = jax.lax.while_loop(unfinished, look, start)
+    return radius * circle, unknowns, enclosed
+
+
+# Of a circle: corrections of unknowns before it is too small, and evaluations of all circles.
+_MOST_CORRECTED, _MOST_STEPS = 30, 300
+
+
+@reader
+def _read_moment(curve: Curve, omega: Array, unknowns: Array, enclosed: Array, k: Array) -> Array:
+    point = curve.point(*jax.lax.stop_gradient((omega, unknowns)))
+    return jnp.where(enclosed, k * point.log_scale + jnp.log(_power(point, k)), jnp.nan)
+
+
+# The unknowns at given parameters, found apart from what is read there, and never differentiated.
+_settled = jax.jit(lambda curve, omega: curve.settle(omega))
+
+
+@at_once
+def mean_log(curve: Curve) -> Float[Array, ""]:
+    """A sum over the layers; with shifts `Phi(z) - mu({0}) log z` as `z -> 0-`, where logarithms of `z` cancel."""
+    if not curve.has_shifts:
+        return _sum_of_logs(curve)
+    frozen = jax.lax.stop_gradient(curve)
+    return _read_mean_log(curve, find_atoms(curve), *_below_shifts(frozen, _next_to_zero(frozen, np.arange(1, 4))))
+
+
+@reader
+def _sum_of_logs(curve: Curve) -> Array:
+    return curve.mean_log()
+
+
+@jax.jit
+def _next_to_zero(curve: Curve, places: Array) -> Array:
+    """Some `z` below 0: the closer they are, the steeper is `log z`, and the less exact are its derivatives."""
+    eps = float(jnp.finfo(curve.rank.dtype).eps)
+    near = eps ** (1 / 3) * jnp.exp(curve.cumulants.log_floor)
+    return (-near * places).astype(complex_dtype(curve.rank.dtype))
+
+
+def _below_shifts(curve: Curve, z: Array) -> tuple[Array, Array, Array, Array]:
+    """`z` with `omega`, unknowns there, and which were found."""
+    roots = find_roots(curve, z)
+    return z, roots.omega, roots.unknowns, roots.certified
+
+
+@reader
+def _read_mean_log(curve: Curve, atoms: Atoms, z: Array, omega: Array, unknowns: Array, found: Array) -> Array:
+    z, omega, unknowns, found = jax.lax.stop_gradient((z, omega, unknowns, found))
+    omega = differentiable(curve, z, omega, unknowns, found)
+    _, phi, log_z = curve.potential(omega, unknowns)
+    value = (phi.real - atoms.zero * log_z.real) / (1 - atoms.zero)
+    # Analytic in z: the linear and the quadratic term cancel.
+    at_zero = 3 * value[0] - 3 * value[1] + value[2]
+    known = jnp.all(found) & (1 - atoms.zero > jnp.finfo(value.dtype).eps ** 0.5)
+    return jnp.where(known, at_zero, jnp.nan)
+
+
+@at_once
+def log_moments(curve: Curve, power: float = 0.0) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Mean and variance of log t over t > 0, where t counts `t^power` times, `0 <= power < 1`.
+
+    A quadrature along the negative axis: `-M(-y) = int t / (t + y) mu(dt)` is the mass above `log y` of log t with
+    logistic noise. `int -M(-y) y^power dlog y` is `pi / sin(pi power)` times the mean of `t^power`, whose logarithm has
+    these as its derivatives by `power`. NaN where more than 1e-6 of the variance may not be resolved, or points of more
+    weight than a root of the rounding are not found.
+    """
+    frozen = jax.lax.stop_gradient(curve)
+    reach = -math.log(float(jnp.finfo(curve.rank.dtype).eps))
+    low, high = reach / (1 + power), reach / (1 - power)  # weights fall off that fast
+    if curve.has_shifts:
+        z = _along_negative_axis(frozen, low, high)
+        return _read_log_moments(curve, *_below_shifts(frozen, z), power)
+    s = np.linspace(-low, high, _num_nodes(curve, power), dtype=curve.rank.dtype)
+    omega = jnp.asarray(-np.exp(s), complex_dtype(curve.rank.dtype))
+    return _read_log_moments(curve, omega, omega, _settled(frozen, omega), omega.real < 0, power)
+
+
+@jax.jit
+def _along_negative_axis(curve: Curve, low: float, high: float) -> Array:
+    c = curve.cumulants
+    y = jnp.exp(jnp.linspace(c.log_floor - low, c.log_mean + high, 385, dtype=c.log_mean.dtype))
+    return jax.lax.complex(-y, jnp.zeros_like(y))
+
+
+@reader
+def _read_log_moments(
+    curve: Curve, z: Array, omega: Array, unknowns: Array, found: Array, power: Array
+) -> tuple[Array, Array]:
+    z, omega, unknowns, found = jax.lax.stop_gradient((z, omega, unknowns, found))
+    dtype = curve.rank.dtype
+    eps = float(jnp.finfo(dtype).eps)
+    if curve.has_shifts:
+        omega = differentiable(curve, z, omega, unknowns, found)
+        point, log_y = curve.point(omega, unknowns), jnp.log(-z.real)
+        density = (point.side * point.dm * reciprocal(point.dz)).real
+    else:
+        # Derivatives divide by fourth powers; of NaN it is no more than false.
+        far = jnp.abs(unknowns.real) > jnp.finfo(dtype).tiny ** 0.2
+        found = jnp.all(far | (unknowns == 0), axis=(0, 1))  # those of neutral layers are not asked for
+        s = jnp.log(-omega.real)
+        density = jax.nn.sigmoid(s) * jax.nn.sigmoid(-s)
+        middle = jnp.argmin(jnp.abs(s))
+        omega, unknowns = (jnp.where(found, x, x[..., middle, None]) for x in (omega, unknowns))
+        log_y = curve.potential(omega, unknowns)[2].real
+        # It rises: where it is not found it is less than at the next place.
+        log_y = jnp.where(found, log_y, jax.lax.cummin(jnp.where(found, log_y, jnp.inf), reverse=True))
+
+    weight = power * log_y
+    density = density * jnp.exp(weight - jax.lax.stop_gradient(jnp.max(jnp.where(found, weight, -jnp.inf))))
+    lost = jnp.sum(jnp.where(found, 0, density)) / jnp.sum(density)
+    log_y, density = jnp.where(found, log_y, 0), jnp.where(found, density, 0)
+    offset, noise = _of_the_noise(power)
+
+    def moments(log_y: Array, density: Array) -> tuple[Array, Array]:
+        density = density / jnp.sum(density)
+        mean = jnp.sum(density * log_y)
+        return mean + offset, jnp.sum(density * jnp.square(log_y - mean)) - noise
+
+    (mean, fine), (_, coarse) = moments(log_y, density), moments(log_y[::2], density[::2])
+    # The rule converges as fast as its error squares with twice the nodes.
+    known = (jnp.abs(fine - coarse) <= max(1e-3, eps**0.4) * (1 + jnp.abs(fine))) & (lost <= eps**0.5)
+    return jnp.where(known, mean, jnp.nan), jnp.where(known, jnp.maximum(fine, 0), jnp.nan)
+
+
+def _of_the_noise(power: Array) -> tuple[Array, Array]:
+    """The derivatives of `log sin(pi p) / p` and, negative, its second ones."""
+    some = power > 0
+    angle = jnp.pi * jnp.where(some, power, 0.5)
+    per = jnp.pi / angle
+    mean = jnp.pi / jnp.tan(angle) - per
+    variance = jnp.square(jnp.pi / jnp.sin(angle)) - jnp.square(per)
+    return jnp.where(some, mean, 0), jnp.where(some, variance, jnp.pi**2 / 3)
+
+
+def _num_nodes(curve: Curve, power: float) -> int:
+    """A law of few points, far apart, makes log y jump as a function of log omega, which takes many nodes to see."""
+    return 4801 if curve.has_few_points else 241 if power == 0 else 401

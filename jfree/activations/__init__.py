@@ -1,0 +1,35 @@
+"""The activations a network may be built from; strings such as `"tanh"` are short for those without arguments."""
+
+from ._base import AbstractActivation as AbstractActivation
+from ._from_function import FromFunction as FromFunction
+from ._piecewise import (
+    CELU as CELU,
+    Clip as Clip,
+    ELU as ELU,
+    HardSiLU as HardSiLU,
+    ReLUSquared as ReLUSquared,
+    Sine as Sine,
+    Softsign as Softsign,
+    SparsePlus as SparsePlus,
+    Swish as Swish,
+)
+from ._smooth import (
+    Erf as Erf,
+    GELU as GELU,
+    GELUTanh as GELUTanh,
+    LogSigmoid as LogSigmoid,
+    Mish as Mish,
+    Sigmoid as Sigmoid,
+    SiLU as SiLU,
+    Softplus as Softplus,
+    Squareplus as Squareplus,
+    Tanh as Tanh,
+)
+from ._two_slopes import (
+    HardSine as HardSine,
+    HardTanh as HardTanh,
+    LeakyReLU as LeakyReLU,
+    Linear as Linear,
+    ReLU as ReLU,
+    ShiftedReLU as ShiftedReLU,
+)

@@ -1,0 +1,170 @@
+"""Activations that are linear on both sides of a knot, or of several."""
+
+import jax.numpy as jnp
+from jax.scipy.special import erf, erfc, ndtr
+from jaxtyping import Array, ArrayLike, Float
+
+from .._calculus.atoms import Atoms
+from .._calculus.law import Law
+from ._base import AbstractManySlopes, AbstractTwoSlopes, finite, normal, positive
+
+
+class Linear(AbstractTwoSlopes):
+    """`x`."""
+
+    def __call__(self, x: Array) -> Array:
+        return x
+
+    def derivative(self, x: Array) -> Array:
+        return jnp.ones_like(x)
+
+    def second_moment(self, q: Array) -> Array:
+        return q
+
+    def mean(self, q: Array) -> Array:
+        return jnp.zeros_like(q)
+
+    def slopes(self, q: Array) -> tuple[Array, Array]:
+        return jnp.ones_like(q), jnp.ones_like(q)
+
+    def slope_factor(self, q: Array, refine: int = 1) -> None:
+        return None
+
+
+class ReLU(AbstractTwoSlopes):
+    """`max(x, 0)`."""
+
+    def __call__(self, x: Array) -> Array:
+        return jnp.maximum(x, 0)
+
+    def derivative(self, x: Array) -> Array:
+        return jnp.where(x > 0, 1, 0).astype(x.dtype)
+
+    def second_moment(self, q: Array) -> Array:
+        return q / 2
+
+    def mean(self, q: Array) -> Array:
+        return jnp.sqrt(q / (2 * jnp.pi))
+
+    def slopes(self, q: Array) -> tuple[Array, Array]:
+        return jnp.full_like(q, 0.5), jnp.ones_like(q)
+
+
+class LeakyReLU(AbstractManySlopes):
+    """`x` where positive, `negative_slope * x` where not.
+
+    **Raises:** `ValueError` if `negative_slope` is not finite.
+    """
+
+    negative_slope: Float[Array, ""]
+
+    def __init__(self, negative_slope: ArrayLike = 0.01):
+        self.negative_slope = finite("negative_slope", negative_slope)
+
+    def __call__(self, x: Array) -> Array:
+        return jnp.where(x > 0, x, self.negative_slope * x)
+
+    def derivative(self, x: Array) -> Array:
+        return jnp.where(x > 0, jnp.ones_like(x), self.negative_slope)
+
+    def second_moment(self, q: Array) -> Array:
+        return q * (1 + jnp.square(self.negative_slope)) / 2
+
+    def mean(self, q: Array) -> Array:
+        return (1 - self.negative_slope) * jnp.sqrt(q / (2 * jnp.pi))
+
+    def slope_law(self, q: Array, refine: int = 1) -> Law:
+        square = jnp.square(self.negative_slope).astype(q.dtype)
+        half = jnp.asarray(0.5, q.dtype)
+        zero = jnp.where(square == 0, half, 0)
+        atoms = Atoms(
+            1 - zero, jnp.stack([jnp.zeros_like(q), jnp.log(square + (square == 0))]), jnp.stack([half, half - zero])
+        )
+        weights = jnp.stack([half, half])
+        return Law.from_points(jnp.stack([jnp.ones_like(q), square]), weights, weights, atoms.merged())
+
+
+class ShiftedReLU(AbstractTwoSlopes):
+    """`x` above `shift`, `shift` below.
+
+    **Raises:** `ValueError` if `shift` is not finite.
+    """
+
+    shift: Float[Array, ""]
+
+    def __init__(self, shift: ArrayLike):
+        self.shift = finite("shift", shift)
+
+    def __call__(self, x: Array) -> Array:
+        return jnp.maximum(x, self.shift)
+
+    def derivative(self, x: Array) -> Array:
+        return jnp.where(x > self.shift, 1, 0).astype(x.dtype)
+
+    def second_moment(self, q: Array) -> Array:
+        t = self.shift / jnp.sqrt(q)
+        return q * (ndtr(-t) + t * normal(t)) + jnp.square(self.shift) * ndtr(t)
+
+    def mean(self, q: Array) -> Array:
+        t = self.shift / jnp.sqrt(q)
+        return jnp.sqrt(q) * normal(t) + self.shift * ndtr(t)
+
+    def slopes(self, q: Array) -> tuple[Array, Array]:
+        return ndtr(-self.shift / jnp.sqrt(q)), jnp.ones_like(q)
+
+
+class HardTanh(AbstractTwoSlopes):
+    """`clip(gain * x, -limit, limit)`.
+
+    **Raises:** `ValueError` if `gain` or `limit` is not positive.
+    """
+
+    gain: Float[Array, ""]
+    limit: Float[Array, ""]
+
+    def __init__(self, gain: ArrayLike = 1.0, limit: ArrayLike = 1.0):
+        self.gain = positive("gain", gain)
+        self.limit = positive("limit", limit)
+
+    def __call__(self, x: Array) -> Array:
+        return jnp.clip(self.gain * x, -self.limit, self.limit)
+
+    def derivative(self, x: Array) -> Array:
+        return jnp.where(jnp.abs(self.gain * x) < self.limit, self.gain, jnp.zeros_like(x))
+
+    def second_moment(self, q: Array) -> Array:
+        r = q * jnp.square(self.gain / self.limit)
+        p = erf(1 / jnp.sqrt(2 * r))
+        inside = r * (p - jnp.sqrt(2 / (jnp.pi * r)) * jnp.exp(-1 / (2 * r)))
+        return jnp.square(self.limit) * (inside + erfc(1 / jnp.sqrt(2 * r)))
+
+    def mean(self, q: Array) -> Array:
+        return jnp.zeros_like(q)
+
+    def slopes(self, q: Array) -> tuple[Array, Array]:
+        return erf(self.limit / (self.gain * jnp.sqrt(2 * q))), jnp.broadcast_to(jnp.square(self.gain), q.shape)
+
+
+class HardSine(AbstractTwoSlopes):
+    """The triangle wave of slope 1 and period 4, `2/pi arcsin(sin(pi x / 2))`."""
+
+    def __call__(self, x: Array) -> Array:
+        return jnp.abs(jnp.mod(x - 1, 4) - 2) - 1
+
+    def derivative(self, x: Array) -> Array:
+        return jnp.where(jnp.mod(x - 1, 4) < 2, -jnp.ones_like(x), 1)
+
+    def second_moment(self, q: Array) -> Array:
+        n = jnp.arange(1, 80, dtype=q.dtype)
+        signs = jnp.where(n % 2 == 0, 1, -1)
+        series = 1 / 3 + 4 / jnp.pi**2 * jnp.sum(signs * jnp.exp(-q * jnp.square(jnp.pi * n) / 2) / jnp.square(n))
+        return jnp.where(q < 0.01, q, series)  # below, P(|h| > 1) < 1e-22 and the series is long
+
+    def mean(self, q: Array) -> Array:
+        return jnp.zeros_like(q)
+
+    def slopes(self, q: Array) -> tuple[Array, Array]:
+        return jnp.ones_like(q), jnp.ones_like(q)
+
+    def slope_factor(self, q: Array, refine: int = 1) -> None:
+        return None

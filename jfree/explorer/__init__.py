@@ -1,0 +1,1 @@
+"""The explorer: a page with sliders, in the browser."""
