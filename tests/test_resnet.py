@@ -83,6 +83,16 @@ def test_alike_blocks_are_one():
     np.testing.assert_allclose(one.moment(3), many.moment(3), rtol=1e-9)
 
 
+@pytest.mark.parametrize("activation", ["tanh", "erf"])
+@pytest.mark.parametrize("weights", ["orthogonal", "gaussian"])
+@pytest.mark.parametrize(("depth", "sigma_w"), [(1, 0.1), (10, 0.3), (100, 0.1)])
+def test_isometry_of_small_branches(activation, weights, depth, sigma_w):
+    net = jfree.ResNet(depth, activation, weights, sigma_w)
+    nodes, measure = np.polynomial.legendre.leggauss(60)
+    logs = np.log(jfree.jacobian_spectrum(net).quantile((nodes + 1) / 2)) / 2
+    assert np.isclose(jfree.objectives.isometry(net), measure @ np.square(logs) / 2, rtol=2e-3)
+
+
 def test_orthogonal_identity_branch():
     """`I + U`, `U` Haar orthogonal: eigenvalues `2 + 2 cos t`, the arcsine law on (0, 4)."""
     spectrum = jfree.jacobian_spectrum(jfree.ResNet(1, "linear", "orthogonal"))

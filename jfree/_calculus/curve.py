@@ -6,7 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Complex, Float
+from jaxtyping import Array, ArrayLike, Bool, Complex, Float
 
 from .._numerics.complex import log_lower, reciprocal, scaled, x_log_x
 from .atoms import Atoms
@@ -27,6 +27,19 @@ def _known(operation: AbstractOperation, point: Point, unknowns: Array) -> Array
         return jnp.where(unknown, operation.guess(point), unknowns)
 
     return jax.lax.cond(jnp.any(unknown), guessed, lambda: unknowns)
+
+
+# After so many steps Newton's method hardly comes to its end: it takes fewer from most guesses.
+_PATIENCE = 12
+
+
+def _from_nearest(values: Array, known: Bool[Array, " lanes"]) -> Array:
+    """Those of the nearest lane that is known, if there is one."""
+    lanes = jnp.arange(known.size)
+    before = jax.lax.cummax(jnp.where(known, lanes, -1))
+    after = jax.lax.cummin(jnp.where(known, lanes, 2 * known.size), reverse=True)
+    nearest = jnp.where((before >= 0) & (lanes - before <= after - lanes), before, after)
+    return jnp.where(jnp.any(known), values[..., jnp.minimum(nearest, known.size - 1)], values)
 
 
 class Curve(eqx.Module):
@@ -201,9 +214,10 @@ class Curve(eqx.Module):
         return point, carry, found if known else (unknowns, unknowns)
 
     def settle(self, omega: Complex[Array, " lanes"], max_steps: int = 100) -> Complex[Array, "layers unknowns lanes"]:
-        """The unknowns at given `omega`: the equations of the layers' laws, without one for `z`.
+        """The unknowns at given `omega`, in order: the equations of the layers' laws, without one for `z`.
 
         One Newton step short of full accuracy, which is taken where the curve is read; NaN where they are not found.
+        Where Newton's method goes astray it starts again from the nearest that are found.
         """
         start = self.start(omega)
         unknowns = jnp.zeros((self.num_layers, self.num_unknowns, omega.size), omega.dtype)
@@ -215,7 +229,8 @@ class Curve(eqx.Module):
             return jnp.maximum(size, step.correction)
 
         def correct(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-            k, unknowns, _ = state
+            k, unknowns, size = state
+            unknowns = jnp.where(k % _PATIENCE == _PATIENCE - 1, _from_nearest(unknowns, size <= tolerance), unknowns)
             _, size, (unknowns, _) = self.fold(largest, jnp.zeros_like(omega.real), start, unknowns)
             return k + 1, unknowns, size
 

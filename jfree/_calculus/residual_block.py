@@ -64,8 +64,18 @@ class ResidualBlock(AbstractOperation):
         return jnp.log1p(jnp.exp(self.branch.cumulants.log_mean))
 
     def guess(self, point: Point) -> Array:
+        """`c / b` at large `z`; nearer, of branches below 1, as if all eigenvalues of `Y Y^T` were their mean: the
+        equations are quadratic then, and this keeps their root.
+        """
         mean = jnp.exp(self.branch.cumulants.log_mean)
-        ratio = jnp.broadcast_to(mean, point.z.shape).astype(point.z.dtype)
+        m, _, one = point.on_side()
+        root = exponential(log_upper(jnp.square(1 - mean) + 4 * mean * one * one) / 2)
+        root = jnp.where(root.real < 0, -root, root)
+        above, below = root + (mean - 1 + 2 * one), root - (mean - 1 + 2 * one)
+        # Of two equal expressions the one that does not cancel.
+        above = jnp.where(magnitude(above) >= magnitude(below), above, 4 * (mean - 1) * m * one * reciprocal(below))
+        near = mean * above * reciprocal(root + (1 - mean + 2 * mean * one))
+        ratio = jnp.where(mean < 1, near, mean)
         return jnp.zeros((self.num_unknowns, *ratio.shape), ratio.dtype).at[0].set(ratio)
 
     def _of_branch(self, unknowns: Array) -> Array:
