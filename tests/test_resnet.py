@@ -90,7 +90,10 @@ def test_isometry_of_small_branches(activation, weights, depth, sigma_w):
     net = jfree.ResNet(depth, activation, weights, sigma_w)
     nodes, measure = np.polynomial.legendre.leggauss(60)
     logs = np.log(jfree.jacobian_spectrum(net).quantile((nodes + 1) / 2)) / 2
-    assert np.isclose(jfree.objectives.isometry(net), measure @ np.square(logs) / 2, rtol=2e-3)
+    known = np.isfinite(logs)  # all but the outermost, next to edges
+    assert np.all(known[3:-3])
+    squares = np.interp(nodes, nodes[known], np.square(logs)[known])
+    assert np.isclose(jfree.objectives.isometry(net), measure @ squares / 2, rtol=2e-3)
 
 
 def test_orthogonal_identity_branch():
