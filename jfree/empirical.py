@@ -1,5 +1,6 @@
 """Finite random networks, to hold limiting spectra against."""
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -13,7 +14,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ._finite.lanczos import jacobian_density_lanczos as jacobian_density_lanczos, LanczosDensity as LanczosDensity
 from ._finite.sampling import few_threads, integer_widths, laws_of_layers, with_all_scales
-from ._layers.dense import draw
+from ._layers.dense import Dense, draw
+from ._layers.layer import AbstractLayer
 from ._layers.weights import AbstractWeights
 from ._networks.abstract import AbstractNetwork
 from ._networks.mlp import MLP
@@ -65,17 +67,31 @@ def jacobian_eigenvalues(
 
 
 def fisher_eigenvalues(
-    net: MLP, key: PRNGKeyArray, width: int | None = None, num_samples: int = 1
+    net: MLP | Network, key: PRNGKeyArray, width: int | None = None, num_samples: int = 1
 ) -> Float[Array, "samples N"]:
-    """Eigenvalues of `(1/N_L) J_theta J_theta^T` of sampled MLPs of finite width, at a random input (host).
+    """Eigenvalues of `(1/N_L) J_theta J_theta^T` of sampled networks of finite width, at a random input (host).
 
     Arguments as for `jacobian_eigenvalues`; `theta` are the weights, without the biases.
 
     **Returns:** `N_L` eigenvalues per network, ascending, zeros included.
 
-    **Raises:** `ValueError` as `jacobian_eigenvalues`, and if `net` is not an `MLP`.
+    **Raises:** `ValueError` as `jacobian_eigenvalues`, and if `net` is neither an `MLP` nor a `Network` without
+    `Residual`.
     """
-    return full_fisher_eigenvalues(net, key, 1, width, num_samples)
+    if not isinstance(net, Network):
+        return full_fisher_eigenvalues(net, key, 1, width, num_samples)
+    if any(layer.skips for layer in net.layers):
+        raise ValueError(
+            "`net` must not have a `Residual`: no Fisher spectrum is available where signals skip weights."
+        )
+    widths = _checked(net, width, num_samples)
+    num_numbers = 6 * max(widths) ** 2
+    check_memory("`width`", num_numbers * net.q0.dtype.itemsize)
+
+    def eigenvalues(keys: PRNGKeyArray) -> Array:
+        return jnp.maximum(jnp.linalg.eigvalsh(_fishers_of_layers(net, widths, keys)), 0)
+
+    return _in_batches(eigenvalues, key, num_samples, num_numbers, max(widths))
 
 
 def full_fisher_eigenvalues(
@@ -354,9 +370,42 @@ def _jacobians_of_blocks(net: ResNet, widths: tuple[int, ...], keys: PRNGKeyArra
 
 
 def _jacobians_of_layers(net: Network, widths: list[int], keys: PRNGKeyArray) -> Float[Array, "samples N_L N_0"]:
-    """One program for all layers of a structure and size, layer after layer (host)."""
+    return _through_layers(net, widths, keys, _identities(net, widths[0], keys), _pushed)
+
+
+def _fishers_of_layers(net: Network, widths: list[int], keys: PRNGKeyArray) -> Float[Array, "samples N_L N_L"]:
+    """`(1 / N_L) J_theta J_theta^T`: all layers push it forward, from both sides, and weights add `|x|^2 / N_L`."""
+    return _through_layers(net, widths, keys, 0 * _identities(net, widths[0], keys), _pushed_fisher(widths[-1]))
+
+
+_Push = Callable[[Array], Array]  # a layer's Jacobian times the columns of a matrix
+
+
+def _pushed(layer: AbstractLayer, push: _Push, x: Array, jacobian: Array) -> Array:
+    return push(jacobian)
+
+
+@functools.cache  # one function for one width: programs are compiled once for it
+def _pushed_fisher(num_outputs: int) -> Callable[[AbstractLayer, _Push, Array, Array], Array]:
+    def pushed(layer: AbstractLayer, push: _Push, x: Array, fisher: Array) -> Array:
+        fisher = push(push(fisher).T)
+        if not isinstance(layer, Dense):
+            return fisher
+        return fisher + jnp.sum(jnp.square(x)) / num_outputs * jnp.eye(fisher.shape[0], dtype=fisher.dtype)
+
+    return pushed
+
+
+def _through_layers(
+    net: Network,
+    widths: list[int],
+    keys: PRNGKeyArray,
+    matrices: Array,
+    onwards: Callable[[AbstractLayer, _Push, Array, Array], Array],
+) -> Float[Array, "samples N N"]:
+    """Matrices through all layers; one program for all of a structure and size, layer after layer (host)."""
     keys = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys)
-    x, jacobians = _random_inputs(net, 1, widths[0], keys[0])[:, 0], _identities(net, widths[0], keys[1])
+    x = _random_inputs(net, 1, widths[0], keys[0])[:, 0]
     layer_keys = jax.vmap(lambda key: jax.random.split(key, len(net.layers)), out_axes=1)(keys[2])
     scale = widths[0] / float(net.width)
     for layer, own in zip(net.layers, layer_keys, strict=True):
@@ -364,17 +413,24 @@ def _jacobians_of_layers(net: Network, widths: list[int], keys: PRNGKeyArray) ->
         modules = eqx.filter_vmap(
             lambda key, size=size, layer=layer, dtype=dtype: layer.sample(size, scale, key, dtype)
         )(own)
-        x, jacobians = jax.block_until_ready(_advanced(modules, x, jacobians, own))
-    return jacobians
+        x, matrices = jax.block_until_ready(_advanced(layer, modules, x, matrices, own, onwards))
+    return matrices
 
 
 @eqx.filter_jit
-def _advanced(modules: Callable[..., Array], x: Array, jacobians: Array, keys: PRNGKeyArray) -> tuple[Array, Array]:
-    def one(module: Callable[..., Array], x: Array, jacobian: Array, key: PRNGKeyArray) -> tuple[Array, Array]:
+def _advanced(
+    layer: AbstractLayer,
+    modules: Callable[..., Array],
+    x: Array,
+    matrices: Array,
+    keys: PRNGKeyArray,
+    onwards: Callable[[AbstractLayer, _Push, Array, Array], Array],
+) -> tuple[Array, Array]:
+    def one(module: Callable[..., Array], x: Array, matrix: Array, key: PRNGKeyArray) -> tuple[Array, Array]:
         y, push = jax.linearize(lambda x: module(x, key=key), x)
-        return y, jax.vmap(push, in_axes=1, out_axes=1)(jacobian)
+        return y, onwards(layer, jax.vmap(push, in_axes=1, out_axes=1), x, matrix)
 
-    return eqx.filter_vmap(one)(modules, x, jacobians, keys)
+    return eqx.filter_vmap(one)(modules, x, matrices, keys)
 
 
 def _identities(net: MLP | ResNet | Network, size: int, keys: PRNGKeyArray) -> Float[Array, "samples N N"]:

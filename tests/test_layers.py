@@ -86,6 +86,24 @@ def test_a_resnet_is_its_layers():
     np.testing.assert_allclose(jfree.jacobian_spectrum(net).density(x), expected, rtol=1e-9)
 
 
+@pytest.mark.parametrize("between", [[RMSNorm(1.5)], [Scale(-1.5)], [Scale(0.7), LayerNorm()]])
+def test_fisher_of_samples(between):
+    layers = [Dense(N), *between, Activation("tanh"), gaussian(), Activation("erf"), *between]
+    net = jfree.Network(N, layers, q0=0.8)
+    rows = jfree.empirical.fisher_eigenvalues(net, jax.random.key(0), num_samples=8)
+    assert jfree.empirical.ks_distance(rows, jfree.fisher_spectrum(net)) < 0.025
+    with pytest.raises(ValueError, match="must not have a `Residual`"):
+        jfree.empirical.fisher_eigenvalues(jfree.Network(N, NETWORKS["pre-norm"]), jax.random.key(0))
+
+
+def test_fisher_samples_of_mlps_and_layers_agree():
+    layers = [Dense(N, "gaussian", 1.2, 0.3), Activation("tanh"), Dense(N, "orthogonal", 0.9)]
+    rows = jfree.empirical.fisher_eigenvalues(jfree.Network(N, layers), jax.random.key(1), num_samples=16)
+    net = jfree.MLP((N, N, N), ["tanh", "linear"], ["gaussian", "orthogonal"], (1.2, 0.9), (0.3, 0.0))
+    others = jfree.empirical.fisher_eigenvalues(net, jax.random.key(2), num_samples=16)
+    np.testing.assert_allclose(np.sort(rows, None), np.sort(others, None), rtol=0.1)
+
+
 def test_fisher_with_norms():
     """Of the weights: norms and scales act on what comes before, and their outputs are what the next weights see."""
     norms = [RMSNorm(), Activation("tanh"), Scale(1.5), gaussian(), LayerNorm(), Activation("tanh")]
