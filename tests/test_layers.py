@@ -90,8 +90,8 @@ def test_a_resnet_is_its_layers():
 def test_fisher_of_samples(between):
     layers = [Dense(N), *between, Activation("tanh"), gaussian(), Activation("erf"), *between]
     net = jfree.Network(N, layers, q0=0.8)
-    rows = jfree.empirical.fisher_eigenvalues(net, jax.random.key(0), num_samples=8)
-    assert jfree.empirical.ks_distance(rows, jfree.fisher_spectrum(net)) < 0.025
+    rows = jfree.empirical.fisher_eigenvalues(net, jax.random.key(0), num_samples=32)
+    assert jfree.empirical.ks_distance(rows, jfree.fisher_spectrum(net)) < 0.03
     with pytest.raises(ValueError, match="must not have a `Residual`"):
         jfree.empirical.fisher_eigenvalues(jfree.Network(N, NETWORKS["pre-norm"]), jax.random.key(0))
 
