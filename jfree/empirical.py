@@ -84,6 +84,8 @@ def fisher_eigenvalues(
         raise ValueError(
             "`net` must not have a `Residual`: no Fisher spectrum is available where signals skip weights."
         )
+    if any(layer.has_weights and not isinstance(layer, Dense) for layer in net.layers):
+        raise ValueError("`net` must have no weights but those of `Dense` layers for a Fisher spectrum.")
     widths = _checked(net, width, num_samples)
     num_numbers = 6 * max(widths) ** 2
     check_memory("`width`", num_numbers * net.q0.dtype.itemsize)

@@ -1,8 +1,10 @@
 """Layers that a `jfree.Network` is made of."""
 
 from ._layers.activation import Activation as Activation
+from ._layers.conv import Conv as Conv
 from ._layers.dense import Dense as Dense
 from ._layers.dropout import Dropout as Dropout
+from ._layers.gated import Gated as Gated
 from ._layers.layer import AbstractLayer as AbstractLayer
 from ._layers.normalisation import LayerNorm as LayerNorm, RMSNorm as RMSNorm
 from ._layers.scale import Scale as Scale

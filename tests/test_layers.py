@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jfree
-from jfree.layers import Activation, Dense, Dropout, LayerNorm, Residual, RMSNorm, Scale
+from jfree.layers import Activation, Conv, Dense, Dropout, Gated, LayerNorm, Residual, RMSNorm, Scale
 
 N = 300
 
@@ -44,6 +44,7 @@ NETWORKS = {
     "pre-norm": [pre_norm(2, "gelu"), pre_norm(2, "gelu"), pre_norm(2, "gelu")],
     "bottleneck": [Residual([LayerNorm(), gaussian(N // 4), Activation("relu"), gaussian()]), gaussian(N // 2)],
     "factors": [pre_norm(1, "tanh", skip=0.8, scale=0.5), pre_norm(1, "tanh", scale=2.0)],
+    "gates": [Gated(2 * N, "silu"), gaussian(), Residual([RMSNorm(), Gated(2 * N, "relu"), gaussian()])],
     "nested": [Residual([Dense(N), Residual([Dense(N), Activation("tanh"), Dense(N)]), Dense(N)])],
     "unlike blocks": [Dense(N), Activation("tanh"), gaussian(), pre_norm(1, "relu"), pre_norm(2, "gelu"), RMSNorm()],
 }
@@ -84,6 +85,35 @@ def test_a_resnet_is_its_layers():
     x = jnp.linspace(0.3, 5.0, 20)
     expected = jfree.jacobian_spectrum(resnet).density(x)
     np.testing.assert_allclose(jfree.jacobian_spectrum(net).density(x), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("weights", "positions", "kernel"), [("gaussian", (6,), 3), ("orthogonal", (2, 4), (3, 2))])
+def test_circular_convolutions(weights, positions, kernel):
+    units = 50 * int(np.prod(positions))
+    block = Residual([LayerNorm(), Conv(50, positions, kernel, weights, 1.2, 0.1), Activation("tanh"), gaussian(units)])
+    layers = [Conv(50, positions, kernel, weights, 1.1), Activation("tanh"), block, Dense(units // 2)]
+    net = jfree.Network(units, layers)
+    rows = jfree.empirical.jacobian_eigenvalues(net, jax.random.key(0), num_samples=4, side="output")
+    assert jfree.empirical.ks_distance(rows, jfree.jacobian_spectrum(net, "output")) < 0.02
+    assert rows.shape == (4, units // 2)
+    with pytest.raises(ValueError, match="Fisher"):
+        jfree.fisher_spectrum(net)
+    with pytest.raises(ValueError, match="`positions`"):
+        jfree.empirical.jacobian_eigenvalues(jfree.Network(units + 1, layers), jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "name"),
+    [
+        ({"positions": 0}, "positions"),
+        ({"kernel": (3, 3)}, "kernel"),
+        ({"channels": -1}, "channels"),
+        ({"weights": "x"}, "weights"),
+    ],
+)
+def test_bad_convolutions(wrong, name):
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        Conv(**({"channels": 8, "positions": 5} | wrong))
 
 
 @pytest.mark.parametrize("between", [[RMSNorm(1.5)], [Scale(-1.5)], [Scale(0.7), LayerNorm()]])

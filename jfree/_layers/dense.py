@@ -1,5 +1,7 @@
 """Weights and biases."""
 
+from typing import ClassVar
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -13,38 +15,21 @@ from .layer import AbstractLayer, checked_number, checked_positive, Entries, sam
 from .weights import AbstractWeights, as_weights, BY_NAME as WEIGHTS
 
 
-class Dense(AbstractLayer):
-    """`W x + b` with `W` of `width x N_in`, entries of mean square `sigma_w^2 / N_in`, and `b ~ N(0, sigma_b^2)`.
-
-    **Arguments:** the width behind it; `"gaussian"`, `"orthogonal"` or another weight law; and both scales.
-
-    **Raises:** `ValueError` naming the argument, for an unknown law, or values out of range.
-    """
+class AbstractWeighted(AbstractLayer):
+    """Weights and biases, and what they do to signals and curves."""
 
     width: Float[Array, ""]
     weights: AbstractWeights
     sigma_w: Float[Array, ""]
     sigma_b: Float[Array, ""]
 
-    def __init__(
-        self,
-        width: ArrayLike,
-        weights: str | AbstractWeights = "orthogonal",
-        sigma_w: ArrayLike = 1.0,
-        sigma_b: ArrayLike = 0.0,
-    ):
+    has_weights: ClassVar[bool] = True
+
+    def __init__(self, width: ArrayLike, weights: str | AbstractWeights, sigma_w: ArrayLike, sigma_b: ArrayLike):
         self.width = checked_positive("width", width)
         self.weights = as_weights(weights)
         self.sigma_w = checked_positive("sigma_w", sigma_w)
         self.sigma_b = checked_number("sigma_b", sigma_b, lambda x: x >= 0, "nonnegative and finite")
-
-    @staticmethod
-    def given(width: Array, weights: AbstractWeights, sigma_w: Array, sigma_b: Array) -> "Dense":
-        """One or many, of checked parts."""
-        dense = object.__new__(Dense)
-        for name, value in (("width", width), ("weights", weights), ("sigma_w", sigma_w), ("sigma_b", sigma_b)):
-            object.__setattr__(dense, name, value)
-        return dense
 
     @property
     def reads_mean(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -66,15 +51,48 @@ class Dense(AbstractLayer):
         ratio = signal.width / self.width
         return self.weights.factor(ratio, self.sigma_w), ChangeSide(ratio)
 
+
+class Dense(AbstractWeighted):
+    """`W x + b` with `W` of `width x N_in`, entries of mean square `sigma_w^2 / N_in`, and `b ~ N(0, sigma_b^2)`.
+
+    **Arguments:** the width behind it; `"gaussian"`, `"orthogonal"` or another weight law; and both scales.
+
+    **Raises:** `ValueError` naming the argument, for an unknown law, or values out of range.
+    """
+
+    def __init__(
+        self,
+        width: ArrayLike,
+        weights: str | AbstractWeights = "orthogonal",
+        sigma_w: ArrayLike = 1.0,
+        sigma_b: ArrayLike = 0.0,
+    ):
+        super().__init__(width, weights, sigma_w, sigma_b)
+
+    @staticmethod
+    def given(width: Array, weights: AbstractWeights, sigma_w: Array, sigma_b: Array) -> "Dense":
+        """One or many, of checked parts."""
+        dense = object.__new__(Dense)
+        for name, value in (("width", width), ("weights", weights), ("sigma_w", sigma_w), ("sigma_b", sigma_b)):
+            object.__setattr__(dense, name, value)
+        return dense
+
     def sample(self, size: int, scale: float, key: PRNGKeyArray, dtype: DTypeLike) -> eqx.nn.Linear:
         num_out = sampled_size(self.width, scale)
-        weight, bias = draw(self.weights, (num_out, size), self.sigma_w, self.sigma_b, key)
-        linear = eqx.nn.Linear(size, num_out, dtype=dtype, key=key)
-        return eqx.tree_at(lambda layer: (layer.weight, layer.bias), linear, (weight, bias))
+        return linear(self.weights, size, num_out, self.sigma_w, self.sigma_b, key, dtype)
 
     def row(self) -> tuple[str, str]:
         scales = f"sigma_w {number(self.sigma_w)}, sigma_b {number(self.sigma_b)}"
         return "dense", f"width {number(self.width)}, {name_of(self.weights, WEIGHTS)}, {scales}"
+
+
+def linear(
+    law: AbstractWeights, num_in: int, num_out: int, sigma_w: Array, sigma_b: Array, key: PRNGKeyArray, dtype: DTypeLike
+) -> eqx.nn.Linear:
+    """An Equinox module with weights and biases drawn."""
+    drawn = draw(law, (num_out, num_in), sigma_w, sigma_b, key)
+    blank = eqx.nn.Linear(num_in, num_out, dtype=dtype, key=key)
+    return eqx.tree_at(lambda layer: (layer.weight, layer.bias), blank, drawn)
 
 
 def draw(

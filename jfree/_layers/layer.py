@@ -51,6 +51,8 @@ class AbstractLayer(eqx.Module):
 
     reads_mean: ClassVar[bool] = False  # whether `forward` or `operations` depend on the signal's mean
 
+    has_weights: ClassVar[bool] = False  # those that the Fisher information is of
+
     skips: ClassVar[bool] = False  # whether its input goes on beside what it makes of it
 
     @property

@@ -195,6 +195,9 @@ class StackedNetwork(AbstractNetwork):
                 "J_theta J_theta^T are no longer free of each other. `net` must be an `MLP`, or a `Network` without "
                 "`Residual`."
             )
+        others = [layer for place in self.places for layer in place.members if not isinstance(layer, Dense)]
+        if any(layer.has_weights for layer in others):
+            raise ValueError("The Fisher spectrum of a network is available where all its weights are `Dense` layers.")
         if len(dense) != 1:
             raise ValueError("`net` must have weights to have a Fisher spectrum.")
         (place,) = dense
