@@ -187,7 +187,8 @@ class ResidualBlock(AbstractOperation):
         none, all_of_it = share == 0, share > nearly * end
         inside = at_extremum(volume, falling, jnp.where(none, end / 2, share), (branch,), ~(none | all_of_it))
         most = jnp.where(none, 0, jnp.where(all_of_it, volume(whole, branch), inside))
-        return jnp.where(rank > nearly, self.count * most, jnp.nan)
+        known = (rank > nearly) | (self.count == 0)
+        return jnp.where(known, self.count * most, jnp.nan)
 
     def atoms(self, atoms: Atoms) -> Atoms:
         missing = jnp.minimum(1, 2 * self.branch.atoms().rank)
