@@ -14,7 +14,7 @@ from .point import Point
 class UniversalFactor(AbstractOperation):
     """`S(m) = exp(-theta (2 m + 1))`: what very many blocks with very small branches amount to."""
 
-    theta: Float[Array, " layers"]
+    theta: Float[Array, "*layers"]
 
     def advance(self, point: Point, unknowns: Array) -> Step:
         m, dm, one = point.on_side()
