@@ -43,7 +43,7 @@ class TuneResult(Shown):
 
     net: AbstractNetwork
     objective: Float[Array, ""]
-    history: Float[Array, " steps+1"]
+    history: Float[Array, " values"]
     rounded: AbstractNetwork | None
     rounded_objective: Float[Array, ""] | None
 
@@ -65,7 +65,7 @@ class TuneResult(Shown):
         return plot_history(self.history, ax)
 
 
-def _sigma_w(net: Any) -> Array:
+def _sigma_w(net: Any) -> Any:
     return net.sigma_w
 
 

@@ -21,6 +21,7 @@ from ._networks.abstract import AbstractNetwork
 from ._networks.mlp import MLP
 from ._networks.network import Network
 from ._networks.resnet import ResNet
+from ._numerics.arrays import Keys
 from ._numerics.checks import integer
 from ._numerics.memory import check_memory
 from ._spectrum.spectrum import Spectrum
@@ -58,7 +59,7 @@ def jacobian_eigenvalues(
     num_numbers = 6 * max(widths) ** 2
     check_memory("`width`", num_numbers * net.q0.dtype.itemsize)
 
-    def eigenvalues(keys: PRNGKeyArray) -> Array:
+    def eigenvalues(keys: Keys) -> Array:
         if isinstance(net, Network):
             return _squared_singular_values(_jacobians_of_layers(net, widths, keys), size)
         return _jacobian_eigenvalues(with_all_scales(net), tuple(widths), size, keys)
@@ -126,7 +127,7 @@ def full_fisher_eigenvalues(
     num_numbers = 4 * (n if block_diagonal else n**2) * max(widths) ** 2
     check_memory("`num_inputs` or `width`", num_numbers * net.sigma_w.dtype.itemsize)
 
-    def eigenvalues(keys: PRNGKeyArray) -> Array:
+    def eigenvalues(keys: Keys) -> Array:
         return _fisher_eigenvalues(with_all_scales(net), tuple(widths), n, block_diagonal, keys)
 
     return _in_batches(eigenvalues, key, num_samples, num_numbers, n * max(widths))
@@ -266,7 +267,7 @@ def _in_batches(
 
 @eqx.filter_jit
 def _jacobian_eigenvalues(
-    net: MLP | ResNet, widths: tuple[int, ...], size: int, keys: PRNGKeyArray
+    net: MLP | ResNet, widths: tuple[int, ...], size: int, keys: Keys
 ) -> Float[Array, "samples N"]:
     jacobians = _jacobians_of_blocks(net, widths, keys) if isinstance(net, ResNet) else _jacobians(net, widths, keys)
     return _squared_singular_values(jacobians, size)
@@ -274,7 +275,7 @@ def _jacobian_eigenvalues(
 
 @eqx.filter_jit
 def _fisher_eigenvalues(
-    net: MLP, widths: tuple[int, ...], num_inputs: int, block_diagonal: bool, keys: PRNGKeyArray
+    net: MLP, widths: tuple[int, ...], num_inputs: int, block_diagonal: bool, keys: Keys
 ) -> Float[Array, "samples N"]:
     n = num_inputs
     first, second = (np.arange(n), np.arange(n)) if block_diagonal else np.triu_indices(n)
@@ -293,9 +294,9 @@ class _Layer(NamedTuple):
     activation: AbstractActivation
     sigma_w: Array
     sigma_b: Array
-    keys: PRNGKeyArray
+    keys: Keys
 
-    def applied(self, num_out: int, x: Float[Array, "samples inputs N_l-1"]) -> tuple[Array, Array, Array]:
+    def applied(self, num_out: int, x: Float[Array, "samples inputs N_in"]) -> tuple[Array, Array, Array]:
         """Weights, outputs, and slopes."""
         shape = (num_out, x.shape[-1])
         one = lambda key: draw(self.law, shape, self.sigma_w, self.sigma_b, key)  # noqa: E731
@@ -304,7 +305,7 @@ class _Layer(NamedTuple):
         return weights, self.activation(h), self.activation.derivative(h)
 
 
-def _after(x: Array, keys: PRNGKeyArray) -> PRNGKeyArray:
+def _after(x: Array, keys: Keys) -> Keys:
     """The keys, which wait for `x`. JAX factorises a batch of matrices on the threads of a pool, on one of which it
     waits for the others: two batches at once, of layers that do not wait for each other, may wait forever.
     """
@@ -313,7 +314,7 @@ def _after(x: Array, keys: PRNGKeyArray) -> PRNGKeyArray:
     return jnp.where(never, keys[::-1], keys)
 
 
-def _layers(net: MLP | ResNet, keys: PRNGKeyArray) -> list[_Layer]:
+def _layers(net: MLP | ResNet, keys: Keys) -> list[_Layer]:
     sigma_w, sigma_b = (scale.ravel() for scale in net.scales)
     keys = jax.vmap(lambda key: jax.random.split(key, sigma_w.size), out_axes=1)(keys)
     parts = (laws_of_layers(net), net.activations, sigma_w, sigma_b, keys)
@@ -345,7 +346,7 @@ def _through(
     return carried
 
 
-def _jacobians(net: MLP, widths: tuple[int, ...], keys: PRNGKeyArray) -> Float[Array, "samples N_L N_0"]:
+def _jacobians(net: MLP, widths: tuple[int, ...], keys: Keys) -> Float[Array, "samples N_L N_0"]:
     def step(carried: tuple[Array, Array], layer: _Layer, shape: tuple[int, ...]) -> tuple[Array, Array]:
         x, jacobians = carried
         weights, x, slopes = layer.applied(shape[1], x)
@@ -356,7 +357,7 @@ def _jacobians(net: MLP, widths: tuple[int, ...], keys: PRNGKeyArray) -> Float[A
     return _through(step, start, _layers(net, keys), list(itertools.pairwise(widths)))[1]
 
 
-def _jacobians_of_blocks(net: ResNet, widths: tuple[int, ...], keys: PRNGKeyArray) -> Float[Array, "samples N N"]:
+def _jacobians_of_blocks(net: ResNet, widths: tuple[int, ...], keys: Keys) -> Float[Array, "samples N N"]:
     def step(carried: tuple[Array, Array], block: list[_Layer], shape: tuple[int, ...]) -> tuple[Array, Array]:
         (x, jacobians), (y, branch) = carried, carried
         for layer in block:
@@ -371,11 +372,11 @@ def _jacobians_of_blocks(net: ResNet, widths: tuple[int, ...], keys: PRNGKeyArra
     return _through(step, start, blocks, [widths[:1]] * net.depth)[1]
 
 
-def _jacobians_of_layers(net: Network, widths: list[int], keys: PRNGKeyArray) -> Float[Array, "samples N_L N_0"]:
+def _jacobians_of_layers(net: Network, widths: list[int], keys: Keys) -> Float[Array, "samples N_L N_0"]:
     return _through_layers(net, widths, keys, _identities(net, widths[0], keys), _pushed)
 
 
-def _fishers_of_layers(net: Network, widths: list[int], keys: PRNGKeyArray) -> Float[Array, "samples N_L N_L"]:
+def _fishers_of_layers(net: Network, widths: list[int], keys: Keys) -> Float[Array, "samples N_L N_L"]:
     """`(1 / N_L) J_theta J_theta^T`: all layers push it forward, from both sides, and weights add `|x|^2 / N_L`."""
     return _through_layers(net, widths, keys, 0 * _identities(net, widths[0], keys), _pushed_fisher(widths[-1]))
 
@@ -401,7 +402,7 @@ def _pushed_fisher(num_outputs: int) -> Callable[[AbstractLayer, _Push, Array, A
 def _through_layers(
     net: Network,
     widths: list[int],
-    keys: PRNGKeyArray,
+    keys: Keys,
     matrices: Array,
     onwards: Callable[[AbstractLayer, _Push, Array, Array], Array],
 ) -> Float[Array, "samples N N"]:
@@ -425,7 +426,7 @@ def _advanced(
     modules: Callable[..., Array],
     x: Array,
     matrices: Array,
-    keys: PRNGKeyArray,
+    keys: Keys,
     onwards: Callable[[AbstractLayer, _Push, Array, Array], Array],
 ) -> tuple[Array, Array]:
     def one(module: Callable[..., Array], x: Array, matrix: Array, key: PRNGKeyArray) -> tuple[Array, Array]:
@@ -435,12 +436,12 @@ def _advanced(
     return eqx.filter_vmap(one)(modules, x, matrices, keys)
 
 
-def _identities(net: MLP | ResNet | Network, size: int, keys: PRNGKeyArray) -> Float[Array, "samples N N"]:
+def _identities(net: MLP | ResNet | Network, size: int, keys: Keys) -> Float[Array, "samples N N"]:
     return jnp.broadcast_to(jnp.eye(size, dtype=net.q0.dtype), (keys.shape[0], size, size))
 
 
 def _fishers(
-    net: MLP, widths: tuple[int, ...], keys: PRNGKeyArray, num_inputs: int, first: np.ndarray, second: np.ndarray
+    net: MLP, widths: tuple[int, ...], keys: Keys, num_inputs: int, first: np.ndarray, second: np.ndarray
 ) -> Float[Array, "samples pairs N_L N_L"]:
     """Blocks `(1 / N_L) J_theta(x) J_theta(y)^T` of pairs of inputs."""
 
@@ -473,7 +474,7 @@ def _assembled(blocks: Array, num_inputs: int, first: np.ndarray, second: np.nda
 
 
 def _random_inputs(
-    net: MLP | ResNet | Network, num_inputs: int, size: int, keys: PRNGKeyArray
+    net: MLP | ResNet | Network, num_inputs: int, size: int, keys: Keys
 ) -> Float[Array, "samples inputs N_0"]:
     """Gaussian, then scaled: their entries have the mean square and the mean that the network's input has."""
     x = jax.vmap(lambda key: jax.random.normal(key, (num_inputs, size), net.q0.dtype))(keys)

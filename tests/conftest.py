@@ -9,9 +9,18 @@ if not os.environ.get("JFREE_FULL"):
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + flags
 
 import jax
+import jaxtyping
 import pytest
 
 jax.config.update("jax_enable_x64", True)
+
+
+@pytest.fixture
+def unchecked():
+    """What jfree itself says of arguments of wrong types, which jaxtyping would refuse before."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -7,6 +7,8 @@ import pytest
 
 import jfree
 
+pytestmark = pytest.mark.usefixtures("unchecked")
+
 GOOD = {"widths": (3.0, 2.0, 2.0), "activation": "relu", "weights": "gaussian"}
 
 

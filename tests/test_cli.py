@@ -89,6 +89,7 @@ def test_figure(tmp_path):
     assert (tmp_path / "spectrum.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_plot():
     spectrum = jfree.jacobian_spectrum(jfree.MLP([200, 100], "linear", "gaussian"))
     for singular_values, power in ((False, 1), (True, 0.5)):

@@ -7,6 +7,8 @@ import pytest
 
 import jfree
 
+DTYPES = (jnp.float32, jnp.float64)
+
 
 @pytest.mark.parametrize("activation", ["hard_tanh", "tanh"])
 def test_follows_the_network(activation):
@@ -35,3 +37,13 @@ def test_follows_the_network(activation):
             assert g.dtype in (jnp.float32, jnp.complex64), name
             np.testing.assert_allclose(g, w, rtol=1e-3, atol=1e-5, err_msg=name)
     assert jnp.all(low.solve(x).result == jfree.RESULTS.successful)
+
+
+def test_residual_networks_follow_their_scales():
+    single, double = (jfree.jacobian_spectrum(jfree.ResNet(3, "relu", sigma_w=dtype(0.5))) for dtype in DTYPES)
+    x = np.array([0.4, 1.5])
+    for name, args in [("edges", ()), ("cdf", (x,)), ("log_potential", (x,)), ("quantile", (np.array([0.3, 0.9]),))]:
+        got, want = getattr(single, name)(*args), getattr(double, name)(*args)
+        for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+            assert g.dtype == jnp.float32, name
+            np.testing.assert_allclose(g, w, rtol=1e-3, atol=1e-5, err_msg=name)

@@ -69,6 +69,7 @@ def test_dtype_follows_the_network():
     assert jacobian_eigenvalues(net, KEY).dtype == jnp.float32
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("options", "named"),
     [
@@ -86,6 +87,7 @@ def test_impossible_arguments(options, named):
         jacobian_eigenvalues(net, KEY, **options)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("eigenvalues", [[], [1.0, np.nan]])
 def test_impossible_eigenvalues(eigenvalues):
     spectrum = jfree.jacobian_spectrum(jfree.MLP([2, 1], "linear", "gaussian"))
@@ -137,6 +139,7 @@ def test_inputs_share_the_fisher_information():
     assert np.array_equal(one, fisher_eigenvalues(net, KEY))
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("num_inputs", [0, 1.5])
 def test_impossible_numbers_of_inputs(num_inputs):
     with pytest.raises(ValueError, match="`num_inputs` must be a positive integer"):
@@ -222,6 +225,7 @@ def test_lanczos_finds_what_is_an_atom():
     assert np.allclose(found.cdf([1.68, 1.70]), [0, 1], atol=1e-10)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("x", "options", "named"),
     [
@@ -255,6 +259,7 @@ def test_lanczos_of_a_dead_network():
     assert np.array_equal(found.cdf([-0.1, 0.0, 1.0]), [0, 1, 1])
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(("x", "y"), [([jnp.nan], 0.1), ([1.0], 0.0), ([1.0], jnp.inf)])
 def test_impossible_points_of_lanczos(x, y):
     found = jacobian_density_lanczos(jnp.tanh, jnp.ones(9), KEY, num_steps=3)

@@ -236,6 +236,7 @@ def test_models_that_do_not_fit(model, net, named):
         jfree.reinitialize(model, net, KEY)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("model", "named"),
     [
@@ -258,6 +259,7 @@ def test_units_that_differ():
         jfree.from_equinox(eqx.tree_at(slopes, model, jnp.asarray([[0.1, 0.2, 0.3]])))
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_what_is_no_residual_network():
     for name, sizes in (("width", (0, 3)), ("depth", (2, 0)), ("layers_per_block", (2, 3, 0)), ("depth", (2, 1.5))):
         with pytest.raises(ValueError, match=f"`{name}`"):

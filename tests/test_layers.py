@@ -219,6 +219,7 @@ def test_it_prints():
     )
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("layers", "named"),
     [

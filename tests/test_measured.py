@@ -136,6 +136,7 @@ def test_impossible_arguments(changed, named):
         jfree.from_weights(**{**arguments, **changed})
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_no_fisher_spectrum(small):
     with pytest.raises(ValueError, match="Fisher"):
         jfree.fisher_spectrum(jfree.from_weights(*small))  # pyright: ignore[reportArgumentType]

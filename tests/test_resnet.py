@@ -139,6 +139,7 @@ def test_samples(depth, activation, weights, layers, sigma_w, samples):
     assert ks_distance(eigenvalues, jfree.jacobian_spectrum(net)) < (0.02 if depth == 100 else 0.01)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -161,6 +162,7 @@ def test_bad_input(name, value):
         jfree.ResNet(**{"depth": 3, name: value})
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("theta", [0.0, -1.0, float("inf"), [1.0, 2.0]])
 def test_bad_theta(theta):
     with pytest.raises(ValueError, match="`theta`"):

@@ -80,6 +80,7 @@ def test_dtype_follows_the_network():
     assert weight.dtype == bias.dtype == jnp.float32
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("net", "width", "named"),
     [

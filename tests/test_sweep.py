@@ -55,6 +55,7 @@ def assert_same(found, expected, rtol=0.0):
         np.testing.assert_allclose(one, other, rtol)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_stack():
     nets = networks(3)
     spectra = jax.vmap(jfree.jacobian_spectrum)(jfree.stack(nets))

@@ -72,6 +72,7 @@ def test_tuning_finds_where_gradients_survive():
     assert float(jnp.sum(jnp.log(start.propagate().chi))) < -20
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_nonlinearity():
     q = np.asarray([0.01, 1.0])
     tanh = jfree.MLP(np.ones(3), "tanh", "orthogonal", 1.0, sigma_b=np.sqrt(q), q0=1e-12)
@@ -377,6 +378,7 @@ def test_an_optimizer_is_compiled_once():
     assert tuned(0.7) == 0
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_bad_arguments():
     net = jfree.MLP(np.ones(3), "relu")
     with pytest.raises(ValueError, match="`steps`"):

@@ -18,9 +18,9 @@ class Factor(AbstractOperation):
     `b = 1/alpha`: every explicit factor of the theory is of this form.
     """
 
-    mean: Float[Array, " layers"]
-    a: Float[Array, " layers"]
-    b: Float[Array, " layers"]
+    mean: Float[Array, "*layers"]
+    a: Float[Array, "*layers"]
+    b: Float[Array, "*layers"]
     law_atoms: Atoms
 
     def advance(self, point: Point, unknowns: Array) -> Step:
@@ -76,7 +76,7 @@ def point_mass(location: Float[Array, ""]) -> Factor:
     return jax.tree.map(lambda x: x[0], point_masses(location[None], 1))
 
 
-def point_masses(location: Float[Array, " layers"], num_atoms: int) -> Factor:
+def point_masses(location: Float[Array, "*layers"], num_atoms: int) -> Factor:
     """Free factors that are multiples of the identity."""
     zero = jnp.zeros_like(location)
     one_atom = Atoms(zero + 1, jnp.log(location)[:, None], jnp.ones_like(location)[:, None])

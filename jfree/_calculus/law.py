@@ -44,14 +44,16 @@ class Law(eqx.Module):
 
     @staticmethod
     def from_points(points: Array, weights: Array, coarse: Array, atoms: Atoms) -> "Law":
-        """Normalises the points to mean 1; `coarse` are the embedded rule's weights, the spread variance / mean^2."""
+        """Normalises the points to mean 1; `coarse` are the embedded rule's weights, the spread variance / mean^2.
+        Atoms at one place are one.
+        """
         weights, coarse = weights / jnp.sum(weights), coarse / jnp.sum(coarse)
         mean = jnp.sum(weights * points).real
         points = points / mean
         spread = jnp.sum(weights * jnp.square(points - 1)).real
         weighted = weights * points
         unresolved = weighted - coarse * points
-        return Law(points, weights, weighted, jnp.abs(weighted), unresolved, jnp.log(mean), spread, atoms)
+        return Law(points, weights, weighted, jnp.abs(weighted), unresolved, jnp.log(mean), spread, atoms.merged())
 
     @staticmethod
     def point_mass(dtype: DTypeLike) -> "Law":

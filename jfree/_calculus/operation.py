@@ -1,7 +1,7 @@
 """What an operation on spectra is."""
 
 import abc
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -92,7 +92,7 @@ class AbstractOperation(eqx.Module):
         """Of a layer's law, but for that at 0."""
         return 1
 
-    def fitted(self, num_points: int, num_atoms: int, dtype: DTypeLike) -> Self:
+    def fitted(self, num_points: int, num_atoms: int, dtype: DTypeLike) -> "AbstractOperation":
         """The same with room for so many points, of that dtype, and atoms, so that unlike layers stack."""
         return self
 
@@ -135,7 +135,7 @@ class AbstractOperation(eqx.Module):
         """What it adds to `-int_0^rank log S(-u) du` of a measure; with shifts there is no such sum."""
         raise NotImplementedError
 
-    def together(self) -> Self:
+    def together(self) -> "AbstractOperation":
         """All layers, which are alike, as one layer."""
         raise NotImplementedError
 

@@ -44,7 +44,7 @@ class ResidualBlock(AbstractOperation):
     """
 
     branch: Curve
-    count: Float[Array, " blocks"]
+    count: Float[Array, "*blocks"]
     layers_per_block: int = eqx.field(static=True)
 
     starts_far = True
@@ -59,7 +59,7 @@ class ResidualBlock(AbstractOperation):
         return 1 + self.layers_per_block * self.branch.num_unknowns
 
     @property
-    def _log_mean(self) -> Float[Array, " blocks"]:
+    def _log_mean(self) -> Float[Array, "*blocks"]:
         """Of one block: `1 + y_1`, with `y_1` the mean of `Y Y^T`."""
         return jnp.log1p(jnp.exp(self.branch.cumulants.log_mean))
 
@@ -167,7 +167,8 @@ class ResidualBlock(AbstractOperation):
 
         mirror = jax.tree.map(lambda x: mirrored(x, below_2), split)
         end, (of_branch, _) = self.branch.potential_from(mirror.branch_start(), mirrored(inner, below_2))
-        turn = jax.lax.complex(jnp.zeros_like(m.real), jnp.where(below_2, 2 * jnp.pi, 0))
+        zero = jnp.zeros_like(m.real)
+        turn = jax.lax.complex(zero, jnp.where(below_2, 2 * jnp.pi, zero))
         of_branch = mirrored(of_branch + end.log_scale, below_2) + turn
         log_one_b = mirrored(log_lower(mirrored(split.one_b, below_1)), below_1)
         change = self.count * (log_lower(m) + log_one_b + of_branch - self._log_mean)
@@ -197,7 +198,8 @@ class ResidualBlock(AbstractOperation):
         none, all_of_it = share == 0, share > nearly * end
         inside = at_extremum(volume, falling, jnp.where(none, end / 2, share), (branch,), ~(none | all_of_it))
         most = jnp.where(none, 0, jnp.where(all_of_it, volume(whole, branch), inside))
-        return jnp.where(rank > nearly, self.count * most, jnp.nan)
+        known = (rank > nearly) | (self.count == 0)
+        return jnp.where(known, self.count * most, jnp.nan)
 
     def atoms(self, atoms: Atoms) -> Atoms:
         missing = jnp.minimum(1, 2 * self.branch.atoms().rank)

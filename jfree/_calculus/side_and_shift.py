@@ -13,7 +13,7 @@ from .point import Point, relative, Signs
 class ChangeSide(AbstractOperation):
     """`A` of size N seen as the matrix of size `N / ratio` with the same nonzero eigenvalues: `m -> ratio m`."""
 
-    ratio: Float[Array, " layers"]
+    ratio: Float[Array, "*layers"]
 
     moves_points = False
 
@@ -46,7 +46,7 @@ class ChangeSide(AbstractOperation):
 class Shift(AbstractOperation):
     """`A + a I`: `z -> z + a`, `m -> m + a (m + 1) / z`; the units become those of the side it happens on."""
 
-    amount: Float[Array, " layers"]
+    amount: Float[Array, "*layers"]
 
     moves_zeros = True
     starts_far = True

@@ -14,7 +14,7 @@ from .point import Point
 class UniversalFactor(AbstractOperation):
     """`S(m) = exp(-theta (2 m + 1))`: what very many blocks with very small branches amount to."""
 
-    theta: Float[Array, " layers"]
+    theta: Float[Array, "*layers"]
 
     def advance(self, point: Point, unknowns: Array) -> Step:
         m, dm, one = point.on_side()
@@ -22,7 +22,8 @@ class UniversalFactor(AbstractOperation):
         new = point.multiplied(ratio, slope, self.theta)
         own = one * jax.lax.conj(m) * ratio  # (1 + m) / (m S(m)), but for a positive factor
         signs = point.signs(own, slope - point.rate * reciprocal(one)) & new.own_signs()
-        return Step.explicit(new, signs, 1.0, jnp.maximum(1, 4 * self.theta * magnitude(m)))
+        there = jnp.where(self.theta > 0, 1.0, 0.0)
+        return Step.explicit(new, signs, there, jnp.maximum(there, 4 * self.theta * magnitude(m)))
 
     def potential(self, psi: Array, log_z: Array, before: Point, step: Step) -> tuple[Array, Array]:
         m = before.side * before.m
@@ -34,7 +35,7 @@ class UniversalFactor(AbstractOperation):
         return c.times(self.theta, 2 * self.theta)
 
     def atoms(self, atoms: Atoms) -> Atoms:
-        return Atoms(atoms.rank, atoms.log_locations, jnp.zeros_like(atoms.masses))
+        return Atoms(atoms.rank, atoms.log_locations, jnp.where(self.theta > 0, 0, atoms.masses))
 
     def log_volume(self, rank: Array) -> Array:
         return self.theta * rank * (1 - rank)

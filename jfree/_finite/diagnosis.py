@@ -96,7 +96,7 @@ def _sized(net: AbstractNetwork, width: int | None) -> tuple[MLP, MeanField]:
     return net, net.propagate()
 
 
-def _noise(net: MLP, field: MeanField) -> tuple[Float[Array, " layers-1"], Float[Array, " layers-1"]]:
+def _noise(net: MLP, field: MeanField) -> tuple[Float[Array, " hidden"], Float[Array, " hidden"]]:
     """Relative variances of the mean of `phi(h)^2` in all layers but the last, and how `log q` of the next follows."""
     sigma_w, sigma_b = net.scales
     before, units = net.widths[:-2], net.widths[1:-1]

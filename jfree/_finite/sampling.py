@@ -27,7 +27,7 @@ _WORTH_THREADS = 512  # the width from which threads make a matrix faster
 
 def sample_weights(
     net: MLP | ResNet, key: PRNGKeyArray, width: int | None = None
-) -> list[tuple[Float[Array, "N_l N_l-1"], Float[Array, " N_l"]]]:
+) -> list[tuple[Float[Array, "N_out N_in"], Float[Array, " N_out"]]]:
     """Weights and biases of a finite network (host).
 
     **Arguments:**

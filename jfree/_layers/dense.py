@@ -10,6 +10,7 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from .._calculus.operation import AbstractOperation
 from .._calculus.side_and_shift import ChangeSide
+from .._numerics.arrays import HostArray
 from .._numerics.show import name_of, number
 from .layer import AbstractLayer, checked_number, checked_positive, Entries, sampled_size, Signal
 from .weights import AbstractWeights, as_weights, BY_NAME as WEIGHTS
@@ -70,7 +71,7 @@ class Dense(AbstractWeighted):
         super().__init__(width, weights, sigma_w, sigma_b)
 
     @staticmethod
-    def given(width: Array, weights: AbstractWeights, sigma_w: Array, sigma_b: Array) -> "Dense":
+    def given(width: HostArray, weights: AbstractWeights, sigma_w: HostArray, sigma_b: HostArray) -> "Dense":
         """One or many, of checked parts."""
         dense = object.__new__(Dense)
         for name, value in (("width", width), ("weights", weights), ("sigma_w", sigma_w), ("sigma_b", sigma_b)):
@@ -97,7 +98,7 @@ def linear(
 
 def draw(
     law: AbstractWeights, shape: tuple[int, int], sigma_w: Array, sigma_b: Array, key: PRNGKeyArray
-) -> tuple[Float[Array, "N_l N_l-1"], Float[Array, " N_l"]]:
+) -> tuple[Float[Array, "N_out N_in"], Float[Array, " N_out"]]:
     """Weights and biases."""
     weight_key, bias_key = jax.random.split(key)
     weight = law.sample(shape, weight_key, sigma_w.dtype)

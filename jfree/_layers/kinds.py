@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from .._numerics.arrays import is_concrete
+from .._numerics.arrays import HostArray, is_concrete
 
 # Where another kind stands: a mean square, a mean or a width that suits all layers.
 _SAFE = 0.5
@@ -25,7 +25,7 @@ class Kinds(eqx.Module, Generic[Member]):
     """
 
     members: tuple[Member, ...]
-    kind: Int[Array | np.ndarray, " layers"]
+    kind: Int[Array | np.ndarray, "*layers"]
     gaps: bool = eqx.field(static=True, default=False)
 
     @staticmethod
@@ -38,7 +38,7 @@ class Kinds(eqx.Module, Generic[Member]):
         return Kinds(tuple(_over_layers(layers, kind == k) for k in range(len(kinds))), kind, bool(np.any(kind < 0)))
 
     @property
-    def there(self) -> Bool[Array, " layers"]:
+    def there(self) -> Bool[Array, "*layers"]:
         """Where there is one."""
         return jnp.asarray(self.kind) >= 0
 
@@ -94,17 +94,17 @@ def _over_layers(layers: Sequence[Member | None], mine: np.ndarray) -> Member:
     return jax.tree.map(lambda *xs: stacked(xs), *rows)
 
 
-def stacked(xs: Sequence[Array]) -> Array:
+def stacked(xs: Sequence[HostArray]) -> HostArray:
     """With an axis over them, on the host where all are known."""
     return np.stack(xs) if all(map(is_concrete, xs)) else jnp.stack(xs)  # pyright: ignore[reportReturnType]
 
 
-def where_layers(layers: Bool[Array, " layers"], some: Any, others: Any) -> Any:
+def where_layers(layers: Bool[Array, "*layers"], some: Any, others: Any) -> Any:
     """Layer by layer one of two."""
     return jax.tree.map(lambda x, y: jnp.where(layers.reshape(-1, *(1,) * (x.ndim - 1)), x, y), some, others)
 
 
-def extended(x: Array, number: int, missing: int, value: float | None = None) -> Array:
+def extended(x: HostArray, number: int, missing: int, value: float | None = None) -> HostArray:
     """`number` rows, of which one may stand for all, and as many as are missing, of a value or like the last; on the
     host where they are known.
     """

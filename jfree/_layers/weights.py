@@ -78,7 +78,7 @@ def _one_atom(ratio: Array, sigma_w: Array, mass: Array) -> Atoms:
     return Atoms(1 / jnp.maximum(1, ratio), location[None], mass[None])
 
 
-def centred_layers(laws: Kinds[AbstractWeights]) -> Bool[Array, " layers"] | None:
+def centred_layers(laws: Kinds[AbstractWeights]) -> Bool[Array, "*layers"] | None:
     """Which ones are, None if none is."""
     centred = [law.centred for law in laws.members]
     return jnp.asarray(centred)[jnp.asarray(laws.kind)] if any(centred) else None

@@ -27,16 +27,16 @@ class FixedPoints(Shown):
     correlation is `c`, where the slope of its map is `chi_c`; elsewhere these are 1 and `chi`.
     """
 
-    sigma_w: Float[Array, " points"]
-    q: Float[Array, " points"]
-    chi: Float[Array, " points"]
-    chi_q: Float[Array, " points"]
-    c: Float[Array, " points"]
-    chi_c: Float[Array, " points"]
-    stable: Bool[Array, " points"]
+    sigma_w: Float[Array, "*points"]
+    q: Float[Array, "*points"]
+    chi: Float[Array, "*points"]
+    chi_q: Float[Array, "*points"]
+    c: Float[Array, "*points"]
+    chi_c: Float[Array, "*points"]
+    stable: Bool[Array, "*points"]
 
     @property
-    def depth_scales(self) -> tuple[Float[Array, " points"], Float[Array, " points"]]:
+    def depth_scales(self) -> tuple[Float[Array, "*points"], Float[Array, "*points"]]:
         """Layers in which differences of variance fall by `e`, and those of correlation: `1 / |log chi_q|` and
         `1 / |log chi_c|` (Schoenholz et al. 2017, Section 3). With `chi_q` above 1 variances grow apart by as much.
         """

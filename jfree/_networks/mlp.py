@@ -38,7 +38,7 @@ class MLP(AbstractNetwork):
     where that is not allowed, or not finite.
     """
 
-    widths: Float[Array, " layers+1"]
+    widths: Float[Array, " widths"]
     activation: AbstractActivation | tuple[AbstractActivation, ...]
     final_activation: AbstractActivation | None
     weights: tuple[AbstractWeights, ...]
@@ -111,7 +111,7 @@ class MLP(AbstractNetwork):
                 activations.each(Activation.given),
             ),
             widths=(widths[:-1], widths[1:]),
-            last_width=widths[-1],
+            last_width=widths[-1, ...],
             q0=self.q0,
             mean0=np.zeros((), self.q0.dtype),  # pyright: ignore[reportArgumentType]
             depth=self.depth if missing else None,

@@ -60,7 +60,7 @@ class Network(AbstractNetwork):
         return len(self.layers)
 
     @property
-    def widths(self) -> Float[Array, " layers+1"]:
+    def widths(self) -> Float[Array, " widths"]:
         """`N_0` and the widths behind all layers."""
         return jnp.stack(self._widths())
 

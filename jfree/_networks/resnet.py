@@ -120,7 +120,7 @@ class ResNet(AbstractNetwork):
             depth=self.depth if missing else None,
             order=None,
             widths=(one,),
-            last_width=one[0],
+            last_width=one[0, ...],
             q0=self.q0,
             mean0=self.mean0,
             refine=branch.refine,

@@ -19,6 +19,7 @@ from .._layers.dropout import Dropout
 from .._layers.kinds import Kinds, stacked, where_layers
 from .._layers.layer import AbstractLayer, Signal
 from .._meanfield.moments import MeanField
+from .._numerics.arrays import HostArray
 from .abstract import AbstractNetwork, curve_of, num_padded_layers
 from .factors import over_layers
 
@@ -36,10 +37,10 @@ class StackedNetwork(AbstractNetwork):
     """
 
     places: tuple[Kinds[AbstractLayer], ...]
-    widths: tuple[Float[Array, " rounds"], ...]
-    last_width: Float[Array, ""]
-    q0: Float[Array, ""]
-    mean0: Float[Array, ""]
+    widths: tuple[Float[HostArray, "... rounds"], ...]
+    last_width: Float[HostArray, "..."]
+    q0: Float[HostArray, "..."]
+    mean0: Float[HostArray, "..."]
     depth: Int[Array | np.ndarray, ""] | None
     order: tuple[tuple[int, int], ...] | None = eqx.field(static=True)
     refine: int = eqx.field(static=True)
@@ -48,7 +49,7 @@ class StackedNetwork(AbstractNetwork):
 
     @staticmethod
     def of(
-        layers: Sequence[AbstractLayer], width: Array, q0: Array, mean0: Array, pad: bool = False
+        layers: Sequence[AbstractLayer], width: HostArray, q0: HostArray, mean0: HostArray, pad: bool = False
     ) -> "StackedNetwork":
         """Of layers one after the other, with missing rounds behind the last if it is to be padded."""
         classes = list(dict.fromkeys(type(layer) for layer in layers))
@@ -85,10 +86,10 @@ class StackedNetwork(AbstractNetwork):
         places: tuple[Kinds[AbstractLayer], ...],
         depth: int | None,
         order: tuple[tuple[int, int], ...] | None,
-        widths: tuple[Array, ...],
-        last_width: Array,
-        q0: Array,
-        mean0: Array,
+        widths: tuple[HostArray, ...],
+        last_width: HostArray,
+        q0: HostArray,
+        mean0: HostArray,
         refine: int | None = None,
         alike: bool = False,
     ) -> "StackedNetwork":

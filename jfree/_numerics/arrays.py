@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import equinox as eqx
 import jax
@@ -10,9 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.typing import DTypeLike
-from jaxtyping import Array, ArrayLike
+from jaxtyping import Array, ArrayLike, Key, UInt32
 
 Reals = ArrayLike | Sequence[float]
+
+Keys = Key[Array, "..."] | UInt32[Array, "... 2"]  # of any shape, new or old
+
+# What is known of networks stays with NumPy, so that nothing is compiled for it; to type checkers it is an array too.
+if TYPE_CHECKING:
+    HostArray = Array
+else:
+    HostArray = Array | np.ndarray
 
 
 def common_dtype(*values: ArrayLike | Sequence[Any]) -> jnp.dtype:

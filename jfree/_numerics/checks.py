@@ -33,16 +33,16 @@ def integer(name: str, value: int, least: int = 1) -> int:
     return int(value)
 
 
-def is_finite(x: Array | np.ndarray) -> Array | np.ndarray:
+def is_finite(x: Array | np.ndarray) -> ArrayLike:
     """For `check`: NumPy's answer while tracing, where JAX's would be traced."""
     return np.isfinite(x) if isinstance(x, np.ndarray) else jnp.isfinite(x)
 
 
-def positive(x: Array | np.ndarray) -> Array | np.ndarray:
+def positive(x: Array | np.ndarray) -> ArrayLike:
     return (x > 0) & (x < np.inf)
 
 
-def nonnegative(x: Array | np.ndarray) -> Array | np.ndarray:
+def nonnegative(x: Array | np.ndarray) -> ArrayLike:
     return (x >= 0) & (x < np.inf)
 
 

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from .._calculus.atoms import Atoms
 from .._calculus.curve import Curve
@@ -143,7 +143,7 @@ def log_moments(curve: Curve, power: float = 0.0) -> tuple[Float[Array, ""], Flo
 
 
 @jax.jit
-def _along_negative_axis(curve: Curve, low: float, high: float) -> Array:
+def _along_negative_axis(curve: Curve, low: ArrayLike, high: ArrayLike) -> Array:
     c = curve.cumulants
     y = jnp.exp(jnp.linspace(c.log_floor - low, c.log_mean + high, 385, dtype=c.log_mean.dtype))
     return jax.lax.complex(-y, jnp.zeros_like(y))

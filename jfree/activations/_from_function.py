@@ -121,7 +121,7 @@ class FromFunction(AbstractManySlopes):
             jnp.where(flat & (high > 0), mass, 0),
         )
         coarse = jnp.where(flat[:, None], weights, coarse)
-        return Law.from_points(points.ravel(), weights.ravel(), coarse.ravel(), atoms.merged())
+        return Law.from_points(points.ravel(), weights.ravel(), coarse.ravel(), atoms)
 
 
 @functools.lru_cache(256)

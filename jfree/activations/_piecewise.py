@@ -142,7 +142,7 @@ def _atoms(places: Array, masses: Array, q: Array) -> Atoms:
         return Atoms.none(q.dtype)
     some = places > 0
     zero = jnp.sum(jnp.where(some, 0, masses))
-    return Atoms(1 - zero, jnp.log(jnp.where(some, places, 1)), jnp.where(some, masses, 0)).merged()
+    return Atoms(1 - zero, jnp.log(jnp.where(some, places, 1)), jnp.where(some, masses, 0))
 
 
 class ELU(AbstractPiecewise):

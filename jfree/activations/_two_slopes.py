@@ -81,7 +81,7 @@ class LeakyReLU(AbstractManySlopes):
             1 - zero, jnp.stack([jnp.zeros_like(q), jnp.log(square + (square == 0))]), jnp.stack([half, half - zero])
         )
         weights = jnp.stack([half, half])
-        return Law.from_points(jnp.stack([jnp.ones_like(q), square]), weights, weights, atoms.merged())
+        return Law.from_points(jnp.stack([jnp.ones_like(q), square]), weights, weights, atoms)
 
 
 class ShiftedReLU(AbstractTwoSlopes):
