@@ -91,7 +91,7 @@ def fisher_eigenvalues(
     num_numbers = 6 * max(widths) ** 2
     check_memory("`width`", num_numbers * net.q0.dtype.itemsize)
 
-    def eigenvalues(keys: PRNGKeyArray) -> Array:
+    def eigenvalues(keys: Keys) -> Array:
         return jnp.maximum(jnp.linalg.eigvalsh(_fishers_of_layers(net, widths, keys)), 0)
 
     return _in_batches(eigenvalues, key, num_samples, num_numbers, max(widths))
@@ -403,9 +403,9 @@ def _through_layers(
     net: Network,
     widths: list[int],
     keys: Keys,
-    matrices: Array,
+    matrices: Float[Array, "samples N N"],
     onwards: Callable[[AbstractLayer, _Push, Array, Array], Array],
-) -> Float[Array, "samples N N"]:
+) -> Float[Array, "samples N_L N"]:
     """Matrices through all layers; one program for all of a structure and size, layer after layer (host)."""
     keys = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys)
     x = _random_inputs(net, 1, widths[0], keys[0])[:, 0]
