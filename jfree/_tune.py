@@ -208,12 +208,12 @@ def _logarithms(leaves: list[Array]) -> tuple[list[Array], list[Array]]:
     return positive, [jnp.where(p, jnp.log(jnp.where(p, x, 1)), x) for p, x in zip(positive, leaves, strict=True)]
 
 
-def _checked(problem: "_Problem", free: list[Array]) -> jax.ShapeDtypeStruct:
+def _checked(problem: "_Problem", parameters: list[Array]) -> jax.ShapeDtypeStruct:
     """Shape and dtype of the objective, nothing computed."""
-    net = eqx.filter_eval_shape(problem.network, free)
+    net = eqx.filter_eval_shape(problem.network, parameters)
     if not isinstance(net, AbstractNetwork):
         raise ValueError(f"`constraint` must give a network, got {type(net).__name__}.")
-    value = eqx.filter_eval_shape(lambda free: problem.objective(problem.network(free)), free)
+    value = eqx.filter_eval_shape(lambda parameters: problem.objective(problem.network(parameters)), parameters)
     if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.floating):
         raise ValueError(f"`objective` must give a real scalar, got {value}.")
     return value
@@ -228,14 +228,14 @@ class _Problem(eqx.Module):
     nonlinearity: Array | None
     optimizer: optax.GradientTransformationExtraArgs
 
-    def network(self, free: list[Array]) -> AbstractNetwork:
-        values = [jnp.where(p, jnp.exp(jnp.where(p, x, 0)), x) for p, x in zip(self.positive, free, strict=True)]
+    def network(self, parameters: list[Array]) -> AbstractNetwork:
+        values = [jnp.where(p, jnp.exp(jnp.where(p, x, 0)), x) for p, x in zip(self.positive, parameters, strict=True)]
         net = eqx.tree_at(lambda net: jax.tree.leaves(self.where(net)), self.net, values)
         return self.constraint(net)
 
-    def value(self, free: list[Array]) -> tuple[Array, Array]:
+    def value(self, parameters: list[Array]) -> tuple[Array, Array]:
         """What is minimised, and the objective."""
-        net = self.network(free)
+        net = self.network(parameters)
         value = self.objective(net)
         if self.nonlinearity is None or not isinstance(net, MLP):
             return value, value
@@ -243,7 +243,7 @@ class _Problem(eqx.Module):
 
 
 class _State(eqx.Module):
-    free: list[Array]
+    parameters: list[Array]
     optimizer: Any
     best: list[Array]
     best_value: Array
@@ -252,9 +252,9 @@ class _State(eqx.Module):
 
 
 @eqx.filter_jit
-def _started(problem: _Problem, free: list[Array], dtype: jnp.dtype) -> _State:
+def _started(problem: _Problem, parameters: list[Array], dtype: jnp.dtype) -> _State:
     none = jnp.asarray(jnp.inf, dtype)
-    return _State(free, problem.optimizer.init(free), free, none, none, jnp.asarray(False))
+    return _State(parameters, problem.optimizer.init(parameters), parameters, none, none, jnp.asarray(False))
 
 
 @eqx.filter_jit
@@ -264,20 +264,21 @@ def _advance(
     """The next steps, those of `index` up to `steps`."""
 
     def work(state: _State, k: Array) -> tuple[_State, Array]:
-        (value, objective), grad = jax.value_and_grad(problem.value, has_aux=True)(state.free)
+        (value, objective), grad = jax.value_and_grad(problem.value, has_aux=True)(state.parameters)
         finite = jnp.isfinite(value) & jnp.all(jnp.asarray([jnp.all(jnp.isfinite(g)) for g in grad]))
 
-        def value_fn(free: list[Array], share: Array | None = None) -> Array:  # line searches hand on what they get
-            return problem.value(free)[0]
+        # Line searches hand on what they get.
+        def value_fn(parameters: list[Array], share: Array | None = None) -> Array:
+            return problem.value(parameters)[0]
 
         known = {"value": value, "grad": grad, "value_fn": value_fn, "share": k / steps}
-        updates, optimizer = problem.optimizer.update(grad, state.optimizer, state.free, **known)
-        free: Any = optax.apply_updates(state.free, updates)
+        updates, optimizer = problem.optimizer.update(grad, state.optimizer, state.parameters, **known)
+        parameters: Any = optax.apply_updates(state.parameters, updates)
         better = value < state.best_value
         keep = lambda new, old: jnp.where(better, new, old)  # noqa: E731
-        best, lowest = jax.tree.map(keep, state.free, state.best), keep(value, state.best_value)
+        best, lowest = jax.tree.map(keep, state.parameters, state.best), keep(value, state.best_value)
         done = ~finite | (objective <= stop_at)
-        return _State(free, optimizer, best, lowest, keep(objective, state.best_objective), done), objective
+        return _State(parameters, optimizer, best, lowest, keep(objective, state.best_objective), done), objective
 
     def step(state: _State, k: Array) -> tuple[_State, Array]:
         idle = state.done | (k > steps)
@@ -287,8 +288,8 @@ def _advance(
 
 
 @eqx.filter_jit
-def _finished(problem: _Problem, free: list[Array]) -> AbstractNetwork:
-    return problem.network(free)
+def _finished(problem: _Problem, parameters: list[Array]) -> AbstractNetwork:
+    return problem.network(parameters)
 
 
 @eqx.filter_jit

@@ -5,7 +5,7 @@ from ._calculus.curve import Curve as Curve
 from ._calculus.factor import Factor as Factor, point_mass as point_mass
 from ._calculus.law import Law as Law
 from ._calculus.law_factor import LawFactor as LawFactor
-from ._calculus.operation import AbstractOperation as AbstractOperation, Cumulants as Cumulants, Step as Step
+from ._calculus.operation import AbstractOperation as AbstractOperation, Moments as Moments, Step as Step
 from ._calculus.point import Point as Point, Signs as Signs
 from ._calculus.side_and_shift import ChangeSide as ChangeSide, Shift as Shift
 from ._layers.layer import AbstractLayer as AbstractLayer, Entries as Entries, Signal as Signal

@@ -136,8 +136,8 @@ def moments(*targets: ArrayLike) -> Objective:
 
     def objective(net: AbstractNetwork) -> Float[Array, ""]:
         curve = jacobian_spectrum(net).curve
-        c = curve.cumulants
-        known = [c.log_mean, 2 * c.log_mean + jnp.log1p(c.spread)]
+        c = curve.moments
+        known = [c.log_mean, 2 * c.log_mean + jnp.log1p(c.relative_variance)]
         logs = known[: len(targets)] + [log_moment(curve, k) for k in range(3, len(targets) + 1)]
         pairs = zip(logs, log_targets, strict=True)
         return sum((jnp.square(m - t.astype(m.dtype)) for m, t in pairs), jnp.zeros_like(c.log_mean))

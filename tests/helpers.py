@@ -75,9 +75,9 @@ def slow_solve(curve, x, steps_per_decade=16):
 
     Returns the curve parameter at `x + i0`, and whether it is to be relied on.
     """
-    c = curve.cumulants
+    c = curve.moments
     x = x * jnp.exp(-c.log_scale)
-    top = 100 * (1 + c.spread) * jnp.exp(c.log_mean - c.log_scale) + x
+    top = 100 * (1 + c.relative_variance) * jnp.exp(c.log_mean - c.log_scale) + x
     decades = jnp.log10(jnp.max(top / x)) + 10
     count = jnp.ceil(decades * steps_per_decade).astype(int)
     ratio = (1e-10 * x / top) ** (1 / count)

@@ -18,11 +18,11 @@ from jfree.extend import (
     AbstractOperation,
     Atoms,
     ChangeSide,
-    Cumulants,
     Curve,
     curve_of,
     Law,
     LawFactor,
+    Moments,
     Point,
     point_mass,
     Shift,
@@ -271,7 +271,7 @@ def circle(curve, times_reach):
 
 
 PLACES: dict[str, Callable[[Curve], jax.Array]] = {
-    "upper": lambda curve: 1 + curve.rank * (1 + curve.cumulants.spread) * (jnp.linspace(-2, 3, 256) + 3j),
+    "upper": lambda curve: 1 + curve.rank * (1 + curve.moments.relative_variance) * (jnp.linspace(-2, 3, 256) + 3j),
     "negative": lambda curve: -jnp.exp(jnp.linspace(-3, 3, 256)).astype(complex),
     "circle": lambda curve: circle(curve, 4),
     "far": lambda curve: circle(curve, 1e4),
@@ -328,12 +328,12 @@ def test_unknowns_are_guessed_at_infinity(name, before):
 @every_pair
 def test_cumulants_are_moments(name, before):
     """Around the support `m_k` is the mean of `z^k M dz / z`."""
-    point, cumulants = seen(name, before, "circle").step.point, made(name, before).curve.cumulants
+    point, moments = seen(name, before, "circle").step.point, made(name, before).curve.moments
     z, m = z_and_m(point)
     first, second = (np.mean((z**k * m * point.dz).real) for k in (1, 2))
-    np.testing.assert_allclose(point.log_scale, cumulants.log_scale, rtol=1e-12)
-    np.testing.assert_allclose(first, np.exp(cumulants.log_mean), rtol=1e-10)
-    np.testing.assert_allclose(second / first**2 - 1, cumulants.spread, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(point.log_scale, moments.log_scale, rtol=1e-12)
+    np.testing.assert_allclose(first, np.exp(moments.log_mean), rtol=1e-10)
+    np.testing.assert_allclose(second / first**2 - 1, moments.relative_variance, rtol=1e-10, atol=1e-12)
 
 
 @every_pair
@@ -426,20 +426,20 @@ def test_neutral_operations_do_nothing(name, before):
 
 
 @eqx.filter_jit
-def summed_up(operation, cumulants, atoms, rank):
+def summed_up(operation, moments, atoms, rank):
     volume = None if isinstance(operation, Shift) else jax.vmap(operation.log_volume)(rank)
-    return jax.vmap(operation.cumulants)(cumulants), operation.atoms(atoms), operation.beyond(rank), volume
+    return jax.vmap(operation.moments)(moments), operation.atoms(atoms), operation.beyond(rank), volume
 
 
 @pytest.mark.parametrize("name", ACTS)
 def test_neutral_operations_leave_what_a_spectrum_is_known_by(name):
     like = jax.tree.map(lambda x: x[None], act(name).operation)
     neutral = jax.tree.map(lambda x: x[0], like.neutral())
-    cumulants = Cumulants(*(jnp.asarray([x, x]) for x in (0.4, 0.7, 0.2)), log_floor=jnp.asarray([-jnp.inf, -0.3]))
+    moments = Moments(*(jnp.asarray([x, x]) for x in (0.4, 0.7, 0.2)), log_floor=jnp.asarray([-jnp.inf, -0.3]))
     atoms = Atoms(*map(jnp.asarray, (0.9, [0.3, -0.4, 0, 0, 0, 0], [0.2, 0.1, 0, 0, 0, 0])))
     rank = jnp.asarray([0.3, 0.8, 1.0])
-    *found, volume = summed_up(neutral, cumulants, atoms, rank)
-    same(found, (cumulants, atoms, rank))
+    *found, volume = summed_up(neutral, moments, atoms, rank)
+    same(found, (moments, atoms, rank))
     if volume is not None:
         np.testing.assert_allclose(volume, 0, atol=1e-12)
 
@@ -450,5 +450,5 @@ def test_blocks_together_are_blocks_one_after_the_other():
     same(together, jax.tree.map(lambda x: x[None], act("blocks").operation))
     layers = *one_layer(acts_before("gaussian")), *one_layer([Act(one, lambda h, rng: h)] * 2)
     apart = curve_of(layers, (), jnp.asarray(1.25), NUM_ATOMS)
-    same(apart.cumulants, made("blocks", "gaussian").curve.cumulants)
+    same(apart.moments, made("blocks", "gaussian").curve.moments)
     np.testing.assert_allclose(apart.mean_log(), made("blocks", "gaussian").curve.mean_log(), rtol=1e-12)

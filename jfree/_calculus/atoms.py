@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 
 class Atoms(eqx.Module):
-    """What is not at zero, and logarithms of the other atoms with their masses; a free slot has mass 0."""
+    """What is not at zero, and logarithms of the other atoms with their masses; an empty slot has mass 0."""
 
     rank: Float[Array, "..."]
     log_locations: Float[Array, "... atoms"]
@@ -49,10 +49,10 @@ class Atoms(eqx.Module):
         return Atoms(jnp.minimum(self.rank, other.rank), jnp.where(kept > 0, where[index], 0), kept)
 
     def plus(self, amount: Float[Array, ""]) -> "Atoms":
-        """Of `A + amount I`; what was at zero takes a free slot."""
+        """Of `A + amount I`; what was at zero takes an empty slot."""
         log_amount = jnp.log(jnp.where(amount > 0, amount, 1))
-        free = jnp.arange(self.size) == jnp.argmin(self.masses)
-        moved = free & (amount > 0)
+        empty = jnp.arange(self.size) == jnp.argmin(self.masses)
+        moved = empty & (amount > 0)
         farther = jnp.where(amount > 0, jnp.logaddexp(self.log_locations, log_amount), self.log_locations)
         locations = jnp.where(moved, log_amount, farther)
         return Atoms(jnp.where(amount > 0, 1, self.rank), locations, jnp.where(moved, self.zero, self.masses))

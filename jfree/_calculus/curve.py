@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike, Bool, Complex, Float
 
 from .._numerics.complex import log_lower, reciprocal, scaled, x_log_x
 from .atoms import Atoms
-from .operation import AbstractOperation, Cumulants, no_unknowns, Step
+from .operation import AbstractOperation, Moments, no_unknowns, Step
 from .point import Point, without_rounding
 
 
@@ -46,7 +46,7 @@ class Curve(eqx.Module):
     """A sequence of operations, applied to the identity layer after layer, and what stands after the last layer.
 
     The parameter of the curve is `omega = 1 + rank/m` at the start, `log omega = u`: it keeps to the upper half plane
-    with `z`, is negative exactly when `z` is, and is proportional to `z` at infinity. `cumulants` are those of the
+    with `z`, is negative exactly when `z` is, and is proportional to `z` at infinity. `moments` are those of the
     whole, found once.
 
     The layers from `depth` on are neutral: few numbers of layers are compiled. They are left out, unless `run_all`:
@@ -56,7 +56,7 @@ class Curve(eqx.Module):
     operations: tuple[AbstractOperation, ...]
     last: tuple[AbstractOperation, ...]
     rank: Float[Array, ""]
-    cumulants: Cumulants
+    moments: Moments
     depth: Float[Array, ""]
     num_atoms: int = eqx.field(static=True)
     run_all: bool = eqx.field(static=True)
@@ -69,17 +69,17 @@ class Curve(eqx.Module):
         num_atoms: int,
         depth: ArrayLike | None = None,
         run_all: bool = False,
-        cumulants: Cumulants | None = None,
+        moments: Moments | None = None,
     ):
         self.operations, self.last, self.rank = operations, last, rank
         self.num_atoms, self.run_all = num_atoms, run_all or depth is None
         self.depth = jnp.asarray(self.num_layers if depth is None else depth, rank.dtype)
-        self.cumulants = self._cumulants() if cumulants is None else cumulants
+        self.moments = self._propagated_moments() if moments is None else moments
 
-    def _cumulants(self) -> Cumulants:
+    def _propagated_moments(self) -> Moments:
         zero = jnp.zeros_like(self.rank)
-        identity = Cumulants(zero, zero, zero, zero - jnp.inf)
-        return self._propagated(lambda operation, c: operation.cumulants(c), identity)
+        identity = Moments(zero, zero, zero, zero - jnp.inf)
+        return self._propagated(lambda operation, c: operation.moments(c), identity)
 
     def _propagated(self, apply: Callable[[AbstractOperation, Any], Any], state: Any) -> Any:
         def layer(state: Any, operations: tuple[AbstractOperation, ...]) -> tuple[Any, None]:
@@ -118,7 +118,7 @@ class Curve(eqx.Module):
 
     def whole(self) -> "Curve":
         """The same curve, all of whose layers are run: differentiable in reverse mode."""
-        return Curve(self.operations, self.last, self.rank, self.num_atoms, self.depth, True, self.cumulants)
+        return Curve(self.operations, self.last, self.rank, self.num_atoms, self.depth, True, self.moments)
 
     def resized(self, num_layers: int, num_atoms: int) -> "Curve":
         """The same spectrum over so many layers, neutral ones at the end, with room for so many atoms."""
@@ -154,7 +154,7 @@ class Curve(eqx.Module):
         """How near to an atom points are certified, relative to it: closer than a bulk around it is wide."""
         eps = jnp.finfo(self.rank.dtype).eps
         far = eps**0.3 if any(operation.blurs_atoms for operation in self.operations) else eps**0.8
-        width = jax.lax.stop_gradient(self.cumulants.spread) ** 0.5
+        width = jax.lax.stop_gradient(self.moments.relative_variance) ** 0.5
         return jnp.clip(0.01 * width, eps**0.8, far)
 
     def start(self, omega: Complex[Array, " lanes"]) -> Point:
@@ -166,7 +166,9 @@ class Curve(eqx.Module):
         rate = scaled(-per_rank, n)
         one = without_rounding(1 - rank) + n
         z, dz = scaled(per_rank, one * inverse), -rate * reciprocal(one)
-        return Point(z, m, n, dz, rate, rank, jnp.ones_like(rank), jnp.zeros_like(rank))
+        return Point(
+            z=z, m=m, n=n, dz=dz, rate=rate, rank=rank, side=jnp.ones_like(rank), log_scale=jnp.zeros_like(rank)
+        )
 
     def fold(
         self,
@@ -248,12 +250,12 @@ class Curve(eqx.Module):
         """
         if not any(operation.starts_far for operation in self.operations):
             return jnp.zeros_like(self.rank)
-        c = self.cumulants
-        return 2 * (2 + c.spread) * jnp.exp(c.log_mean - c.log_scale)
+        c = self.moments
+        return 2 * (2 + c.relative_variance) * jnp.exp(c.log_mean - c.log_scale)
 
     def floor(self) -> Float[Array, ""]:
         """What the last shift adds to the mean, in units of the last points: `|z|` has no smaller scale."""
-        c = self.cumulants
+        c = self.moments
         return jnp.exp(c.log_floor - c.log_scale)
 
     def origin(self) -> Complex[Array, ""]:
@@ -263,7 +265,7 @@ class Curve(eqx.Module):
 
     def reach(self) -> Float[Array, ""]:
         """A radius of `omega` that singularities of the curve hardly exceed."""
-        reach = 1.5 + self.cumulants.spread + self.far()
+        reach = 1.5 + self.moments.relative_variance + self.far()
         for operation in self.operations:
             reach = jnp.maximum(reach, operation.reach)
         return reach

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from .._numerics.complex import log_one_plus, reciprocal, scaled, squared, x_log_x
 from .atoms import Atoms
-from .operation import AbstractOperation, Cumulants, Step
+from .operation import AbstractOperation, Moments, Step
 from .point import Point
 
 
@@ -42,7 +42,7 @@ class Factor(AbstractOperation):
         gained = _gained(self.b, before, log_num) - _gained(self.a, before, log_den)
         return psi + gained, log_z + log_num - log_den
 
-    def cumulants(self, c: Cumulants) -> Cumulants:
+    def moments(self, c: Moments) -> Moments:
         return c.times(jnp.log(self.mean), self.b - self.a)
 
     def atoms(self, atoms: Atoms) -> Atoms:

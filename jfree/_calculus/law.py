@@ -39,21 +39,30 @@ class Law(eqx.Module):
     sizes: Float[Array, "... points"]
     unresolved: Inexact[Array, "... points"]
     log_mean: Float[Array, "..."]
-    spread: Float[Array, "..."]
+    relative_variance: Float[Array, "..."]
     atoms: Atoms
 
     @staticmethod
     def from_points(points: Array, weights: Array, coarse: Array, atoms: Atoms) -> "Law":
-        """Normalises the points to mean 1; `coarse` are the embedded rule's weights, the spread variance / mean^2.
-        Atoms at one place are one.
+        """Normalises the points to mean 1; `coarse` are the embedded rule's weights, `relative_variance` is variance
+        over squared mean. Atoms at one place are one.
         """
         weights, coarse = weights / jnp.sum(weights), coarse / jnp.sum(coarse)
         mean = jnp.sum(weights * points).real
         points = points / mean
-        spread = jnp.sum(weights * jnp.square(points - 1)).real
+        relative_variance = jnp.sum(weights * jnp.square(points - 1)).real
         weighted = weights * points
         unresolved = weighted - coarse * points
-        return Law(points, weights, weighted, jnp.abs(weighted), unresolved, jnp.log(mean), spread, atoms.merged())
+        return Law(
+            points=points,
+            weights=weights,
+            weighted=weighted,
+            sizes=jnp.abs(weighted),
+            unresolved=unresolved,
+            log_mean=jnp.log(mean),
+            relative_variance=relative_variance,
+            atoms=atoms.merged(),
+        )
 
     @staticmethod
     def point_mass(dtype: DTypeLike) -> "Law":
@@ -74,7 +83,7 @@ class Law(eqx.Module):
             pad(self.sizes, 0, self.sizes.dtype),
             pad(self.unresolved, 0),
             self.log_mean,
-            self.spread,
+            self.relative_variance,
             self.atoms.resized(num_atoms),
         )
 
@@ -93,7 +102,7 @@ class Law(eqx.Module):
             with_zero(self.sizes, zero),
             with_zero(self.unresolved, zero),
             self.log_mean - jnp.log(keep),
-            (1 + self.spread) / keep - 1,
+            (1 + self.relative_variance) / keep - 1,
             Atoms(atoms.rank * keep, atoms.log_locations - 2 * jnp.log(keep), atoms.masses * keep),
         )
 
@@ -105,12 +114,12 @@ class Law(eqx.Module):
         (total,) = _sums(self.sizes[None], size)
         on_axis = w.imag == 0  # off the support M is real there, and the contour's error is not part of it
         return Transform(
-            _real_where(on_axis, m),
-            _real_where(on_axis, g),
-            _real_where(on_axis, slope),
-            total,
-            lax.rsqrt(jnp.max(size * (self.weights[:, None] != 0), 0)),
-            squared(rough) / squared(m),
+            m=_real_where(on_axis, m),
+            g=_real_where(on_axis, g),
+            slope=_real_where(on_axis, slope),
+            total=total,
+            distance=lax.rsqrt(jnp.max(size * (self.weights[:, None] != 0), 0)),
+            roughness=squared(rough) / squared(m),
         )
 
     def mean_log(self) -> Float[Array, ""]:

@@ -20,10 +20,10 @@ from .._numerics.complex import (
 from .._numerics.implicit import at_extremum, bisect, implicit_root, with_slope
 from .atoms import Atoms
 from .law import Law, Transform
-from .operation import AbstractOperation, Cumulants, Step
+from .operation import AbstractOperation, Moments, Step
 from .point import Point, relative
 
-# By how much Newton's method may change log w at once. On the axis M is monotone, and w may have far to go: a share of
+# By how much Newton's method may change log w at once. On the axis M is monotone, and w may value far to go: a share of
 # the range of floats.
 _LONGEST, _LONGEST_PER_RANGE = 2, 22
 
@@ -63,22 +63,22 @@ class LawFactor(AbstractOperation):
         (unknown,) = unknowns
         m, dm, one = point.on_side()
         w = implicit_root(_law_gap, unknown, (self.law, m, one))
-        moments = self.law.transform(w)
+        sums = self.law.transform(w)
         # Newton's step for log w, in whichever of log M and log (1 + M) is the steeper; next to a pole, in 1/M.
-        have, want = _either(moments, w, m, one)
-        stiffness = -have * reciprocal(w * moments.slope)
-        change = jnp.where(magnitude(have) > 1, 1 - have * reciprocal(want), logarithm(want * reciprocal(have)))
+        value, target = _either(sums, w, m, one)
+        stiffness = -value * reciprocal(w * sums.slope)
+        change = jnp.where(magnitude(value) > 1, 1 - value * reciprocal(target), logarithm(target * reciprocal(value)))
         step = change * stiffness
         step = jax.lax.stop_gradient(step)  # w has its derivatives already
         correction = magnitude(step)
         limit = jnp.where(unknown.imag == 0, max(8, log_max(m.real.dtype) / _LONGEST_PER_RANGE), _LONGEST)
         w = w * exponential(step * jnp.minimum(1, limit / jnp.maximum(correction, limit / 2)))
-        dw = relative(dm, want) * stiffness
+        dw = relative(dm, target) * stiffness
         slope = relative(dm, m) - relative(dm, one) + dw
         new = point.multiplied(m * w * reciprocal(one), slope, self.law.log_mean)
         # The inverse of M is analytic in a disk of this radius: Smale's bound for M, whose k-th Taylor coefficient
         # at w is at most total / distance^(k-1), with 0.13 for his 0.17 since those of the inverse may grow like k.
-        near = magnitude(m) * moments.total / (0.13 * squared(moments.slope) * moments.distance)
+        near = magnitude(m) * sums.total / (0.13 * squared(sums.slope) * sums.distance)
         closeness = jnp.square(near)
         # It is univalent there: |w''| <= 4 near |w'|, and w' stays of the size of w next to a pole of M.
         rate = magnitude(dw) / magnitude(point.rate)
@@ -87,9 +87,19 @@ class LawFactor(AbstractOperation):
         signs = point.signs(w, dw) & new.own_signs()
         # Where w does not vanish with it, 1 + m leaves a pole.
         to_pole = jnp.where(self.law.atoms.rank < 1, 1 / squared(one), 0)
-        spread = self.law.spread != 0  # or else w is linear in 1/m
-        bounds = (closeness * spread, curvature * spread, to_pole * spread)
-        return Step(new, w[None], dw[None], signs, correction, mismatch, *bounds, moments.roughness)
+        varies = self.law.relative_variance != 0  # or else w is linear in 1/m
+        return Step(
+            point=new,
+            unknowns=w[None],
+            tangents=dw[None],
+            signs=signs,
+            correction=correction,
+            mismatch=mismatch,
+            closeness=closeness * varies,
+            curvature=curvature * varies,
+            closeness_to_zeros=to_pole * varies,
+            roughness=sums.roughness,
+        )
 
     def potential(self, psi: Array, log_z: Array, before: Point, step: Step) -> tuple[Array, Array]:
         (w,) = step.unknowns
@@ -98,8 +108,8 @@ class LawFactor(AbstractOperation):
         own = self.law.log_transform(w) + log_one
         return psi + own / before.side + log_ratio, log_z + log_ratio
 
-    def cumulants(self, c: Cumulants) -> Cumulants:
-        return c.times(self.law.log_mean, self.law.spread)
+    def moments(self, c: Moments) -> Moments:
+        return c.times(self.law.log_mean, self.law.relative_variance)
 
     def atoms(self, atoms: Atoms) -> Atoms:
         return atoms.times(self.law.atoms)
@@ -136,14 +146,14 @@ def _negative(log_w: Array) -> Array:
     return jax.lax.complex(-jnp.exp(log_w), jnp.zeros_like(log_w))[None]
 
 
-def _either(moments: Transform, w: Array, m: Array, one: Array) -> tuple[Array, Array]:
+def _either(sums: Transform, w: Array, m: Array, one: Array) -> tuple[Array, Array]:
     """`M(w)` and `m`, or `1 + M(w)` and `1 + m`: the pair that is small, accurate, and steep in log w."""
-    rest = w * moments.g
-    near_zero = magnitude(rest) < magnitude(moments.m)
-    return jnp.where(near_zero, rest, moments.m), jnp.where(near_zero, one, m)
+    rest = w * sums.g
+    near_zero = magnitude(rest) < magnitude(sums.m)
+    return jnp.where(near_zero, rest, sums.m), jnp.where(near_zero, one, m)
 
 
 def _law_gap(w: Array, law: Law, m: Array, one: Array) -> tuple[Array, Array]:
-    moments = law.transform(w)
-    have, want = _either(moments, w, m, one)
-    return have - want, -moments.slope
+    sums = law.transform(w)
+    value, target = _either(sums, w, m, one)
+    return value - target, -sums.slope

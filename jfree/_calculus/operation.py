@@ -44,28 +44,44 @@ class Step(eqx.Module):
     ) -> "Step":
         """Without unknowns: nothing is corrected, and nothing rough."""
         none, zero = no_unknowns(point.z), jnp.zeros_like(point.z.real)
-        pole, bend, root = (like(zero, bound) for bound in (closeness, curvature, closeness_to_zeros))
-        return Step(point, none, none, signs, zero, zero, pole, bend, root, zero)
+        return Step(
+            point=point,
+            unknowns=none,
+            tangents=none,
+            signs=signs,
+            correction=zero,
+            mismatch=zero,
+            closeness=like(zero, closeness),
+            curvature=like(zero, curvature),
+            closeness_to_zeros=like(zero, closeness_to_zeros),
+            roughness=zero,
+        )
 
 
 def no_unknowns(like: Complex[Array, "*layers lanes"]) -> Complex[Array, "*layers 0 lanes"]:
     return jnp.zeros((*like.shape[:-1], 0, like.shape[-1]), like.dtype)
 
 
-class Cumulants(eqx.Module):
-    """Logarithm of the mean, variance / mean^2, `log_scale` of the points, and the logarithm of what the last shift
-    adds to the mean, `-inf` without shifts: below that, `log z` is no measure of anything.
+class Moments(eqx.Module):
+    """The first two moments of a spectrum, and the units of its points.
+
+    `log_mean` is the logarithm of the mean, `relative_variance` the variance over the squared mean, and `log_scale`
+    that of the points. `log_floor` is the logarithm of what the last shift adds to the mean, `-inf` without shifts: for
+    `|z|` below it distances in `log z` mean nothing, and are taken from minus the floor.
     """
 
     log_mean: Float[Array, ""]
-    spread: Float[Array, ""]
+    relative_variance: Float[Array, ""]
     log_scale: Float[Array, ""]
     log_floor: Float[Array, ""]
 
-    def times(self, log_mean: Array, spread: Array) -> "Cumulants":
+    def times(self, log_mean: Array, relative_variance: Array) -> "Moments":
         """After free multiplication by a law with these two."""
-        return Cumulants(
-            self.log_mean + log_mean, self.spread + spread, self.log_scale + log_mean, self.log_floor + log_mean
+        return Moments(
+            log_mean=self.log_mean + log_mean,
+            relative_variance=self.relative_variance + relative_variance,
+            log_scale=self.log_scale + log_mean,
+            log_floor=self.log_floor + log_mean,
         )
 
 
@@ -120,7 +136,7 @@ class AbstractOperation(eqx.Module):
         """
 
     @abc.abstractmethod
-    def cumulants(self, c: Cumulants) -> Cumulants:
+    def moments(self, c: Moments) -> Moments:
         """What the operation makes of them."""
 
     @abc.abstractmethod

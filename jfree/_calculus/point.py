@@ -12,6 +12,18 @@ from .._numerics.complex import reciprocal, scaled
 class Point(eqx.Module):
     """Points of a curve, one per lane, with their tangents along the curve parameter `u`.
 
+    The symbols that all of the calculus shares:
+
+    - `mu`: the spectrum, a measure on the half line of mass 1; `t` are its points.
+    - `G(z) = int mu(dt) / (z - t)` and `M(z) = z G(z) - 1 = int t mu(dt) / (z - t)`; `m = M(z)`.
+    - `S(m) = (1 + m) / (m z)`: the S-transform, by which free products multiply; so does `z`.
+    - `Phi = int log(1 - t/z) mu(dt) + log z`, an antiderivative of `G`.
+    - `omega`: the parameter of a curve, the `z` that its start has; `u` is a parameter in which tangents are taken.
+    - subordination points: the `z` that an operation's own laws have for the same `m`.
+    - `rank`: `-M(0-)`, the mass off zero; `n = m + rank` vanishes with `z`.
+    - `side`: what `m` is multiplied by on the present side, `J J^T` or `J^T J`: the ratio of their sizes.
+    - lanes: many points at once, the last axis. Arrays over layers have those first.
+
     In units of its own: the point is `exp(log_scale) z` and `side m`, `n = m + rank`; `dz` is `d log z / du`, `rate` is
     `d log m / du`. A change of side, or of scale, touches no lane.
     """

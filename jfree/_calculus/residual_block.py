@@ -9,7 +9,7 @@ from .._numerics.complex import exponential, log_lower, log_upper, logarithm, ma
 from .._numerics.implicit import at_extremum, bisect, implicit_root, with_slope
 from .atoms import Atoms
 from .curve import Curve
-from .operation import AbstractOperation, Cumulants, Step
+from .operation import AbstractOperation, Moments, Step
 from .point import Point, Signs
 
 
@@ -32,7 +32,16 @@ class _Split(eqx.Module):
         one, per_one = self.one_c, reciprocal(self.one_c)
         unit = jnp.ones_like(self.c.real[0])
         rate = jnp.ones_like(self.c)
-        return Point(one * reciprocal(self.c), self.c, one, -per_one, rate, unit, unit, 0 * unit)
+        return Point(
+            z=one * reciprocal(self.c),
+            m=self.c,
+            n=one,
+            dz=-per_one,
+            rate=rate,
+            rank=unit,
+            side=unit,
+            log_scale=0 * unit,
+        )
 
 
 class ResidualBlock(AbstractOperation):
@@ -61,13 +70,13 @@ class ResidualBlock(AbstractOperation):
     @property
     def _log_mean(self) -> Float[Array, "*blocks"]:
         """Of one block: `1 + y_1`, with `y_1` the mean of `Y Y^T`."""
-        return jnp.log1p(jnp.exp(self.branch.cumulants.log_mean))
+        return jnp.log1p(jnp.exp(self.branch.moments.log_mean))
 
     def guess(self, point: Point) -> Array:
         """`c / b` at large `z`; nearer, of branches below 1, as if all eigenvalues of `Y Y^T` were their mean: the
         equations are quadratic then, and this keeps their root.
         """
-        mean = jnp.exp(self.branch.cumulants.log_mean)
+        mean = jnp.exp(self.branch.moments.log_mean)
         m, _, one = point.on_side()
         root = exponential(log_upper(jnp.square(1 - mean) + 4 * mean * one * one) / 2)
         root = jnp.where(root.real < 0, -root, root)
@@ -152,8 +161,18 @@ class ResidualBlock(AbstractOperation):
         dinner = tangents * dc
         tangents = jnp.concatenate([dratio[None], dinner.reshape(-1, *ratio.shape)])
         closeness = jnp.where(self.count > 0, closeness, 0)
-        bounds = (closeness, self.count * closeness, zero)
-        return Step(after, found, tangents, signs, correction, mismatch, *bounds, rough)
+        return Step(
+            point=after,
+            unknowns=found,
+            tangents=tangents,
+            signs=signs,
+            correction=correction,
+            mismatch=mismatch,
+            closeness=closeness,
+            curvature=self.count * closeness,
+            closeness_to_zeros=zero,
+            roughness=rough,
+        )
 
     def potential(self, psi: Array, log_z: Array, before: Point, step: Step) -> tuple[Array, Array]:
         m, one = before.side * before.m, before.one_plus(1)
@@ -175,11 +194,11 @@ class ResidualBlock(AbstractOperation):
         new_log_z = log_upper(step.point.z)
         return psi + (change - (1 - before.side) * (new_log_z - log_z)) / before.side, new_log_z
 
-    def cumulants(self, c: Cumulants) -> Cumulants:
-        y = self.branch.cumulants
+    def moments(self, c: Moments) -> Moments:
+        y = self.branch.moments
         mean = jnp.exp(y.log_mean)
-        spread = (2 * mean + y.spread * jnp.square(mean)) / jnp.square(1 + mean)
-        return c.times(self.count * self._log_mean, self.count * spread)
+        relative_variance = (2 * mean + y.relative_variance * jnp.square(mean)) / jnp.square(1 + mean)
+        return c.times(self.count * self._log_mean, self.count * relative_variance)
 
     def log_volume(self, rank: Array) -> Array:
         """Of a product without mass at 0: that of `I + Y` is the most that `Y Y^T` has up to any rank, as its

@@ -1,12 +1,13 @@
 """From `J J^T` to `J^T J`, and multiples of the identity that are added."""
 
+import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._numerics.complex import log_upper, reciprocal, scaled
 from .atoms import Atoms
 from .factor import moebius_log_volume
-from .operation import AbstractOperation, Cumulants, Step
+from .operation import AbstractOperation, Moments, Step
 from .point import Point, relative, Signs
 
 
@@ -18,16 +19,19 @@ class ChangeSide(AbstractOperation):
     moves_points = False
 
     def advance(self, point: Point, unknowns: Array) -> Step:
-        new = Point(
-            point.z, point.m, point.n, point.dz, point.rate, point.rank, point.side * self.ratio, point.log_scale
-        )
+        new = eqx.tree_at(lambda p: p.side, point, point.side * self.ratio)
         return Step.explicit(new, Signs.none(point.z))
 
     def potential(self, psi: Array, log_z: Array, before: Point, step: Step) -> tuple[Array, Array]:
         return psi, log_z
 
-    def cumulants(self, c: Cumulants) -> Cumulants:
-        return Cumulants(c.log_mean + jnp.log(self.ratio), (c.spread + 1) / self.ratio - 1, c.log_scale, c.log_floor)
+    def moments(self, c: Moments) -> Moments:
+        return Moments(
+            log_mean=c.log_mean + jnp.log(self.ratio),
+            relative_variance=(c.relative_variance + 1) / self.ratio - 1,
+            log_scale=c.log_scale,
+            log_floor=c.log_floor,
+        )
 
     def atoms(self, atoms: Atoms) -> Atoms:
         return atoms.other_side(self.ratio)
@@ -62,17 +66,31 @@ class Shift(AbstractOperation):
         dz = relative(point.dz, growth)
         unit = jnp.ones_like(point.rank)
         m = m + added
-        new = Point(point.z * growth, m, rest, dz, relative(dm, m), unit, unit, point.log_scale)
+        new = Point(
+            z=point.z * growth,
+            m=m,
+            n=rest,
+            dz=dz,
+            rate=relative(dm, m),
+            rank=unit,
+            side=unit,
+            log_scale=point.log_scale,
+        )
         return Step.explicit(new, new.own_signs())
 
     def potential(self, psi: Array, log_z: Array, before: Point, step: Step) -> tuple[Array, Array]:
         return before.side * psi + (1 - before.side) * log_z, log_upper(step.point.z)
 
-    def cumulants(self, c: Cumulants) -> Cumulants:
+    def moments(self, c: Moments) -> Moments:
         log_amount = jnp.where(self.amount > 0, jnp.log(jnp.where(self.amount > 0, self.amount, 1)), -jnp.inf)
         log_mean = jnp.logaddexp(c.log_mean, log_amount)
         floor = jnp.where(self.amount > 0, log_amount, c.log_floor)
-        return Cumulants(log_mean, c.spread * jnp.exp(2 * (c.log_mean - log_mean)), c.log_scale, floor)
+        return Moments(
+            log_mean=log_mean,
+            relative_variance=c.relative_variance * jnp.exp(2 * (c.log_mean - log_mean)),
+            log_scale=c.log_scale,
+            log_floor=floor,
+        )
 
     def atoms(self, atoms: Atoms) -> Atoms:
         return atoms.plus(self.amount)

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 from .._numerics.complex import exponential, magnitude, reciprocal
 from .atoms import Atoms
 from .curve import Curve
-from .operation import AbstractOperation, Cumulants, Step
+from .operation import AbstractOperation, Moments, Step
 from .point import Point
 
 
@@ -31,7 +31,7 @@ class UniversalFactor(AbstractOperation):
         log_ratio = 2 * self.theta * m
         return psi + (change - (1 - before.side) * log_ratio) / before.side, log_z + log_ratio
 
-    def cumulants(self, c: Cumulants) -> Cumulants:
+    def moments(self, c: Moments) -> Moments:
         return c.times(self.theta, 2 * self.theta)
 
     def atoms(self, atoms: Atoms) -> Atoms:

@@ -91,10 +91,10 @@ class ResNet(AbstractNetwork):
         """`sigma_w` and `sigma_b` of every layer, of shape `(depth, layers_per_block)`."""
         shape = (self.depth, self.layers_per_block)
 
-        def spread(x: Array) -> Array:
+        def for_all(x: Array) -> Array:
             return jnp.broadcast_to(x[:, None] if x.ndim == 1 else x, shape)
 
-        return spread(self.sigma_w), spread(self.sigma_b)
+        return for_all(self.sigma_w), for_all(self.sigma_b)
 
     @property
     def layers(self) -> StackedNetwork:

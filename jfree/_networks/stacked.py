@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from .._calculus.curve import Curve
 from .._calculus.factor import point_mass
-from .._calculus.operation import AbstractOperation, Cumulants
+from .._calculus.operation import AbstractOperation, Moments
 from .._calculus.side_and_shift import ChangeSide, Shift
 from .._layers.activation import Activation
 from .._layers.dense import Dense
@@ -343,9 +343,9 @@ def _log_gain(operations: tuple[AbstractOperation, ...], like: Float[Array, " ro
     zero = jnp.zeros((), like.dtype)
 
     def gain(*operations: AbstractOperation) -> Array:
-        c = Cumulants(zero, zero, zero, zero - jnp.inf)
+        c = Moments(zero, zero, zero, zero - jnp.inf)
         for operation in operations:
-            c = operation.cumulants(c)
+            c = operation.moments(c)
         return c.log_mean
 
     return jax.vmap(gain)(*operations) if operations else jnp.zeros_like(like)

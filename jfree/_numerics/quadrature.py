@@ -70,8 +70,9 @@ def _nodes_at(values: Array, clusters: Clusters) -> Array:
 @functools.cache
 def _table(clusters: Clusters) -> tuple[np.ndarray, np.ndarray]:
     """The grading, and where: as dense around every cluster as a linear interpolation asks for at its scale."""
-    spread = np.sinh(np.arange(-75, 75.25, 0.25))
-    places = [_CORE * spread] + [place + scale * spread[np.abs(scale * spread) < 1e3] for place, scale in clusters]
+    distances = np.sinh(np.arange(-75, 75.25, 0.25))
+    near = [place + scale * distances[np.abs(scale * distances) < 1e3] for place, scale in clusters]
+    places = [_CORE * distances, *near]
     x = np.unique(np.concatenate(places))
     return _grading(x, clusters, np.arcsinh), x
 

@@ -86,23 +86,23 @@ def moved(omega: Array, unknowns: Array, tangents: Array, step: Array) -> tuple[
     return omega * exponential(step), unknowns * exponential(tangents * step)
 
 
-def _ahead(log_ratio: Array, slope: Array, bend: Array) -> Array:
-    """The step in `u` along which `z` grows by a ratio, for `z = (1 + bend slope du)^(1 / bend)`.
+def _ahead(log_ratio: Array, slope: Array, curvature: Array) -> Array:
+    """The step in `u` along which `z` grows by a ratio, for `z = (1 + curvature slope du)^(1 / curvature)`.
 
-    That is `exp(slope du)` without bend, as between the decades of a deep spectrum, and linear with bend 1, as around
-    a place where `z` vanishes.
+    That is `exp(slope du)` without curvature, as between the decades of a deep spectrum, and linear with curvature 1,
+    as around a place where `z` vanishes.
     """
-    x = bend * log_ratio
+    x = curvature * log_ratio
     small = magnitude(x) < 1e-4
     safe = jnp.where(small, 1, x)
     return log_ratio * reciprocal(slope) * jnp.where(small, 1 + x / 2, (exponential(x) - 1) * reciprocal(safe))
 
 
-def _bend(old: Array, new: Array, step: Array) -> Array:
-    """The bend that takes the slope from old to new."""
-    bend = (old - new) * reciprocal(step * old * new)
-    size = magnitude(bend)
-    return jnp.where(size < 1e3, bend * jnp.minimum(1, 2 / size), 0)
+def _curvature(old: Array, new: Array, step: Array) -> Array:
+    """The curvature that takes the slope from old to new."""
+    curvature = (old - new) * reciprocal(step * old * new)
+    size = magnitude(curvature)
+    return jnp.where(size < 1e3, curvature * jnp.minimum(1, 2 / size), 0)
 
 
 def _turn(curve: Curve, z: Array) -> Array:
@@ -130,8 +130,8 @@ def _start(curve: Curve, z: Array) -> Array:
     spectrum.
     """
     radius = _radius(curve, z)
-    spread = curve.cumulants.spread
-    omega = -curve.rank * jnp.where(radius < 1, radius ** (1 / (1 + jnp.maximum(spread, 0))), radius)
+    relative_variance = curve.moments.relative_variance
+    omega = -curve.rank * jnp.where(radius < 1, radius ** (1 / (1 + jnp.maximum(relative_variance, 0))), radius)
     return jax.lax.complex(omega, jnp.zeros_like(radius))
 
 
@@ -142,9 +142,9 @@ class _Path(eqx.Module):
     """Where the lanes are on their way.
 
     The last accepted point lies at `ahead` on the arc, which runs from 1, on the axis, to 0, at `z`; `stride` is how
-    far the next step goes, and `growth` by what factor it may grow, less after a refusal. `bend` tells powers of `u`
-    from exponentials, see `_ahead`. `paths` are those followed so far, `steps` those of the
-    last, and `polished` counts the steps next to a root. Off the support roots are `real`.
+    far the next step goes, and `growth` by what factor it may grow, less after a refusal. `curvature` tells powers of
+    `u` from exponentials, see `_ahead`. `paths` are those followed so far, `steps` those of the last, and `polished`
+    counts the steps next to a root. Off the support roots are `real`.
     """
 
     lanes: Lanes
@@ -152,7 +152,7 @@ class _Path(eqx.Module):
     ahead: Float[Array, " lanes"]
     stride: Float[Array, " lanes"]
     growth: Float[Array, " lanes"]
-    bend: Complex[Array, " lanes"]
+    curvature: Complex[Array, " lanes"]
     paths: Int[Array, " lanes"]
     steps: Int[Array, " lanes"]
     polished: Int[Array, " lanes"]
@@ -176,7 +176,7 @@ class _Progress(eqx.Module):
     phase: Int[Array, " lanes"]
     stride: Float[Array, " lanes"]
     growth: Float[Array, " lanes"]
-    bend: Complex[Array, " lanes"]
+    curvature: Complex[Array, " lanes"]
 
 
 def walk(curve: Curve, z: Complex[Array, " lanes"], lanes: Lanes, search: Bool[Array, ""]) -> Lanes:
@@ -207,7 +207,7 @@ def walk(curve: Curve, z: Complex[Array, " lanes"], lanes: Lanes, search: Bool[A
             ahead=at_start(1, path.ahead),
             stride=at_start(_FIRST_STRIDE, path.stride),
             growth=at_start(_MOST_FACTOR, path.growth),
-            bend=at_start(0, path.bend),
+            curvature=at_start(0, path.curvature),
             paths=path.paths + there,
             steps=at_start(0, path.steps),
             polished=at_start(0, path.polished),
@@ -216,16 +216,16 @@ def walk(curve: Curve, z: Complex[Array, " lanes"], lanes: Lanes, search: Bool[A
 
     def predicted(path: _Path) -> _Target:
         ahead = jnp.where(path.phase == _ARC, jnp.maximum(path.ahead - path.stride, 0), path.ahead)
-        step = _ahead((ahead - path.ahead) * turn, path.lanes.slope, path.bend)
+        step = _ahead((ahead - path.ahead) * turn, path.lanes.slope, path.curvature)
         return _Target(ahead, _on_arc(curve, z, turn, ahead), limited(step, path.lanes.tangents, _LONGEST))
 
     def corrected(path: _Path, target: _Target, newton: Newton) -> _Progress:
         """On the arc a step is accepted if its correction is small; then come longer ones, else shorter ones."""
         on_axis, on_arc = path.phase == _AXIS, path.phase == _ARC
         trust = jnp.where(path.paths < _MOST_PATHS, _TRUST, _TRUST_AGAIN).astype(one.dtype)
-        bend = jnp.where(on_arc, _bend(path.lanes.slope, newton.slope, target.step), 0)
+        curvature = jnp.where(on_arc, _curvature(path.lanes.slope, newton.slope, target.step), 0)
         missing = newton.step * newton.slope
-        size = jnp.maximum(newton.size, magnitude(bend * missing))
+        size = jnp.maximum(newton.size, magnitude(curvature * missing))
         good = ~on_arc | (size <= trust)
         factor = _CAUTION * jnp.sqrt(trust / jnp.maximum(size, 1e-6 * trust))
         factor = jnp.clip(factor, _LEAST_FACTOR, path.growth)
@@ -234,17 +234,17 @@ def walk(curve: Curve, z: Complex[Array, " lanes"], lanes: Lanes, search: Bool[A
         phase = jnp.where(on_axis & (newton.error <= _NEAR_ON_AXIS), _ARC, path.phase)
         phase = jnp.where(on_arc & good & (target.ahead == 0), _POLISH, phase)
         return _Progress(
-            step=_ahead(missing, newton.slope, bend),
+            step=_ahead(missing, newton.slope, curvature),
             longest=jnp.where(on_axis, _LONGEST_ON_AXIS, _LONGEST).astype(one.dtype),
             good=good,
             phase=jnp.where(stuck, _START, phase),
             stride=jnp.where(on_arc, stride, path.stride),
             growth=jnp.where(good, jnp.minimum(2 * path.growth, _MOST_FACTOR), 1),
-            bend=jnp.where(good, bend, path.bend),
+            curvature=jnp.where(good, curvature, path.curvature),
         )
 
     def polished(path: _Path, target: _Target, newton: Newton) -> _Progress:
-        return _Progress(newton.step, one, one > 0, path.phase, path.stride, path.growth, path.bend)
+        return _Progress(newton.step, one, one > 0, path.phase, path.stride, path.growth, path.curvature)
 
     def advance(state: tuple[Array, _Path]) -> tuple[Array, _Path]:
         least, path = state[0], begun(state[1])
@@ -292,7 +292,7 @@ def walk(curve: Curve, z: Complex[Array, " lanes"], lanes: Lanes, search: Bool[A
             ahead=accepted(target.ahead, path.ahead),
             stride=progress.stride,
             growth=progress.growth,
-            bend=progress.bend,
+            curvature=progress.curvature,
             paths=path.paths,
             steps=path.steps + 1,
             polished=num_polished,
@@ -306,7 +306,7 @@ def walk(curve: Curve, z: Complex[Array, " lanes"], lanes: Lanes, search: Bool[A
         ahead=0 * one,
         stride=one,
         growth=one,
-        bend=zero,
+        curvature=zero,
         paths=count,
         steps=count,
         polished=count,

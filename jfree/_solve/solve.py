@@ -238,7 +238,7 @@ def find_atoms(curve: Curve) -> Atoms:
 
 def _target(curve: Curve, z: Array) -> tuple[Array, Array]:
     """`z` in units of the last points, and where that and its square are in the range of floats."""
-    target = z * jnp.exp(-curve.cumulants.log_scale)
+    target = z * jnp.exp(-curve.moments.log_scale)
     size = jnp.maximum(jnp.abs(target.real), jnp.abs(target.imag))
     valid = jnp.isfinite(size) & (jnp.abs(jnp.log(size)) < log_max(size.dtype) / 2)
     return jnp.where(valid, target, -1), valid

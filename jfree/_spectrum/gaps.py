@@ -16,7 +16,7 @@ from .reading import cdf, solution
 def support(curve: Curve, atoms: Atoms, lower: float, upper: float) -> list[tuple[float, float]]:
     """The intervals of the bulk: a scan between the edges, and bisection of every change to a gap (host)."""
     pad = 1e-6
-    low = np.log(lower) if lower > 0 else float(curve.cumulants.log_mean) - 60.0
+    low = np.log(lower) if lower > 0 else float(curve.moments.log_mean) - 60.0
     scan = _refined(curve, atoms, np.linspace(low + pad, np.log(upper) - pad, 1001))
     changes = np.flatnonzero(scan.bulk[1:] != scan.bulk[:-1])
     low_ends, high_ends, left = scan.log_x[changes], scan.log_x[changes + 1], scan.bulk[changes]

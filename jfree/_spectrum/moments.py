@@ -36,7 +36,7 @@ def _power(point: Point, k: Array | int) -> Array:
 @eqx.filter_jit
 def _enclosing(curve: Curve, num_nodes: int) -> tuple[Array, Array, Array]:
     """A circle of `omega` outside every singularity of the curve, unknowns there, and whether it was found."""
-    dtype, cumulants = curve.rank.dtype, curve.cumulants
+    dtype, moments = curve.rank.dtype, curve.moments
     angle = jnp.pi * (jnp.arange(num_nodes, dtype=dtype) + 0.5) / num_nodes
     circle = jax.lax.complex(jnp.cos(angle), jnp.sin(angle))
     eps = float(jnp.finfo(dtype).eps)
@@ -49,9 +49,9 @@ def _enclosing(curve: Curve, num_nodes: int) -> tuple[Array, Array, Array]:
         steps, tries, radius, unknowns, _ = state
         omega = radius * circle
         point, size, (found, _) = curve.fold(largest, jnp.zeros(num_nodes, dtype), curve.start(omega), unknowns)
-        mean = jnp.exp(cumulants.log_mean - point.log_scale)
+        mean = jnp.exp(moments.log_mean - point.log_scale)
         first, second = _power(point, 1) / mean, _power(point, 2) / jnp.square(mean)
-        enclosed = (jnp.abs(first - 1) < eps**0.5) & (jnp.abs(second / (1 + cumulants.spread) - 1) < eps**0.5)
+        enclosed = (jnp.abs(first - 1) < eps**0.5) & (jnp.abs(second / (1 + moments.relative_variance) - 1) < eps**0.5)
         settled = jnp.all(size <= eps**0.3)
         larger = (settled & ~enclosed) | (tries >= _MOST_CORRECTED)
         radius = jnp.where(larger, 2 * radius, radius)
@@ -100,7 +100,7 @@ def _sum_of_logs(curve: Curve) -> Array:
 def _next_to_zero(curve: Curve, places: Array) -> Array:
     """Some `z` below 0: the closer they are, the steeper is `log z`, and the less exact are its derivatives."""
     eps = float(jnp.finfo(curve.rank.dtype).eps)
-    near = eps ** (1 / 3) * jnp.exp(curve.cumulants.log_floor)
+    near = eps ** (1 / 3) * jnp.exp(curve.moments.log_floor)
     return (-near * places).astype(complex_dtype(curve.rank.dtype))
 
 
@@ -144,7 +144,7 @@ def log_moments(curve: Curve, power: float = 0.0) -> tuple[Float[Array, ""], Flo
 
 @jax.jit
 def _along_negative_axis(curve: Curve, low: ArrayLike, high: ArrayLike) -> Array:
-    c = curve.cumulants
+    c = curve.moments
     y = jnp.exp(jnp.linspace(c.log_floor - low, c.log_mean + high, 385, dtype=c.log_mean.dtype))
     return jax.lax.complex(-y, jnp.zeros_like(y))
 

@@ -117,7 +117,7 @@ def on_axis(x: Array) -> Array:
 @jax.jit
 def _density_points(curve: Curve, x: Array) -> Array:
     """At 0 the density is infinite or 0, as the bulk reaches it or not."""
-    near_zero = jnp.exp(curve.cumulants.log_mean - 0.2 * log_max(x.dtype))
+    near_zero = jnp.exp(curve.moments.log_mean - 0.2 * log_max(x.dtype))
     return on_axis(jnp.where(x == 0, near_zero, x))
 
 

@@ -112,7 +112,7 @@ class Spectrum(Shown):
         return support(self.curve, find_atoms(self.curve), float(lower), float(upper))
 
     def atoms(self) -> tuple[Float[Array, " atoms"], Float[Array, " atoms"]]:
-        """`(locations, masses)`, of shape `(atoms,)` each, zero first; free slots have mass 0.
+        """`(locations, masses)`, of shape `(atoms,)` each, zero first; empty slots have mass 0.
 
         Found by propagation (Belinschi 2003), not by the solver; how many slots there are depends on the network.
         """
@@ -126,12 +126,12 @@ class Spectrum(Shown):
 
     def mean(self) -> Float[Array, ""]:
         """`int t mu(dt)`, by propagation."""
-        return jnp.exp(self.curve.cumulants.log_mean)
+        return jnp.exp(self.curve.moments.log_mean)
 
     def variance(self) -> Float[Array, ""]:
         """`int (t - mean)^2 mu(dt)`, by propagation."""
-        cumulants = self.curve.cumulants
-        return jnp.exp(2 * cumulants.log_mean) * cumulants.spread
+        moments = self.curve.moments
+        return jnp.exp(2 * moments.log_mean) * moments.relative_variance
 
     def moment(self, k: int) -> Float[Array, ""]:
         """`int t^k mu(dt)`, the trapezoid rule on a circle of curve parameters.

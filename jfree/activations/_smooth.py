@@ -29,13 +29,13 @@ class AbstractSmooth(AbstractManySlopes):
     clusters: ClassVar[tuple[tuple[float, float], ...]]  # critical points of phi'^2, smallest scale near each
 
     @abc.abstractmethod
-    def bend(self, x: Float[Array, " nodes"], q: Float[Array, ""]) -> Float[Array, " nodes"]:
+    def contour(self, x: Float[Array, " nodes"], q: Float[Array, ""]) -> Float[Array, " nodes"]:
         """Imaginary part of the contour above `x`."""
 
     def slope_law(self, q: Array, refine: int = 1) -> Law:
         x, weights, coarse = graded_nodes(q, refine * self.num_nodes, even=self.even, clusters=self.clusters)
-        bend = lambda x: self.bend(x, jax.lax.stop_gradient(q))  # noqa: E731
-        height, rise = jax.jvp(bend, (x,), (jnp.ones_like(x),))
+        contour = lambda x: self.contour(x, jax.lax.stop_gradient(q))  # noqa: E731
+        height, rise = jax.jvp(contour, (x,), (jnp.ones_like(x),))
         h = jax.lax.complex(x, height)
         measure = gaussian_density(h, q) * jax.lax.complex(jnp.ones_like(x), rise)
         points = jnp.square(self.derivative(h))
@@ -68,7 +68,7 @@ class Tanh(AbstractSmooth):
     def mean(self, q: Array) -> Array:
         return jnp.zeros_like(q)
 
-    def bend(self, x: Array, q: Array) -> Array:
+    def contour(self, x: Array, q: Array) -> Array:
         return 0.39 * jnp.tanh(1.25 * x)
 
 
@@ -88,7 +88,7 @@ class Sigmoid(AbstractSmooth):
     def mean(self, q: Array) -> Array:
         return jnp.full_like(q, 0.5)
 
-    def bend(self, x: Array, q: Array) -> Array:
+    def contour(self, x: Array, q: Array) -> Array:
         return 0.78 * jnp.tanh(0.63 * x)
 
 
@@ -111,7 +111,7 @@ class Erf(AbstractSmooth):
     def mean(self, q: Array) -> Array:
         return jnp.zeros_like(q)
 
-    def bend(self, x: Array, q: Array) -> Array:
+    def contour(self, x: Array, q: Array) -> Array:
         return 0.5 * x / (1 + 1.27 * jnp.square(x))
 
 
@@ -128,7 +128,7 @@ class Softplus(AbstractSmooth):
     def derivative(self, x: Array) -> Array:
         return _logistic(x)
 
-    def bend(self, x: Array, q: Array) -> Array:
+    def contour(self, x: Array, q: Array) -> Array:
         return jnp.broadcast_to(-limited(0.78, q), x.shape)
 
 
@@ -146,7 +146,7 @@ class SiLU(AbstractSmooth):
         s = _logistic(x)
         return s * (1 + x * _logistic(-x))
 
-    def bend(self, x: Array, q: Array) -> Array:
+    def contour(self, x: Array, q: Array) -> Array:
         return limited(0.6, q) * _signs(x, -2.3993572805154674, -1.2784645427610738, 2.3993572805154674)
 
 
@@ -164,7 +164,7 @@ class GELU(AbstractSmooth):
         cdf = complex_ndtr(x) if jnp.iscomplexobj(x) else ndtr(x)
         return cdf + x * normal(x)
 
-    def bend(self, x: Array, q: Array) -> Array:
+    def contour(self, x: Array, q: Array) -> Array:
         decay = 1 / jnp.sqrt(1 + jnp.square(x) / 2)
         return limited(0.5, q) * decay * _signs(x, -1.4142135623730951, -0.7517915240843226, 1.4142135623730951)
 
@@ -185,7 +185,7 @@ class GELUTanh(AbstractSmooth):
         s = _logistic(z)
         return s * (1 + x * slope * _logistic(-z))
 
-    def bend(self, x: Array, q: Array) -> Array:
+    def contour(self, x: Array, q: Array) -> Array:
         decay = 1 / (1 + jnp.square(x))
         return limited(0.4, q) * decay * _signs(x, -1.4185040087908284, -0.7524614220710163, 1.4185040087908284)
 
@@ -212,7 +212,7 @@ class Mish(AbstractSmooth):
         )
         return tanh + x * slope
 
-    def bend(self, x: Array, q: Array) -> Array:
+    def contour(self, x: Array, q: Array) -> Array:
         return limited(0.5, q) * _signs(x, -2.256376396360793, -1.1924312145154952, 1.4905711794854285)
 
 
@@ -231,7 +231,7 @@ class Squareplus(AbstractSmooth):
         negative = x.real < 0
         return jnp.where(negative, 2 / (root * (root - jnp.where(negative, x, 0))), 0.5 * (1 + x / root))
 
-    def bend(self, x: Array, q: Array) -> Array:
+    def contour(self, x: Array, q: Array) -> Array:
         return jnp.broadcast_to(-limited(0.8, q), x.shape)
 
 
@@ -248,7 +248,7 @@ class LogSigmoid(AbstractSmooth):
     def derivative(self, x: Array) -> Array:
         return _logistic(-x)
 
-    def bend(self, x: Array, q: Array) -> Array:
+    def contour(self, x: Array, q: Array) -> Array:
         return jnp.broadcast_to(limited(0.78, q), x.shape)
 
 

@@ -152,8 +152,8 @@ def _data(given: dict[str, Any], labelled: bool) -> Data:
 
     x, y = load_digits(return_X_y=True)
     x = np.asarray(x, np.float64)
-    spread = x.std(0)
-    x = (x - x.mean(0)) / np.where(spread > 0, spread, 1)
+    deviation = x.std(0)
+    x = (x - x.mean(0)) / np.where(deviation > 0, deviation, 1)
     return Data(x, y, "given" if "q0" in given else "measured on scikit-learn's digits")
 
 
