@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ._finite.lanczos import jacobian_density_lanczos as jacobian_density_lanczos, LanczosDensity as LanczosDensity
-from ._finite.sampling import few_threads, integer_widths, laws_of_layers, with_all_scales
+from ._finite.sampling import few_threads, integer_widths, laws_of_layers, scale_of, with_all_scales
 from ._layers.dense import Dense, draw
 from ._layers.layer import AbstractLayer
 from ._layers.weights import AbstractWeights
@@ -410,7 +410,7 @@ def _through_layers(
     keys = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys)
     x = _random_inputs(net, 1, widths[0], keys[0])[:, 0]
     layer_keys = jax.vmap(lambda key: jax.random.split(key, len(net.layers)), out_axes=1)(keys[2])
-    scale = widths[0] / float(net.width)
+    scale = scale_of(net, widths)
     for layer, own in zip(net.layers, layer_keys, strict=True):
         size, dtype = x.shape[1], x.dtype
         modules = eqx.filter_vmap(

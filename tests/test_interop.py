@@ -8,10 +8,13 @@ import pytest
 
 import jfree
 from jfree import activations as acts
+from jfree._finite.sampling import linears
 from jfree._interop.equinox import _FUNCTIONS
 from jfree.activations._names import BY_NAME
+from jfree.layers import Activation, Dense, Dropout, LayerNorm, Residual, RMSNorm, Scale
 
 KEY = jax.random.key(0)
+LINEAR, TANH = eqx.nn.Linear(2, 2, key=KEY), eqx.nn.Lambda(jnp.tanh)
 ACTIVATIONS = [
     acts.Linear(),
     acts.ReLU(),
@@ -30,6 +33,39 @@ ACTIVATIONS = [
 PLAIN = jfree.MLP([5, 8, 8, 3], "tanh", "gaussian", sigma_w=1.5, sigma_b=0.3)
 TAPERED = jfree.MLP([5, 9, 7, 3], "relu", "orthogonal", sigma_w=[1.0, 1.2, 0.5], sigma_b=0.3, final_activation="gelu")
 RESIDUAL = jfree.ResNet(3, ["tanh", "silu", "tanh"], "gaussian", 0.7, [0.1, 0.0, 0.2], layers_per_block=2)
+BRANCH = [
+    RMSNorm(1.5),
+    Dense(60, "gaussian", 1.3, 0.2),
+    Activation(acts.LeakyReLU(0.3)),
+    Dropout(0.25),
+    Residual([Dense(60, "gaussian"), LayerNorm(), Activation("gelu"), Dense(60, "gaussian")], skip=0.5),
+    Dense(30, "gaussian", 0.4),
+]
+LAYERS = jfree.Network(
+    40,
+    [
+        Dense(30, "gaussian", 0.9, 0.1),
+        LayerNorm(1.2),
+        Activation("relu"),
+        Dropout(0.1),
+        Residual(BRANCH, scale=2.0),
+        Scale(-0.5),
+        LayerNorm(0.8, 0.3),
+        Dense(20, "gaussian", 1.1),
+        Activation("linear"),
+    ],
+)
+
+
+def sequential(*layers):
+    """The last of which has weights."""
+    return eqx.nn.Sequential([*layers, LINEAR])
+
+
+def with_leaf(name, value, module):
+    """All entries of one array being a number, or given."""
+    leaf = getattr(module, name)
+    return eqx.tree_at(lambda m: getattr(m, name), module, jnp.broadcast_to(jnp.asarray(value, leaf.dtype), leaf.shape))
 
 
 def layers_by_hand(net, key, width):
@@ -102,6 +138,62 @@ def test_round_trip_of_resnets():
     assert np.all(alike.sigma_b == 0)
 
 
+def test_round_trip_of_layers():
+    """Gains, rates and factors are back as they were, scales of weights as far as they are sampled."""
+    model = jfree.to_equinox(LAYERS, KEY, width=200)
+    functions = [leaf for leaf in jax.tree.leaves(model, is_leaf=is_lambda) if is_lambda(leaf)]
+    assert len(functions) == 4
+    assert not any(eqx.is_array(leaf) for leaf in jax.tree.leaves(functions))  # nor would an optimiser train them
+    back = jfree.from_equinox(model)
+    assert jax.tree.structure(back) == jax.tree.structure(LAYERS)
+    expected = jax.tree.leaves_with_path(LAYERS)
+    for found, (path, value) in zip(jax.tree.leaves(back), expected, strict=True):
+        name = jax.tree_util.keystr(path[-1:])
+        factor, rtol = {".width": (5, 0), ".sigma_w": (1, 0.05), ".sigma_b": (1, 0.2)}.get(name, (1, 1e-12))
+        np.testing.assert_allclose(found, factor * value, rtol, err_msg=jax.tree_util.keystr(path))
+
+
+def is_lambda(node):
+    return isinstance(node, eqx.nn.Lambda)
+
+
+def test_nested_sequentials_are_read_in_order():
+    norm = eqx.nn.LayerNorm(2, use_weight=False, use_bias=False)
+    net = jfree.from_equinox(
+        sequential(sequential(norm, eqx.nn.Dropout(0.0)), TANH, eqx.nn.Identity()), 2.0, "orthogonal"
+    )
+    assert isinstance(net, jfree.Network)
+    assert [type(layer) for layer in net.layers] == [LayerNorm, Dense, Activation, Dense]
+    dense = net.layers[1]
+    assert isinstance(dense, Dense)
+    assert (float(net.width), float(net.q0), dense.weights) == (2, 2, jfree.Orthogonal())
+    with pytest.raises(ValueError, match="`q0` must be positive"):
+        jfree.from_equinox(sequential(norm), -1.0)
+
+
+def test_gains_that_hardly_differ_are_one():
+    norm = with_leaf("bias", [0.31, 0.29], with_leaf("weight", [1.52, 1.48], eqx.nn.LayerNorm(2, dtype=jnp.float32)))
+    linear = eqx.nn.Linear(2, 2, dtype=jnp.float32, key=KEY)
+    net = jfree.from_equinox(eqx.nn.Sequential([norm, eqx.nn.Dropout(), linear]))
+    assert isinstance(net, jfree.Network)
+    layer = net.layers[0]
+    assert isinstance(layer, LayerNorm)
+    assert layer.offset is not None
+    assert np.isclose(layer.gain, 1.5, rtol=1e-3)
+    assert np.isclose(layer.offset, 0.3, rtol=1e-6)
+    assert layer.gain.dtype == jnp.float32
+
+
+def test_stacks_are_read_one_by_one():
+    def model(key):
+        return sequential(eqx.nn.RMSNorm(2), eqx.nn.Linear(2, 2, key=key), eqx.nn.LayerNorm(2, use_bias=False), TANH)
+
+    keys = jax.random.split(KEY, 3)
+    nets = eqx.filter_vmap(jfree.from_equinox)(eqx.filter_vmap(model)(keys))
+    alone = jfree.from_equinox(model(keys[1]))
+    assert eqx.tree_equal(jax.tree.map(lambda x: x[1], nets), alone, rtol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("fn", "activation"),
     [
@@ -132,6 +224,7 @@ def test_functions_are_recognised(fn, activation):
     residual = jfree.ResidualMLP(4, 2, activation=fn, key=KEY)
     for model in (plain, sequential, residual):
         net = jfree.from_equinox(model)
+        assert not isinstance(net, jfree.Network)
         assert all(eqx.tree_equal(found, activation) for found in net.activations)
 
 
@@ -168,7 +261,9 @@ def test_measured_scales():
 
 def test_linear_layers_of_sequentials():
     linear, relu = eqx.nn.Linear(3, 3, key=KEY), eqx.nn.Lambda(jax.nn.relu)
-    net = jfree.from_equinox(eqx.nn.Sequential([linear, linear, relu, linear]))
+    inner = eqx.nn.Sequential([linear, eqx.nn.Identity(), relu, eqx.nn.Dropout(0.5, inference=True)])
+    net = jfree.from_equinox(eqx.nn.Sequential([linear, inner, eqx.nn.Dropout(0.0), linear]))
+    assert isinstance(net, jfree.MLP)
     assert [type(a) for a in net.activations] == [acts.Linear, acts.ReLU, acts.Linear]
     # Equinox applies no final activation where there is no hidden layer.
     model = eqx.nn.MLP(2, 3, 4, 0, jnp.tanh, jnp.tanh, key=KEY)
@@ -214,6 +309,20 @@ def test_reinitialized_residual_models():
             assert np.all(layer.bias == 0)
 
 
+def test_reinitialized_layers():
+    """All weights, those of residual blocks too; norms and factors stay."""
+    other, model = (jfree.to_equinox(LAYERS, key, width=80) for key in (jax.random.key(1), KEY))
+    assert isinstance(other, eqx.nn.Sequential)
+    assert isinstance(model, eqx.nn.Sequential)
+    other = eqx.tree_at(lambda m: m.layers[4].scale, other, jnp.asarray(7.0))
+    redrawn = jfree.reinitialize(other, LAYERS, KEY)
+    for (weight, bias), found in zip(jfree.sample_weights(LAYERS, KEY, width=80), linears(redrawn), strict=True):
+        assert eqx.tree_equal((found.weight, found.bias), (weight, bias))
+    assert redrawn.layers[4].scale == 7
+    x = jnp.linspace(-1, 2, 80)
+    assert np.array_equal(redrawn.layers[0](x), model.layers[0](x))
+
+
 def test_only_ratios_of_widths_must_agree():
     model = eqx.nn.MLP(20, 10, 40, 2, key=KEY)
     net = jfree.MLP([1.0, 2.0, 2.0, 0.5], "relu", sigma_w=1.4)
@@ -225,6 +334,7 @@ def test_only_ratios_of_widths_must_agree():
     ("model", "net", "named"),
     [
         (eqx.nn.MLP(5, 3, 8, 1, key=KEY), PLAIN, "of shapes"),
+        (eqx.nn.MLP(5, 3, 8, 1, key=KEY), LAYERS, "of shapes"),
         (eqx.nn.MLP(5, 4, 8, 2, key=KEY), PLAIN, "of shapes"),
         (eqx.nn.MLP(5, 3, 8, 2, use_bias=False, key=KEY), PLAIN, "`sigma_b` > 0"),
         (jfree.ResidualMLP(6, 3, 1, key=KEY), RESIDUAL, "of shapes"),
@@ -243,8 +353,28 @@ def test_models_that_do_not_fit(model, net, named):
         (eqx.nn.Linear(2, 2, key=KEY), "got Linear"),
         (eqx.nn.MLP(2, 2, 2, 2, scan=True, key=KEY), "without `scan`"),
         (eqx.nn.Sequential([]), "at least one"),
-        (eqx.nn.Sequential([eqx.nn.Lambda(jnp.tanh)]), "out of place is Lambda"),
-        (eqx.nn.Sequential([eqx.nn.Linear(2, 2, key=KEY), eqx.nn.LayerNorm(2)]), "out of place is LayerNorm"),
+        (eqx.nn.Sequential([eqx.nn.Lambda(jnp.tanh)]), "at least one"),
+        (eqx.nn.Sequential([eqx.nn.LayerNorm(2)]), "at least one"),
+        (
+            sequential(LINEAR, TANH, TANH),
+            r"`model.layers\[2\]` is out of place: every `eqx.nn.Linear` may be followed by one",
+        ),
+        (sequential(eqx.nn.Conv1d(2, 2, 1, key=KEY)), r"`model.layers\[0\]` must be .* got Conv1d"),
+        (sequential(sequential(eqx.nn.PReLU())), r"`model.layers\[0\].layers\[0\]` must be .* got PReLU"),
+        (sequential(TANH, eqx.nn.LayerNorm(2)), r"`model.layers\[0\]` is out of place: an `Activation` must follow"),
+        (
+            sequential(eqx.nn.Identity(), LINEAR, with_leaf("bias", 0.5, eqx.nn.LayerNorm(2)), TANH),
+            r"`model.layers\[3\]` is out of place: an `Activation` must follow weights, .* offset is known to be 0",
+        ),
+        (sequential(LINEAR, TANH, eqx.nn.LayerNorm(2), eqx.nn.Dropout()), r"layers\[3\]` is out of place: a `Dropout`"),
+        (
+            sequential(with_leaf("bias", 0.5, eqx.nn.RMSNorm(2))),
+            r"`model.layers\[0\]`, an RMSNorm, must have no biases",
+        ),
+        (sequential(with_leaf("bias", [0.0, 1.0], eqx.nn.LayerNorm(2))), "must have biases that are alike, within 5 %"),
+        (sequential(with_leaf("weight", [1.0, 1.2], eqx.nn.LayerNorm(2))), "weights that are positive and alike"),
+        (sequential(with_leaf("weight", -1.0, eqx.nn.RMSNorm(2, use_bias=False))), "positive and alike"),
+        (sequential(with_leaf("weight", 0.0, LINEAR), eqx.nn.RMSNorm(2)), "not all 0"),
     ],
 )
 def test_models_that_cannot_be_read(model, named):

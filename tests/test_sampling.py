@@ -5,6 +5,7 @@ import pytest
 from helpers import num_compiled
 
 import jfree
+from jfree.layers import Activation, Dense, Residual, RMSNorm
 
 KEY = jax.random.key(0)
 
@@ -72,6 +73,26 @@ def test_layers_of_a_shape_and_networks_of_all_scales_share_a_program():
 def test_width_is_the_largest():
     layers = jfree.sample_weights(jfree.MLP([0.5, 1.0, 0.26]), KEY, width=10)
     assert [weight.shape for weight, _ in layers] == [(10, 5), (3, 10)]
+
+
+def test_layers_with_weights_come_in_the_order_in_which_they_act():
+    branch = [RMSNorm(), Dense(8, sigma_w=2.0), Activation("tanh"), Residual([Dense(8, sigma_w=3.0)]), Dense(2)]
+    net = jfree.Network(4, [Dense(2), Residual(branch), Dense(6, "gaussian", sigma_b=1.0)])
+    layers = jfree.sample_weights(net, KEY)
+    assert [weight.shape for weight, _ in layers] == [(2, 4), (8, 2), (8, 8), (2, 8), (6, 2)]
+    assert np.allclose(layers[1][0].T @ layers[1][0], 4 * 4 * jnp.eye(2), atol=1e-12)
+    assert np.allclose(layers[2][0] @ layers[2][0].T, 9 * jnp.eye(8), atol=1e-12)
+    assert [bool(jnp.any(bias != 0)) for _, bias in layers] == [False, False, False, False, True]
+    assert [w.shape[0] for w, _ in jfree.sample_weights(net, KEY, width=3)] == [1, 4, 4, 1, 3]
+
+
+def test_layers_fit_behind_each_other_whatever_is_rounded():
+    """0.26 of 10 units are 3, of which 1 / 0.26 are 12."""
+    net = jfree.Network(0.26, [Dense(1.0), Dense(0.3), Residual([Dense(2.0), Dense(0.3)])])
+    expected = [(10, 3), (3, 10), (20, 3), (3, 20)]
+    assert [weight.shape for weight, _ in jfree.sample_weights(net, KEY, width=10)] == expected
+    assert jfree.to_equinox(net, KEY, width=10)(jnp.ones(3)).shape == (3,)
+    assert jfree.empirical.jacobian_eigenvalues(net, KEY, width=10, num_samples=2).shape == (2, 3)
 
 
 def test_dtype_follows_the_network():

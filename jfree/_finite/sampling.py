@@ -3,15 +3,17 @@
 import contextlib
 import importlib
 from collections.abc import Generator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 from threadpoolctl import threadpool_limits
 
 from .._layers.dense import draw
+from .._layers.layer import sample_all, sampled_size
 from .._layers.weights import AbstractWeights
 from .._networks.abstract import AbstractNetwork
 from .._networks.mlp import MLP
@@ -26,25 +28,27 @@ _WORTH_THREADS = 512  # the width from which threads make a matrix faster
 
 
 def sample_weights(
-    net: MLP | ResNet, key: PRNGKeyArray, width: int | None = None
+    net: MLP | ResNet | Network, key: PRNGKeyArray, width: int | None = None
 ) -> list[tuple[Float[Array, "N_out N_in"], Float[Array, " N_out"]]]:
     """Weights and biases of a finite network (host).
 
     **Arguments:**
 
-    - `net`: what to sample, an `MLP` or a `ResNet`.
+    - `net`: what to sample, an `MLP`, a `ResNet` or a `Network`.
     - `key`: of `jax.random`.
     - `width`: the largest width; the others keep their ratios to it, rounded. By default `net.widths` are the widths;
-        a `ResNet` has none, and needs it.
+        a `ResNet` has none, and needs it. Layers within a `Residual` may be wider.
 
-    **Returns:** `(W_l, b_l)` for every layer, those of a `ResNet` block by block, in the dtype of `net`. `W_l` has
-    entries `N(0, sigma_w^2 / N_{l-1})`, or is Haar orthogonal with entries of that variance, rows less their means if
-    the law is centred; `b_l ~ N(0, sigma_b^2)`.
+    **Returns:** `(W_l, b_l)` for every layer that has weights, in the order in which they act, those of a `ResNet` or a
+    `Residual` block by block, in the dtype of `net`. `W_l` has entries `N(0, sigma_w^2 / N_{l-1})`, or is Haar
+    orthogonal with entries of that variance, rows less their means if the law is centred; `b_l ~ N(0, sigma_b^2)`.
 
-    **Raises:** `ValueError` if `net` is neither, `width` is not a positive integer, or a width is not an
+    **Raises:** `ValueError` if `net` is none of these, `width` is not a positive integer, or a width is not an
     integer or rounds to 0.
     """
     widths = integer_widths(net, width)
+    if isinstance(net, Network):
+        return weights_of(sample_network(net, key, scale_of(net, widths)))
     net = with_all_scales(net)
     with few_threads(max(widths)):
         shapes = zip(laws_of_layers(net), widths[1:], widths[:-1], strict=True)
@@ -53,6 +57,39 @@ def sample_weights(
             for layer, (law, num_out, num_in) in enumerate(shapes)
         ]
         return jax.block_until_ready(layers)
+
+
+def sample_network(net: Network, key: PRNGKeyArray, scale: float) -> eqx.nn.Sequential:
+    """A module per layer, all widths being `scale` times those of `net`."""
+    size = sampled_size(net.width, scale)
+    with few_threads(round(scale * largest_width(net))):
+        return jax.block_until_ready(eqx.nn.Sequential(sample_all(net.layers, size, scale, key, net.q0.dtype)))
+
+
+def weights_of(model: Any) -> list[tuple[Array, Array]]:
+    """Weights and biases of its linear layers, in their order."""
+    found = [(linear.weight, linear.bias) for linear in linears(model)]
+    return [(weight, jnp.zeros_like(weight[:, 0]) if bias is None else bias) for weight, bias in found]
+
+
+def linears(model: Any) -> list[eqx.nn.Linear]:
+    """Its linear layers, in their order."""
+    return [node for node in jax.tree.leaves(model, is_leaf=_is_linear) if _is_linear(node)]
+
+
+def _is_linear(node: Any) -> bool:
+    return isinstance(node, eqx.nn.Linear)
+
+
+def largest_width(net: Network) -> float:
+    """Of all its layers, and of those that they consist of."""
+    widths = (part.new_width() for layer in net.layers for part in layer.parts())
+    return max(float(width) for width in (net.width, *widths) if width is not None)
+
+
+def scale_of(net: Network, widths: list[int]) -> float:
+    """By what `integer_widths` are larger than those of the network: that of the largest, which is not rounded."""
+    return max(widths) / float(jnp.max(net.widths))
 
 
 def integer_widths(net: AbstractNetwork, width: int | None) -> list[int]:

@@ -1,9 +1,9 @@
 """From networks in the wide limit to Equinox models of finite width, and back."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, overload, TypeVar
 
 import equinox as eqx
 import jax
@@ -12,12 +12,28 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from .._finite.diagnosis import sample_alarm
-from .._finite.sampling import integer_widths, sample_weights
-from .._layers.weights import AbstractWeights
+from .._finite.sampling import (
+    integer_widths,
+    largest_width,
+    linears,
+    sample_network,
+    sample_weights,
+    scale_of,
+    weights_of,
+)
+from .._layers.activation import Activation as ActivationLayer
+from .._layers.dense import Dense
+from .._layers.dropout import Dropout
+from .._layers.layer import AbstractLayer
+from .._layers.normalisation import LayerNorm, RMSNorm
+from .._layers.scale import Scale, Times
+from .._layers.weights import AbstractWeights, as_weights
 from .._networks.mlp import MLP
 from .._networks.network import Network
+from .._networks.residual import Block, Residual
 from .._networks.resnet import ResNet
-from .._numerics.checks import check, integer, positive
+from .._numerics.arrays import common_dtype, is_concrete
+from .._numerics.checks import cast, check, integer, positive
 from ..activations._base import AbstractActivation
 from ..activations._from_function import FromFunction
 from ..activations._names import BY_NAME
@@ -122,61 +138,77 @@ def to_equinox(net: MLP | ResNet | Network, key: PRNGKeyArray, width: int | None
     fault = sample_alarm(net, width)
     if fault:
         warnings.warn(fault, stacklevel=2)
-    return _sequential(net, widths, key) if isinstance(net, Network) else reinitialize(_blank(net, widths), net, key)
+    if not isinstance(net, Network):
+        return reinitialize(_blank(net, widths), net, key)
+    model = sample_network(net, key, scale_of(net, widths))
+    return jax.tree.map(_constant, model, is_leaf=lambda node: isinstance(node, AbstractActivation))
 
 
-def _sequential(net: Network, widths: list[int], key: PRNGKeyArray) -> eqx.nn.Sequential:
-    scale = widths[0] / float(net.width)
-    keys = jax.random.split(key, net.depth)
-    parts = zip(net.layers, widths[:-1], keys, strict=True)
-    return eqx.nn.Sequential([layer.sample(size, scale, own, net.q0.dtype) for layer, size, own in parts])
+def _constant(node: Any) -> Any:
+    """Of activations the function, whose parameters are no longer trained."""
+    return _function(node) if isinstance(node, AbstractActivation) else node
 
 
-def from_equinox(model: EquinoxModel, q0: ArrayLike = 1.0, weights: str | AbstractWeights = "gaussian") -> MLP | ResNet:
+@overload
+def from_equinox(model: eqx.nn.MLP, q0: ArrayLike = ..., weights: str | AbstractWeights = ...) -> MLP: ...
+
+
+@overload
+def from_equinox(model: ResidualMLP, q0: ArrayLike = ..., weights: str | AbstractWeights = ...) -> ResNet: ...
+
+
+@overload
+def from_equinox(
+    model: eqx.nn.Sequential, q0: ArrayLike = ..., weights: str | AbstractWeights = ...
+) -> MLP | Network: ...
+
+
+def from_equinox(
+    model: EquinoxModel, q0: ArrayLike = 1.0, weights: str | AbstractWeights = "gaussian"
+) -> MLP | ResNet | Network:
     """The random network whose widths, activations and scales are those of a model.
 
     **Arguments:**
 
-    - `model`: an `eqx.nn.MLP`, an `eqx.nn.Sequential` of `eqx.nn.Linear`, each followed by at most one
-        `eqx.nn.Lambda`, or a `jfree.ResidualMLP`, of which the blocks are read. Functions that are not
+    - `model`: an `eqx.nn.MLP`, an `eqx.nn.Sequential`, or a `jfree.ResidualMLP`, of which the blocks are read. An
+        `eqx.nn.Sequential` may hold `Linear`, `Lambda`, `LayerNorm`, `RMSNorm`, `Dropout` and `Identity` of `eqx.nn`,
+        others of its kind, and what `jfree.to_equinox` makes of `Residual` and `Scale`. Functions that are not
         known, as those of `jax.nn` are, become `FromFunction` without knots.
     - `q0`: mean square of the input's entries, at the first block of a `ResidualMLP`.
     - `weights`: the law that the weights shall have.
 
-    **Returns:** an `MLP` or a `ResNet` with `sigma_w = sqrt(mean(W^2) N_in)` and `sigma_b = sqrt(mean(b^2))`, measured
-    layer by layer.
+    **Returns:** a `ResNet` of a `ResidualMLP`; a `Network` of an `eqx.nn.Sequential` that holds more than `Linear` and
+    `Lambda`; of all others an `MLP`. Scales are measured layer by layer: `sigma_w = sqrt(mean(W^2) N_in)`,
+    `sigma_b = sqrt(mean(b^2))`, the gain of a norm `sqrt(mean(weight^2))`, and its offset the mean of its biases. What
+    a norm adds to the variance, its `eps`, is left out, and so is a `Dropout` with `inference=True` or of rate 0.
 
     **Raises:** `ValueError` if `model` is of another kind, if units of one layer differ in their activation or do not
-    act on their own, or if the weights of a layer are all 0.
+    act on their own, if the weights of a layer are all 0, if gains or biases of a norm differ from each other by more
+    than 5 % of the gain, or if a layer stands where a `Network` cannot have it, such as a `Lambda` behind a `Lambda`.
     """
     match model:
         case ResidualMLP():
             return _from_residual(model, q0, weights)
         case eqx.nn.MLP() if not model.scan:
-            activations = _of_mlp(model)
+            return _mlp(list(model.layers), _of_mlp(model), q0, weights)
         case eqx.nn.Sequential():
-            activations = _of_sequential(model)
+            return _from_sequential(model, q0, weights)
         case _:
             raise ValueError(
                 "`model` must be an `eqx.nn.MLP` without `scan`, an `eqx.nn.Sequential` or a `jfree.ResidualMLP`, "
                 f"got {type(model).__name__}. Of a module of your own, give the layers as an `eqx.nn.Sequential`, "
-                "or describe it by `jfree.MLP`; `jfree.reinitialize` then takes the module itself."
+                "or describe it by `jfree.MLP` or `jfree.Network`; `jfree.reinitialize` then takes the module itself."
             )
-    linears = _linears(model)
-    widths = [linears[0].weight.shape[1], *(linear.weight.shape[0] for linear in linears)]
-    sigma_w, sigma_b = _scales(linears)
-    if len(activations) > 1 and _alike(activations[:-1]):
-        return MLP(widths, activations[0], weights, sigma_w, sigma_b, q0, activations[-1])
-    return MLP(widths, activations, weights, sigma_w, sigma_b, q0)
 
 
-def reinitialize(model: Model, net: MLP | ResNet, key: PRNGKeyArray) -> Model:
+def reinitialize(model: Model, net: MLP | ResNet | Network, key: PRNGKeyArray) -> Model:
     """A model with the weights and biases of its `eqx.nn.Linear` layers, in their order, redrawn from `net` (host).
 
     **Arguments:**
 
     - `model`: any Equinox model; of a `jfree.ResidualMLP` the blocks are redrawn, and nothing else.
-    - `net`: an `MLP` whose widths have the ratios of the model's, or a `ResNet`.
+    - `net`: an `MLP` or a `Network` whose widths have the ratios of the model's, or a `ResNet`. Of a `Network` the
+        layers with weights are taken in the order in which they act, those of a `Residual` among them.
     - `key`: of `jax.random`.
 
     **Returns:** the model, with shapes and dtypes as they were.
@@ -184,13 +216,17 @@ def reinitialize(model: Model, net: MLP | ResNet, key: PRNGKeyArray) -> Model:
     **Raises:** `ValueError` if number or shapes of the layers differ from those of `net`, or if a layer has no bias
     where `net` has `sigma_b > 0`.
     """
-    linears = _linears(model)
-    shapes = [linear.weight.shape for linear in linears]
-    sampled = sample_weights(net, key, max((max(shape) for shape in shapes), default=1))
+    mine = _linears(model)
+    shapes = [linear.weight.shape for linear in mine]
+    largest = max((max(shape) for shape in shapes), default=1)
+    if isinstance(net, Network):
+        sampled = weights_of(sample_network(net, key, largest / largest_width(net)))
+    else:
+        sampled = sample_weights(net, key, largest)
     expected = [weight.shape for weight, _ in sampled]
     if shapes != expected:
         raise ValueError(f"`model` must have the layers of `net`, of shapes {expected}, got {shapes}.")
-    redrawn = [_redrawn(linear, *layer) for linear, layer in zip(linears, sampled, strict=True)]
+    redrawn = [_redrawn(linear, *layer) for linear, layer in zip(mine, sampled, strict=True)]
     return eqx.tree_at(_linears, model, redrawn)
 
 
@@ -219,14 +255,9 @@ def _from_residual(model: ResidualMLP, q0: ArrayLike, weights: str | AbstractWei
     return ResNet(depth, activation, weights, sigma_w, sigma_b, sigma_w.shape[1], q0)
 
 
-def _is_linear(node: Any) -> bool:
-    return isinstance(node, eqx.nn.Linear)
-
-
 def _linears(model: eqx.Module) -> list[eqx.nn.Linear]:
     """The layers that a network consists of."""
-    trunk = model.blocks if isinstance(model, ResidualMLP) else model
-    return [node for node in jax.tree.leaves(trunk, is_leaf=_is_linear) if _is_linear(node)]
+    return linears(model.blocks if isinstance(model, ResidualMLP) else model)
 
 
 def _redrawn(linear: eqx.nn.Linear, weight: Array, bias: Array) -> eqx.nn.Linear:
@@ -238,12 +269,12 @@ def _redrawn(linear: eqx.nn.Linear, weight: Array, bias: Array) -> eqx.nn.Linear
     return linear
 
 
-def _scales(linears: list[eqx.nn.Linear]) -> tuple[Float[Array, " layers"], Float[Array, " layers"]]:
+def _scales(layers: Sequence[eqx.nn.Linear]) -> tuple[Float[Array, " layers"], Float[Array, " layers"]]:
     """`sigma_w` and `sigma_b`, as measured."""
-    biases = [jnp.zeros(1, x.weight.dtype) if x.bias is None else x.bias for x in linears]
-    if any(x.weight.ndim != 2 for x in linears):
+    biases = [jnp.zeros(1, x.weight.dtype) if x.bias is None else x.bias for x in layers]
+    if any(x.weight.ndim != 2 for x in layers):
         raise ValueError("`model` must be one network: read a stack of them under `jax.vmap`, or one by one.")
-    sigma_w = [_root_mean_square(x.weight) * x.weight.shape[1] ** 0.5 for x in linears]
+    sigma_w = [_root_mean_square(x.weight) * x.weight.shape[1] ** 0.5 for x in layers]
     scales = check(jnp.stack(sigma_w), positive, "`model` must have finite weights that are not all 0, in every layer.")
     return scales, jnp.stack([_root_mean_square(bias) for bias in biases])
 
@@ -272,21 +303,124 @@ def _of_one_unit(activation: Activation) -> Activation:
     return _at(activation, 0)
 
 
-def _of_sequential(model: eqx.nn.Sequential) -> list[AbstractActivation]:
-    activations = []
-    for layer in model.layers:
-        match layer:
-            case eqx.nn.Linear():
-                activations.append(Linear())
-            case eqx.nn.Lambda() if activations and isinstance(activations[-1], Linear):
-                activations[-1] = _activation(_of_units(layer.fn))
-            case _:
-                raise ValueError(
-                    "`model` must consist of `eqx.nn.Linear`, each followed by at most one `eqx.nn.Lambda`; "
-                    f"out of place is {type(layer).__name__}."
-                )
-    if not activations:
+def _mlp(
+    layers: Sequence[eqx.nn.Linear],
+    activations: list[AbstractActivation],
+    q0: ArrayLike,
+    weights: str | AbstractWeights,
+) -> MLP:
+    widths = [layers[0].weight.shape[1], *(linear.weight.shape[0] for linear in layers)]
+    sigma_w, sigma_b = _scales(layers)
+    if len(activations) > 1 and _alike(activations[:-1]):
+        return MLP(widths, activations[0], weights, sigma_w, sigma_b, q0, activations[-1])
+    return MLP(widths, activations, weights, sigma_w, sigma_b, q0)
+
+
+def _from_sequential(model: eqx.nn.Sequential, q0: ArrayLike, weights: str | AbstractWeights) -> MLP | Network:
+    found, mine = dict(_modules(model, "model")), _linears(model)
+    if mine and all(isinstance(module, eqx.nn.Linear | eqx.nn.Lambda) for module in found.values()):
+        return _mlp(mine, _of_layers(found), q0, weights)
+    law = as_weights(weights)
+    layers = [_layer(place, module, law) for place, module in found.items()]
+    if not mine:
         raise ValueError("`model` must have at least one `eqx.nn.Linear`.")
+    width, layers = mine[0].weight.shape[1], cast(layers, common_dtype(*(linear.weight for linear in mine)))
+    try:
+        return Network(width, layers, q0)
+    except ValueError:
+        for end, place in enumerate(found, 1):
+            _network_to(place, width, layers[:end])
+        raise
+
+
+def _network_to(place: str, width: int, layers: list[AbstractLayer]) -> None:
+    """**Raises:** `ValueError` if the last layer, which is found at this place, does not fit behind the others."""
+    try:
+        Network(width, layers)
+    except ValueError as error:
+        raise ValueError(f"`{place}` is out of place: {str(error).removeprefix('`layers`: ')}") from error
+
+
+def _modules(model: eqx.nn.Sequential | Block, place: str) -> Iterator[tuple[str, Any]]:
+    """The modules that do something, one after the other, and where each is found."""
+    for k, module in enumerate(model.layers):
+        here = f"{place}.layers[{k}]"
+        match module:
+            case eqx.nn.Sequential():
+                yield from _modules(module, here)
+            case eqx.nn.Identity():
+                pass
+            case eqx.nn.Dropout() if module.inference or (isinstance(module.p, int | float) and module.p == 0):
+                pass
+            case _:
+                yield here, module
+
+
+def _layer(place: str, module: Any, law: AbstractWeights) -> AbstractLayer:
+    match module:
+        case eqx.nn.Linear():
+            (sigma_w,), (sigma_b,) = _scales([module])
+            return Dense(module.weight.shape[0], law, sigma_w, sigma_b)
+        case eqx.nn.Lambda():
+            return ActivationLayer(_activation(_of_units(module.fn)))
+        case eqx.nn.LayerNorm():
+            return LayerNorm(*_gain_and_offset(place, module))
+        case eqx.nn.RMSNorm():
+            if module.bias is not None:
+                check(module.bias, lambda bias: bias == 0, f"`{place}`, an RMSNorm, must have no biases but 0.")
+            return RMSNorm(_gain_and_offset(place, module)[0])
+        case eqx.nn.Dropout():
+            return Dropout(module.p)
+        case Times():
+            return Scale(module.factor)
+        case Block():
+            branch = [_layer(*found, law) for found in _modules(module, place)]
+            return Residual(branch, _unless(1, module.skip), _unless(1, module.scale))
+        case _:
+            raise ValueError(
+                f"`{place}` must be a `Linear`, a `Lambda`, a `LayerNorm`, an `RMSNorm`, a `Dropout`, an `Identity` or "
+                "a `Sequential` of `eqx.nn`, or what `jfree.to_equinox` makes of a `Residual` or a `Scale`, got "
+                f"{type(module).__name__}."
+            )
+
+
+# By which share of their mean gains may differ, and biases by which share of the gain. Such gains would add 0.01 to the
+# relative variance of a spectrum, to which Gaussian weights add 1.
+_ALIKE = 0.05
+
+
+def _gain_and_offset(place: str, norm: eqx.nn.LayerNorm | eqx.nn.RMSNorm) -> tuple[Array | float, Array | int]:
+    gain, offset = 1.0, 0
+    if norm.weight is not None:
+        message = (
+            f"`{place}`, a norm, must have weights that are positive and alike, within 5 % of their mean: with gains "
+            "that differ from unit to unit, it is no multiple of the identity, as which norms are read."
+        )
+        gain = _root_mean_square(check(norm.weight, lambda x: x.std() <= _ALIKE * x.mean(), message))
+    if norm.bias is not None:
+        message = (
+            f"`{place}`, a norm, must have biases that are alike, within 5 % of its gain: its offset is one number."
+        )
+        offset = jnp.mean(check(norm.bias, lambda x: x.std() <= _ALIKE * gain, message))
+    return gain, _unless(0, offset)
+
+
+def _unless(neutral: int, value: Any) -> Any:
+    """The Python number that costs nothing in its place."""
+    return neutral if is_concrete(value) and value == neutral else value
+
+
+def _of_layers(found: dict[str, Any]) -> list[AbstractActivation]:
+    activations = []
+    for place, module in found.items():
+        if isinstance(module, eqx.nn.Linear):
+            activations.append(Linear())
+        elif activations and isinstance(activations[-1], Linear):
+            activations[-1] = _activation(_of_units(module.fn))
+        else:
+            raise ValueError(
+                f"`{place}` is out of place: every `eqx.nn.Linear` may be followed by one `eqx.nn.Lambda` at most."
+            )
     return activations
 
 

@@ -49,8 +49,8 @@ class Activation(AbstractLayer):
     def receive(self, entries: Entries) -> Entries:
         if not entries.gaussian:
             raise ValueError(
-                "`layers`: an `Activation` must follow weights, such as `Dense`, with at most norms and scales between "
-                "them: its input has to be Gaussian of mean 0."
+                "`layers`: an `Activation` must follow weights, such as `Dense`, with at most scales, and norms whose "
+                "offset is known to be 0, between them: its input has to be Gaussian of mean 0."
             )
         return Entries(gaussian=False, bent=True)
 

@@ -1,10 +1,11 @@
 """What a layer is: it says what it does to a signal, to a curve, and to real vectors."""
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
@@ -71,6 +72,10 @@ class AbstractLayer(eqx.Module):
         """The width behind it, None if it leaves that as it is."""
         return None
 
+    def parts(self) -> tuple["AbstractLayer", ...]:
+        """The layers that it consists of, in the order in which they act: by default itself."""
+        return (self,)
+
     def check_width(self, width: Float[Array, ""]) -> None:
         """**Raises:** `ValueError` if it does not fit behind this width."""
 
@@ -95,6 +100,18 @@ class AbstractLayer(eqx.Module):
 
 def sampled_size(width: Array, scale: float) -> int:
     return max(1, round(float(width) * scale))
+
+
+def sample_all(
+    layers: Sequence[AbstractLayer], size: int, scale: float, key: PRNGKeyArray, dtype: DTypeLike
+) -> tuple[Callable[..., Array], ...]:
+    """Modules of layers one after the other, the first of which maps vectors of this size."""
+    modules = []
+    for layer, own in zip(layers, jax.random.split(key, len(layers)), strict=True):
+        modules.append(layer.sample(size, scale, own, dtype))
+        new = layer.new_width()
+        size = size if new is None else sampled_size(new, scale)
+    return tuple(modules)
 
 
 def python_number(rate: Array) -> Any:

@@ -90,7 +90,7 @@ def from_weights(
 
     For a trained network it tells apart what the single layers contribute, which it keeps as they are, from how their
     singular vectors are aligned, which it forgets: the difference from the spectrum of the network's own Jacobian.
-    Of an Equinox model:
+    Of an `eqx.nn.MLP`:
 
     ```python
     layers, activations = model.layers, jfree.from_equinox(model).activations

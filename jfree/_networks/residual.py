@@ -13,7 +13,7 @@ from .._calculus.curve import Curve
 from .._calculus.factor import point_mass
 from .._calculus.operation import AbstractOperation
 from .._calculus.residual_block import ResidualBlock
-from .._layers.layer import AbstractLayer, Entries, Signal
+from .._layers.layer import AbstractLayer, Entries, sample_all, Signal
 from .._numerics.arrays import is_concrete
 from .._numerics.checks import check, is_finite
 from .._numerics.show import number
@@ -69,6 +69,10 @@ class Residual(AbstractLayer):
     def num_laws(self) -> int:
         return sum(layer.num_laws for layer in self.layers) if isinstance(self.layers, tuple) else 0
 
+    def parts(self) -> tuple[AbstractLayer, ...]:
+        assert isinstance(self.layers, tuple)
+        return tuple(part for layer in self.layers for part in layer.parts())
+
     def receive(self, entries: Entries) -> Entries:
         assert isinstance(self.layers, tuple)
         inner = Entries(gaussian=False, bent=entries.bent)
@@ -112,13 +116,8 @@ class Residual(AbstractLayer):
 
     def sample(self, size: int, scale: float, key: PRNGKeyArray, dtype: DTypeLike) -> "Block":
         assert isinstance(self.layers, tuple)
-        modules, width = [], size
-        for layer, own in zip(self.layers, jax.random.split(key, len(self.layers)), strict=True):
-            module = layer.sample(width, scale, own, dtype)
-            width = jax.eval_shape(lambda x, key, module=module: module(x, key=key), jnp.zeros(width, dtype), own).size
-            modules.append(module)
-        one = jnp.ones((), dtype)
-        return Block(tuple(modules), self._or_one(self.skip) * one, self._or_one(self.scale) * one)
+        modules, one = sample_all(self.layers, size, scale, key, dtype), jnp.ones((), dtype)
+        return Block(modules, self._or_one(self.skip) * one, self._or_one(self.scale) * one)
 
     def row(self) -> tuple[str, str]:
         assert isinstance(self.layers, tuple)
