@@ -338,9 +338,9 @@ def test_tables_are_those_of_their_layers():
     others = [{"kind": "scale", "factor": -2.0}, {"kind": "dropout", "rate": 0.25}]
     activations = [{"kind": "activation", "activation": name} for name in ("selu", "quick_gelu")]
     blocks = {"kind": "residual", "layers": [*norms, dense, inner], "scale": 0.5, "repeat": 7}
-    tables = [dense, blocks, *others, {"repeat": 100, "layers": [dense, *activations]}, dense]
+    tables = [dense, blocks, *others, {"repeat": 100, "layers": [dense | {"repeat": 2}, *activations]}, dense]
     layers = read(tables)
-    assert len(layers) == 1 + 7 + 2 + 300 + 1
+    assert len(layers) == 1 + 7 + 2 + 400 + 1
     assert written(layers) == tables
     assert tomllib.loads("\n".join(toml({"layers": tables})))["layers"] == tables
 

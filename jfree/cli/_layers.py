@@ -18,10 +18,9 @@ from .._layers.weights import BY_NAME as WEIGHT_LAWS
 from .._networks.network import Network
 from .._numerics.show import name_of
 from ..activations._names import BY_NAME as ACTIVATIONS
-from ._network import check_value
+from ._network import check_value, DEEPEST
 
-_MOST = 100_000
-_LONGEST_PERIOD = 8
+_LONGEST_PERIOD = 8  # of stretches of layers that are written once
 
 
 def _name(kind: type) -> str:
@@ -51,12 +50,12 @@ def read(tables: Any, tuned: Sequence[str] = (), place: str = "layers") -> list[
     found = []
     for index, table in enumerate(tables):
         table, here = dict(table), f"{place}[{index}]"
-        repeat, left = table.pop("repeat", 1), _MOST - len(found)
+        repeat, left = table.pop("repeat", 1), DEEPEST - len(found)
         if not isinstance(repeat, int) or isinstance(repeat, bool) or repeat < 1:
             raise ValueError(f"`config`: `repeat` in {here} must be a positive integer, got {repeat!r}.")
         layers = _read_table(table, tuned, here)
         if repeat * len(layers) > left:
-            raise ValueError(f"`config`: `{place}` must be at most {_MOST} layers; see `repeat` in {here}.")
+            raise ValueError(f"`config`: `{place}` must be at most {DEEPEST} layers; see `repeat` in {here}.")
         found += repeat * layers
     return found
 
@@ -86,7 +85,8 @@ def _value(key: str, value: Any, parameter: inspect.Parameter, tuned: Sequence[s
     """Checked against the type that the constructor gives the key."""
     if typing.get_args(parameter.annotation) == (AbstractLayer,):
         return read(value, tuned, f"{place}.{key}")
-    check_value(key, (value,), str if str in typing.get_args(parameter.annotation) else float, place)
+    kinds = (parameter.annotation, *typing.get_args(parameter.annotation))
+    check_value(key, (value,), str if str in kinds else float, place)
     return value
 
 
@@ -126,7 +126,7 @@ def _folded(tables: list[dict[str, Any]]) -> list[dict[str, Any]]:
         period = max(times, key=lambda p: (times[p] > 1) * p * times[p])
         repeat = {"repeat": times[period]} if times[period] > 1 else {}
         once = tables[start : start + period]
-        found.append(once[0] | repeat if period == 1 else repeat | {"layers": once})
+        found.append(once[0] | repeat if period == 1 else repeat | {"layers": _folded(once)})
         start += period * times[period]
     return found
 

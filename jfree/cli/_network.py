@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .._networks import mlp, network
 
 _NUM_INPUTS, _NUM_OUTPUTS = 64, 10  # of scikit-learn's digits
-_DEEPEST, _MOST_CLASSES = 100_000, 65_536
+DEEPEST, _MOST_CLASSES = 100_000, 65_536
 
 
 def default(text: str):
@@ -241,8 +241,8 @@ def _widths(given: dict[str, Any], data: Data, fits: bool) -> list[float]:
             raise ValueError(f"`widths` must start with {data.num_inputs}, the length of the inputs in `data`.")
         return [float(width) for width in given["widths"]]
     depth, width = given["depth"], given["width"]
-    if not 1 <= depth <= _DEEPEST or not width > 0:
-        raise ValueError(f"`depth` must be from 1 to {_DEEPEST} and `width` positive, got {depth} and {width}.")
+    if not 1 <= depth <= DEEPEST or not width > 0:
+        raise ValueError(f"`depth` must be from 1 to {DEEPEST} and `width` positive, got {depth} and {width}.")
     return [float(data.num_inputs), *[float(width)] * (depth - 1), float(data.num_outputs)]
 
 
