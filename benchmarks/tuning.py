@@ -20,7 +20,7 @@ import tyro
 
 import jfree
 from jfree.cli._network import Network
-from jfree.cli._train import equinox_default, train
+from jfree.cli._train import equinox_default, sampled, train
 from jfree.empirical import jacobian_eigenvalues
 
 from ._harness import measure, report
@@ -119,6 +119,7 @@ def num_weights(net: jfree.MLP) -> int:
 def training(depth: int, width: float, steps: int, seeds: int) -> list[Row]:
     """Final losses on scikit-learn's digits; wins are seeds where the loss is the lowest of all."""
     net, data = Network().build(None, depth, width, labelled=True)
+    assert isinstance(net, jfree.MLP)
     assert data.x is not None
     assert data.y is not None
     optimizer = optax.adam(optax.cosine_decay_schedule(0.05, 60), b2=0.9)
@@ -127,14 +128,11 @@ def training(depth: int, width: float, steps: int, seeds: int) -> list[Row]:
     glorot = jfree.MLP(net.widths, "tanh", "gaussian", jnp.sqrt(2 * num_in / (num_in + num_out)), q0=net.q0)
     he = jfree.MLP(net.widths, "tanh", "gaussian", 2**0.5, q0=net.q0)
     drawn = {f"tuned, sigma_w = {result.net.sigma_w:.3f}": result.net, "Glorot": glorot, "He": he}
-    starts = {
-        name: [jfree.sample_weights(start, jax.random.key(seed)) for seed in range(seeds)]
-        for name, start in drawn.items()
-    }
-    starts["Equinox's default"] = [equinox_default(net, seed) for seed in range(seeds)]
+    starts = {name: [sampled(start, seed) for seed in range(seeds)] for name, start in drawn.items()}
+    starts["Equinox's default"] = [equinox_default(sampled(net, seed), seed) for seed in range(seeds)]
     adam = optax.adam(1e-4)  # one for all, so that it compiles once
     runs = {
-        name: [train(weights, net.activations, data.x, data.y, steps, adam, s) for s, weights in enumerate(some)]
+        name: [train(model, data.x, data.y, steps, adam, s) for s, model in enumerate(some)]
         for name, some in starts.items()
     }
     losses = {name: np.array([run.loss for run in found]) for name, found in runs.items()}

@@ -1,8 +1,8 @@
 import json
 import subprocess
 import sys
+import tomllib
 
-import jax
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,7 +12,10 @@ from helpers import num_compiled
 
 import jfree
 from jfree.cli import main
-from jfree.cli._train import equinox_default, train
+from jfree.cli._layers import read, toml, written
+from jfree.cli._network import Network
+from jfree.cli._report import describe
+from jfree.cli._train import equinox_default, sampled, train
 
 matplotlib.use("Agg")
 
@@ -143,6 +146,7 @@ BAD_FLAGS = {
     "tune --tune": "`tune`",
     "tune --tune sigma_x": "--tune",
     "tune --tune sigma_b": "`sigma_b`",
+    "tune --tune skip": "`skip` cannot be tuned of an MLP",
     "tune --objective depth": "--objective",
     "tune --widths 64.5 10": "`widths`",
     "tune --widths 64 9": "`widths`",
@@ -166,6 +170,40 @@ BAD_CONFIGS = {
     "[network]\ndata = 'nowhere.npz'": "`data`",
 }
 
+DENSE, BLOCK = "[[layers]]\nkind = 'dense'\nwidth = 8\n", "[[layers]]\nkind = 'residual'\n[[layers.layers]]\n"
+BAD_LAYERS = {
+    "layers = 5": "`layers`",
+    "layers = []": "`layers`",
+    "[layers]\nkind = 'dense'": "`layers`",
+    "[[layer]]\nkind = 'dense'": "[[layers]]",
+    "[[layers]]\nwidth = 3": "`kind` in layers[0]",
+    DENSE + "[[layers]]\nkind = 'conv'": "`kind` in layers[1] must be one of activation, dense",
+    DENSE + "sigma = 2": "unknown key `sigma` in layers[0]; dense holds kind, width, weights, sigma_w, sigma_b, repeat",
+    DENSE + "sigma_w = 'large'": "`sigma_w` in layers[0] must be a number",
+    DENSE + "sigma_w = [1, 2]": "`sigma_w` in layers[0] must be a number",
+    DENSE + "sigma_w = true": "`sigma_w` in layers[0] must be a number",
+    DENSE + "sigma_w = -1": "in layers[0], `sigma_w`",
+    DENSE + "weights = 1": "`weights` in layers[0] must be a string",
+    DENSE + "weights = 'uniform'": "in layers[0], `weights`",
+    DENSE + "repeat = 0": "`repeat` in layers[0]",
+    DENSE + "repeat = 1.5": "`repeat` in layers[0]",
+    DENSE + "repeat = 100001": "100000",
+    DENSE + f"width = 1{'0' * 400}": "`config`",
+    DENSE.replace("8", f"1{'0' * 400}"): "`width` in layers[0]",
+    DENSE + "[[layers]]\nkind = 'activation'": "missing key `activation` in layers[1]",
+    DENSE + "[[layers]]\nkind = 'activation'\nactivation = 'foo'": "in layers[1], `activation`",
+    DENSE + "[[layers]]\nkind = 'activation'\nactivation = 'tanh'\nkeep = 0.5": "`keep`",
+    DENSE + "[[layers]]\nkind = 'residual'": "missing key `layers` in layers[1]",
+    DENSE + "[[layers]]\nkind = 'residual'\nlayers = 3": "`layers[1].layers`",
+    DENSE + BLOCK + "kind = 'rms_norm'": "in layers[1], `layers` of a `Residual` must have weights",
+    DENSE + BLOCK + "kind = 'rms_norm'\ngains = 2": "`gains` in layers[1].layers[0]",
+    DENSE + BLOCK + "kind = 'dense'\nwidth = 9": "`layers` of a `Residual` must end with the width",
+    "[[layers]]\nkind = 'activation'\nactivation = 'tanh'": "must follow weights",
+    "[network]\nsigma_w = 2\n" + DENSE: "`sigma_w` must not be given along with [[layers]]",
+    "[network]\nq0 = 0\n" + DENSE: "`q0`",
+    "[network]\nwidth = 0\n" + DENSE: "`width`",
+}
+
 
 def assert_one_line(capsys, argv, named):
     assert main(argv) == 2
@@ -182,7 +220,7 @@ def test_bad_flags(flags, named, capsys, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("text", "named"), BAD_CONFIGS.items())
+@pytest.mark.parametrize(("text", "named"), [*BAD_CONFIGS.items(), *BAD_LAYERS.items()])
 def test_bad_config(text, named, capsys, tmp_path):
     (tmp_path / "net.toml").write_text(text)
     assert_one_line(capsys, ["spectrum", "--config", str(tmp_path / "net.toml")], named)
@@ -220,15 +258,152 @@ def test_tune(capsys, tmp_path):
     assert again["network"]["q0"] == 2
 
 
+PRE_NORM = """
+    [network]
+    data = "data.npz"
+
+    [[layers]]
+    kind = "dense"
+    width = 60
+    weights = "gaussian"
+
+    [[layers]]
+    kind = "residual"
+    scale = 0.7
+    repeat = 2
+
+    [[layers.layers]]
+    kind = "rms_norm"
+
+    [[layers.layers]]
+    kind = "dense"
+    width = 120
+    weights = "gaussian"
+
+    [[layers.layers]]
+    kind = "activation"
+    activation = "relu"
+
+    [[layers.layers]]
+    kind = "dropout"
+    rate = 0.1
+
+    [[layers.layers]]
+    kind = "dense"
+    width = 60
+    weights = "gaussian"
+    sigma_w = 1.5
+
+    [[layers]]
+    repeat = 2
+
+    [[layers.layers]]
+    kind = "scale"
+    factor = 0.9
+
+    [[layers.layers]]
+    kind = "dense"
+    width = 60
+"""
+
+
+@pytest.fixture
+def pre_norm(tmp_path):
+    """A network of layers, and data for it."""
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "data.npz", x=rng.normal(size=(40, 60)), y=np.arange(40) % 3)
+    (tmp_path / "net.toml").write_text(PRE_NORM)
+    return tmp_path / "net.toml"
+
+
+def test_layers(pre_norm, capsys):
+    path = pre_norm.with_name("density.png")
+    flags = ["spectrum", "--config", str(pre_norm), "--q0", "0.8", "--check", "--figure", str(path)]
+    assert main(flags) == 0
+    title, _, *rows = capsys.readouterr().out.splitlines()
+    assert title == "Network, 7 layers, width 60, q0 = 0.8 (given)"
+    assert rows[1].startswith("  2-3    residual  scale 0.7, RMS norm gain 1 > dense width 120, gaussian")
+    assert float(next(row for row in rows if row.startswith("KS distance")).split()[-1]) < 0.1
+    assert path.read_bytes().startswith(b"\x89PNG")
+    first, block, last = describe(Network().build(pre_norm)[0], "")["layers"]
+    assert first == {"kind": "dense", "width": 60.0, "weights": "gaussian", "sigma_w": 1.0, "sigma_b": 0.0}
+    assert (block["kind"], block["scale"], block["repeat"], "skip" in block) == ("residual", 0.7, 2, False)
+    assert [layer["kind"] for layer in block["layers"]] == ["rms_norm", "dense", "activation", "dropout", "dense"]
+    assert (last["repeat"], last["layers"][0]) == (2, {"kind": "scale", "factor": 0.9})
+
+
+def test_tables_are_those_of_their_layers():
+    dense = {"kind": "dense", "width": 3.0, "weights": "centred_gaussian", "sigma_w": 0.1, "sigma_b": 1e-5}
+    inner = {"kind": "residual", "layers": [dense | {"repeat": 2}], "skip": 0.3}
+    norms = [{"kind": "layer_norm", "gain": 2.0, "offset": 0.1}, {"kind": "rms_norm", "gain": 0.7}]
+    others = [{"kind": "scale", "factor": -2.0}, {"kind": "dropout", "rate": 0.25}]
+    activations = [{"kind": "activation", "activation": name} for name in ("selu", "quick_gelu")]
+    blocks = {"kind": "residual", "layers": [*norms, dense, inner], "scale": 0.5, "repeat": 7}
+    tables = [dense, blocks, *others, {"repeat": 100, "layers": [dense | {"repeat": 2}, *activations]}, dense]
+    layers = read(tables)
+    assert len(layers) == 1 + 7 + 2 + 400 + 1
+    assert written(layers) == tables
+    assert tomllib.loads("\n".join(toml({"layers": tables})))["layers"] == tables
+
+
+def test_an_mlp_is_its_layers(tmp_path, capsys):
+    layers = "".join(
+        f"[[layers]]\nkind = 'dense'\nwidth = {width}\nsigma_w = 1.5\n[[layers]]\nkind = 'activation'\n"
+        f"activation = '{activation}'\n"
+        for width, activation in ((300, "hard_tanh"), (100, "linear"))
+    )
+    (tmp_path / "net.toml").write_text(layers)
+    found = run_json(capsys, "spectrum", "--config", str(tmp_path / "net.toml"), "--width", "200", "--q0", "1")
+    widths = ("--widths", "200", "300", "100", "--activation", "hard_tanh", "--sigma-w", "1.5", "--q0", "1")
+    expected = run_json(capsys, "spectrum", *widths)
+    for name in ("edges", "mean", "variance", "mass_at_zero"):
+        assert np.allclose(found[name], expected[name], rtol=1e-9)
+
+
+@pytest.mark.parametrize("flag", ["--depth 3", "--activation tanh", "--widths 3 4", "--weights gaussian"])
+def test_flags_beside_layers(flag, pre_norm, capsys):
+    named = f"`{flag.split()[0][2:]}` must not be given along with [[layers]]"
+    assert_one_line(capsys, ["spectrum", "--config", str(pre_norm), *flag.split()], named)
+
+
+@pytest.mark.parametrize("command", ["spectrum", "tune"])
+def test_width_of_layers_is_that_of_the_data(command, pre_norm, capsys):
+    assert_one_line(capsys, [command, "--config", str(pre_norm), "--width", "7"], "`width` must be 60")
+
+
+@pytest.mark.parametrize("name", ["widths", "sigma_b", "gain"])
+def test_what_layers_do_not_have_is_not_tuned(name, pre_norm, capsys, tmp_path):
+    pre_norm.write_text(DENSE.replace("8", "60") + "sigma_b = 0")
+    flags = ["--config", str(pre_norm), "--tune", name, "--output", str(tmp_path / "out")]
+    assert_one_line(capsys, ["tune", *flags], f"`{name}`")
+
+
+def test_tune_layers(pre_norm, capsys, tmp_path):
+    output = tmp_path / "out"
+    flags = ["--tune", "sigma_w", "skip", "factor", "--steps", "4", "--training-steps", "5", "--output", str(output)]
+    result = run_json(capsys, "tune", "--config", str(pre_norm), "--seed", "1", *flags)
+    assert result["objective"][1] < result["objective"][0]
+    assert set(result["training"]) == {"as given", "tuned", "Equinox's default"}
+    first, block, last = result["network"]["layers"]
+    assert len({first["sigma_w"], block["layers"][1]["sigma_w"], block["layers"][-1]["sigma_w"], 1.0}) == 4
+    assert block["skip"] != 1
+    assert (block["repeat"], last["repeat"]) == (2, 2)  # what repeats stays alike
+    with np.load(output / "weights.npz") as weights:
+        shapes = [weights[f"W{layer}"].shape for layer in range(1, 8)]
+        assert shapes == [(60, 60), (120, 60), (60, 120), (120, 60), (60, 120), (60, 60), (60, 60)]
+        assert np.isclose(weights["W7"].std() * 60**0.5, last["layers"][1]["sigma_w"], rtol=0.01)
+    again, _ = Network().build(output / "tuned.toml")
+    assert describe(again, "")["layers"] == result["network"]["layers"]
+    assert float(again.q0) == result["network"]["q0"]
+
+
 def test_starts_of_one_shape_share_a_program():
     net, rng = jfree.MLP([6, 8, 8, 8, 3], "tanh", sigma_w=1.2), np.random.default_rng(0)
     x, y, adam = rng.normal(size=(40, 6)), np.arange(40) % 3, optax.adam(1e-3)
 
-    def compiled(weights):
-        return num_compiled(lambda: train(weights, net.activations, x, y, 5, adam, 0))
-
-    starts = [jfree.sample_weights(net, jax.random.key(0)), equinox_default(net, 0), equinox_default(net, 1)]
-    assert [compiled(weights) for weights in starts] == [1, 0, 0]
+    model = sampled(net, 0)
+    starts = [model, equinox_default(model, 0), equinox_default(model, 1)]
+    assert [num_compiled(lambda start=start: train(start, x, y, 5, adam, 0)) for start in starts] == [1, 0, 0]
 
 
 def test_one_layer_keeps_its_activation(capsys, tmp_path):

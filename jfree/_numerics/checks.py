@@ -47,7 +47,8 @@ def nonnegative(x: Array | np.ndarray) -> ArrayLike:
 
 
 def cast(tree: Any, dtype: DTypeLike):
-    return jax.tree.map(lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, tree)
+    """Arrays that have the dtype stay the objects they are, and so does what is shared."""
+    return jax.tree.map(lambda x: x.astype(dtype) if eqx.is_inexact_array(x) and x.dtype != dtype else x, tree)
 
 
 def several(name: str, values: Any, parse: Callable[[Any], Any], number: int, unit: str) -> tuple[Any, ...]:

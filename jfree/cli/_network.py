@@ -3,6 +3,7 @@
 import dataclasses
 import tomllib
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, TYPE_CHECKING
 
@@ -10,10 +11,10 @@ import numpy as np
 import tyro
 
 if TYPE_CHECKING:
-    from .._networks.mlp import MLP
+    from .._networks import mlp, network
 
 _NUM_INPUTS, _NUM_OUTPUTS = 64, 10  # of scikit-learn's digits
-_DEEPEST, _MOST_CLASSES = 100_000, 65_536
+DEEPEST, _MOST_CLASSES = 100_000, 65_536
 
 
 def default(text: str):
@@ -23,7 +24,9 @@ def default(text: str):
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """An MLP. A flag that is given overrides the key of the same name in the [network] table of --config."""
+    """An MLP, or what --config makes of [[layers]]. A flag that is given overrides the key of the same name in the
+    [network] table of --config.
+    """
 
     widths: Annotated[tuple[float, ...] | None, default("inputs, depth - 1 times width, 10")] = None
     """Widths N_0 .. N_L; only their ratios matter."""
@@ -50,30 +53,60 @@ class Network:
     classes 0, 1, ... as array y."""
 
     def build(
-        self, config: Path | None, depth: int = 10, width: float = 256.0, labelled: bool = False
-    ) -> tuple["MLP", "Data"]:
-        """The network, and the data that its `q0` comes from."""
-        from .._networks.mlp import MLP
-
+        self,
+        config: Path | None,
+        depth: int = 10,
+        width: float = 256.0,
+        labelled: bool = False,
+        tuned: Sequence[str] = (),
+    ) -> tuple["mlp.MLP | network.Network", "Data"]:
+        """The network, and the data that its `q0` comes from; of layers, the `tuned` numbers are leaves."""
         given = {name: value for name, value in vars(self).items() if value is not None}
-        given = _override(_read_config(config) if config else {}, given)
+        table, layers = _read_config(config) if config else ({}, None)
+        given = _override(table, given)
         empty = [key for key, value in given.items() if value == ()]
         if empty:
             raise ValueError(f"`{empty[0]}` must not be empty.")
-        if len(given.get("activation", ())) > 1 and "final_activation" in given:
-            raise ValueError("`final_activation` must not be given along with one `activation` per layer.")
         if "q0" in given and not 0 < given["q0"] < np.inf:
             raise ValueError(f"`q0` must be positive and finite, got {given['q0']}.")
+        if layers is not None:
+            _refuse_beside_layers(given)
         data = _data(given, labelled)
         given = {"q0": _mean_square(data.x, data.path)} | given if data.x is not None and "q0" not in given else given
         fits = labelled or "data" in given
-        widths = _widths({"depth": depth, "width": width} | given if "widths" not in given else given, data, fits)
-        options = {
-            key: _unpacked(value) for key, value in given.items() if key not in ("widths", "depth", "width", "data")
-        }
-        if len(widths) == 2 and "activation" in given and "final_activation" not in given:
-            options["activation"] = given["activation"]  # of the only layer, which is the last
-        return MLP(widths, **options), data
+        if layers is not None:
+            return _of_layers(layers, given, data, fits, tuned), data
+        return _mlp({"depth": depth, "width": width}, given, data, fits), data
+
+
+def _refuse_beside_layers(given: dict[str, Any]) -> None:
+    beside = ("width", "q0", "data")
+    for key in given:
+        if key not in beside:
+            raise ValueError(f"`{key}` must not be given along with [[layers]], beside which {', '.join(beside)} may.")
+
+
+def _of_layers(tables: Any, given: dict[str, Any], data: "Data", fits: bool, tuned: Sequence[str]) -> "network.Network":
+    from .._networks import network
+    from ._layers import read
+
+    width = float(given.get("width", data.num_inputs))
+    if fits and width != data.num_inputs:
+        raise ValueError(f"`width` must be {data.num_inputs}, the length of the inputs in `data`, got {width:g}.")
+    return network.Network(width, read(tables, tuned), given["q0"])
+
+
+def _mlp(shape: dict[str, Any], given: dict[str, Any], data: "Data", fits: bool) -> "mlp.MLP":
+    """**Arguments:** depth and width where none are given; what is; and data, and whether inputs must fit to them."""
+    from .._networks import mlp
+
+    if len(given.get("activation", ())) > 1 and "final_activation" in given:
+        raise ValueError("`final_activation` must not be given along with one `activation` per layer.")
+    widths = _widths(shape | given if "widths" not in given else given, data, fits)
+    options = {key: _unpacked(value) for key, value in given.items() if key not in ("widths", "depth", "width", "data")}
+    if len(widths) == 2 and "activation" in given and "final_activation" not in given:
+        options["activation"] = given["activation"]  # of the only layer, which is the last
+    return mlp.MLP(widths, **options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,16 +136,17 @@ class Data:
         return _NUM_OUTPUTS if self.y is None else int(self.y.max()) + 1
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _read_config(path: Path) -> tuple[dict[str, Any], Any]:
+    """The [network] table, and the tables [[layers]], None if there are none."""
     try:
         content = tomllib.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"`config`: cannot read {path}: {error}") from error
-    table = content.get("network")
-    if not isinstance(table, dict) or len(content) > 1:
-        raise ValueError(f"`config`: {path} must hold one table, [network].")
+    table = content.get("network", {})
+    if not isinstance(table, dict) or not content or content.keys() - {"network", "layers"}:
+        raise ValueError(f"`config`: {path} must hold a table [network], or tables [[layers]], or both, and no others.")
     given = {key: _config_value(key, value) for key, value in table.items()}
-    return given | ({"data": path.parent / given["data"]} if "data" in given else {})
+    return given | ({"data": path.parent / given["data"]} if "data" in given else {}), content.get("layers")
 
 
 _KINDS = {int: "an integer", float: "a number", str: "a string", Path: "a string"}
@@ -127,12 +161,18 @@ def _config_value(key: str, value: Any) -> Any:
     many = typing.get_origin(kind) is tuple
     kind = typing.get_args(kind)[0] if many else kind
     values = tuple(value) if many and isinstance(value, list) else (value,)
-    allowed: Any = {float: int | float, Path: str}.get(kind, kind)
-    too_large = any(isinstance(v, int) and abs(v) > 2**63 for v in values)
-    if too_large or not all(isinstance(v, allowed) and not isinstance(v, bool) for v in values):
-        value = "more digits than fit" if too_large else repr(value)
-        raise ValueError(f"`config`: `{key}` in [network] must be {_KINDS[kind]}, got {value}.")
+    check_value(key, values, kind, "[network]")
     return values if many else value
+
+
+def check_value(key: str, values: tuple[Any, ...], kind: type, place: str) -> None:
+    """**Raises:** `ValueError` naming the key of a TOML file and its place, if a value is not of this kind."""
+    allowed: Any = {float: int | float, Path: str}.get(kind, kind)
+    for value in values:
+        too_large = isinstance(value, int) and abs(value) > 2**63
+        if too_large or not isinstance(value, allowed) or isinstance(value, bool):
+            got = "more digits than fit" if too_large else repr(value)
+            raise ValueError(f"`config`: `{key}` in {place} must be {_KINDS[kind]}, got {got}.")
 
 
 def _override(table: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
@@ -201,8 +241,8 @@ def _widths(given: dict[str, Any], data: Data, fits: bool) -> list[float]:
             raise ValueError(f"`widths` must start with {data.num_inputs}, the length of the inputs in `data`.")
         return [float(width) for width in given["widths"]]
     depth, width = given["depth"], given["width"]
-    if not 1 <= depth <= _DEEPEST or not width > 0:
-        raise ValueError(f"`depth` must be from 1 to {_DEEPEST} and `width` positive, got {depth} and {width}.")
+    if not 1 <= depth <= DEEPEST or not width > 0:
+        raise ValueError(f"`depth` must be from 1 to {DEEPEST} and `width` positive, got {depth} and {width}.")
     return [float(data.num_inputs), *[float(width)] * (depth - 1), float(data.num_outputs)]
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from .._networks.mlp import MLP
+    from .._networks.network import Network
     from .._spectrum.spectrum import Spectrum
     from ._network import Data
 
@@ -20,20 +21,35 @@ POOLED = 200  # eigenvalues of sampled networks, at least
 _LEVELS = (0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
 
 
-def describe(net: "MLP", source: str) -> dict[str, Any]:
+def describe(net: "MLP | Network", source: str) -> dict[str, Any]:
+    q0 = {"q0": float(net.q0), "q0_source": source}
+    return _shape(net) | q0
+
+
+def _shape(net: "MLP | Network") -> dict[str, Any]:
+    from .._networks.network import Network
+
+    if isinstance(net, Network):
+        from ._layers import written
+
+        return {"width": float(net.width), "layers": written(net.layers)}
     return {
         "widths": net.widths.tolist(),
         "weights": [type(law).__name__ for law in net.weights],
         "activations": [type(activation).__name__ for activation in net.activations],
         "sigma_w": net.sigma_w.tolist(),
         "sigma_b": net.sigma_b.tolist(),
-        "q0": float(net.q0),
-        "q0_source": source,
     }
 
 
-def header(network: dict[str, Any]) -> str:
-    """One line: `MLP 64, 256 x9, 10 | Orthogonal x10 | ...`."""
+def header(net: "MLP | Network", source: str) -> str:
+    """Of an MLP one line: `MLP 64, 256 x9, 10 | Orthogonal x10 | ...`; of layers, how many, and a line each."""
+    from .._networks.network import Network
+
+    if isinstance(net, Network):
+        first, *layers = str(net).splitlines()
+        return "\n".join([f"{first} ({source})", *layers])
+    network = describe(net, source)
 
     def runs(values: Any) -> str:
         values = [values] if isinstance(values, float) else values
@@ -43,10 +59,10 @@ def header(network: dict[str, Any]) -> str:
 
     parts = [runs(network[name]) for name in ("widths", "weights", "activations")]
     scales = [f"{name} {runs(network[name])}" for name in ("sigma_w", "sigma_b", "q0")]
-    return f"MLP {' | '.join(parts + scales)} ({network['q0_source']})"
+    return f"MLP {' | '.join(parts + scales)} ({source})"
 
 
-def summarize(net: "MLP", spectrum: "Spectrum") -> dict[str, Any]:
+def summarize(net: "MLP | Network", spectrum: "Spectrum") -> dict[str, Any]:
     from .._networks.abstract import propagate
 
     mean_field = propagate(net)
@@ -64,7 +80,7 @@ def summarize(net: "MLP", spectrum: "Spectrum") -> dict[str, Any]:
     }
 
 
-def diagnosis(net: "MLP", data: "Data") -> dict[str, Any]:
+def diagnosis(net: "MLP | Network", data: "Data") -> dict[str, Any]:
     """Numbers and words, for the data's own inputs."""
     from .._finite.diagnosis import diagnose
 

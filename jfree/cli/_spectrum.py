@@ -12,7 +12,7 @@ from ._network import default, Network
 from ._report import check_figure, check_seed, complete, describe, diagnosis, finite, header, POOLED, summarize, table
 
 if TYPE_CHECKING:
-    from .._networks.mlp import MLP
+    from .._networks import mlp, network
     from .._spectrum.spectrum import Spectrum
 
 
@@ -22,7 +22,8 @@ class SpectrumCommand:
 
     network: Network = dataclasses.field(default_factory=Network)
     config: Annotated[Path | None, default("none")] = None
-    """A TOML file with a [network] table, whose keys are the flags of the network with underscores."""
+    """A TOML file with a [network] table, whose keys are the flags of the network with underscores; or with tables
+    [[layers]], from input to output."""
     side: Literal["input", "output"] = "input"
     """output: the spectrum of J J^T."""
     json: bool = False
@@ -41,11 +42,11 @@ class SpectrumCommand:
             check_figure(self.figure)
         net, data = self.network.build(self.config)
         eigenvalues = self._sample(net) if self.check else None
-        network = describe(net, data.source)
+        title = header(net, data.source)
         if not self.json:
-            print(header(network), flush=True)
+            print(title, flush=True)
         spectrum = jacobian_spectrum(net, self.side)
-        summary = {"network": network, "side": self.side, **summarize(net, spectrum)}
+        summary = {"network": describe(net, data.source), "side": self.side, **summarize(net, spectrum)}
         summary["diagnosis"] = diagnosis(net, data)
         if eigenvalues is not None:
             from ..empirical import ks_distance
@@ -54,9 +55,9 @@ class SpectrumCommand:
             summary["num_eigenvalues"] = eigenvalues.size
         print(jsonlib.dumps(finite(summary), allow_nan=False) if self.json else table(summary), flush=True)
         if self.figure:
-            _draw(spectrum, self.figure, header(network))
+            _draw(spectrum, self.figure, title.splitlines()[0])
 
-    def _sample(self, net: "MLP"):
+    def _sample(self, net: "mlp.MLP | network.Network"):
         import jax
 
         from ..empirical import jacobian_eigenvalues

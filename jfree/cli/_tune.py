@@ -6,7 +6,7 @@ import itertools
 import json as jsonlib
 import math
 import warnings
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Annotated, Any, IO, Literal, TYPE_CHECKING
 
@@ -16,7 +16,11 @@ from ._network import Data, default, Network
 from ._report import check_figure, check_seed, check_writable, complete, describe, diagnosis, finite, header, POOLED
 
 if TYPE_CHECKING:
+    import equinox as eqx
+
     from .._networks.mlp import MLP
+    from .._networks.network import Network as Layers
+    from ..constraints import Constraint
     from ._train import Training
 
 _LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -33,12 +37,14 @@ class TuneCommand:
 
     network: Network = dataclasses.field(default_factory=Network)
     config: Annotated[Path | None, default("none")] = None
-    """A TOML file with a [network] table, whose keys are the flags of the network with underscores."""
+    """A TOML file with a [network] table, whose keys are the flags of the network with underscores; or with tables
+    [[layers]], from input to output."""
     objective: Literal["weighted_isometry", "isometry", "condition_number", "log_spread"] = "weighted_isometry"
     """What to make small: mean square of the log singular values, weighted by their size or not, or largest over
     smallest, or the spread of 90%."""
-    tune: tuple[Literal["sigma_w", "sigma_b", "widths"], ...] = ("sigma_w",)
-    """What to tune. A scale that is given as one stays one; hidden widths keep to their number of weights."""
+    tune: tuple[Literal["sigma_w", "sigma_b", "widths", "gain", "factor", "skip", "scale"], ...] = ("sigma_w",)
+    """What to tune. A scale that is given as one stays one; hidden widths keep to their number of weights. Of
+    [[layers]] all that have such a key are meant, and what repeats stays alike."""
     steps: int = 60
     """Steps of tuning."""
     nonlinearity: float = 0.05
@@ -56,27 +62,27 @@ class TuneCommand:
 
     def run(self) -> None:
         self._check()
-        net, data = self.network.build(self.config, depth=50, width=128.0, labelled=True)
-        net = self._startable(net)
-        if data.y is not None and int(net.widths[-1]) < data.num_outputs:
-            raise ValueError(f"`widths` must end with at least {data.num_outputs}, the number of classes in `data`.")
+        net, data = self.network.build(self.config, depth=50, width=128.0, labelled=True, tuned=self.tune)
+        self._check_start(net, data)
         say = (lambda *_: None) if self.json else (lambda text: print(text, flush=True))
-        say(header(describe(net, data.source)))
+        say(header(net, data.source))
         config, weights, figure = self._files()
+        from ._train import sampled
 
         before = _Measured.of(net, self.seed)
         tuned, objective = self._tuned(net, data, show=not self.json)
         after = _Measured.of(tuned, self.seed)
         words = diagnosis(tuned, data)
         say("\n".join([_spectra_table(before, after, objective), "", *words["words"]]))
-        training = self._trained(net, tuned, data)
+        start = sampled(tuned, self.seed)
+        training = self._trained(sampled(net, self.seed), start, data)
         if training:
             say(_training_table(training))
 
         with _made(self.output, keep=True), complete("output", config, weights, figure) as drafts:
             drafts[0].write_text(_toml(tuned, data), "utf-8")
             with drafts[1].open("wb") as stream:
-                _save_weights(stream, tuned, self.seed)
+                _save_weights(stream, start)
             _draw(before, after, training, drafts[2])
         say(f"\nWrote {config}, {weights} and {figure}.")
         if self.json:
@@ -115,32 +121,48 @@ class TuneCommand:
             check_figure(files[-1], "output")
         return files
 
-    def _startable(self, net: "MLP") -> "MLP":
+    def _check_start(self, net: "MLP | Layers", data: Data) -> None:
         from .._finite.sampling import integer_widths
+        from .._networks.mlp import MLP
 
-        integer_widths(net, None)
-        if "widths" in self.tune and net.depth < 2:
+        last = integer_widths(net, None)[-1]
+        if data.y is not None and last < data.num_outputs:
+            name = "widths" if isinstance(net, MLP) else "layers"
+            raise ValueError(f"`{name}` must end with at least {data.num_outputs}, the number of classes in `data`.")
+        if "widths" in self.tune and isinstance(net, MLP) and net.depth < 2:
             raise ValueError("`widths` cannot be tuned without hidden layers: `depth` must be 2 at least.")
-        if "sigma_b" in self.tune and not np.all(np.asarray(net.sigma_b) > 0):
-            raise ValueError("`sigma_b` must be positive to be tuned: at 0 its gradient vanishes.")
-        return net
+        for name in self.tune:
+            if not self._numbers(net, name):
+                kind = "an MLP" if isinstance(net, MLP) else "these [[layers]]"
+                raise ValueError(f"`tune`: `{name}` cannot be tuned of {kind}.")
+            if name == "sigma_b" and not all(np.all(np.asarray(x) > 0) for x in self._numbers(net, name)):
+                raise ValueError("`sigma_b` must be positive to be tuned: at 0 its gradient vanishes.")
 
-    def _tuned(self, net: "MLP", data: Data, show: bool) -> tuple["MLP", tuple[float, float]]:
+    @staticmethod
+    def _numbers(net: "MLP | Layers", name: str) -> list[Any]:
+        """All of this name."""
+        from .._networks.mlp import MLP
+        from ._layers import numbers
+
+        if isinstance(net, MLP):
+            return [getattr(net, name)] if hasattr(net, name) else []
+        return numbers(net, [name])
+
+    def _tuned(self, net: "MLP | Layers", data: Data, show: bool) -> tuple["MLP | Layers", tuple[float, float]]:
         """The tuned network, and the objective before and after."""
-        from .. import constraints, objectives
+        from .. import objectives
         from .._tune import tune
 
         objective = {"log_spread": objectives.log_spread()}.get(self.objective) or getattr(objectives, self.objective)
-        widths = np.asarray(net.widths)
-        budget = constraints.parameter_budget(float(np.sum(widths[1:] * widths[:-1])), widths[0], widths[-1])
+        where, constraint = self._free(net)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the diagnosis says it
             result = tune(
                 net,
                 objective,
-                where=lambda n: tuple(getattr(n, name) for name in self.tune),
+                where=where,
                 steps=self.steps,
-                constraint=budget if "widths" in self.tune else None,
+                constraint=constraint,
                 progress=show,
                 q0=data.mean_squares(),
                 nonlinearity=self.nonlinearity,
@@ -149,24 +171,31 @@ class TuneCommand:
             return result.rounded, (float(result.history[0]), float(result.rounded_objective))  # pyright: ignore
         return result.net, (float(result.history[0]), float(result.objective))  # pyright: ignore
 
-    def _trained(self, net: "MLP", tuned: "MLP", data: Data) -> dict[str, "Training"]:
+    def _free(self, net: "MLP | Layers") -> tuple[Callable[[Any], Any], "Constraint | None"]:
+        """What is tuned, and what else has to hold."""
+        from .._networks.mlp import MLP
+        from ..constraints import parameter_budget
+        from ._layers import Tied
+
+        if not isinstance(net, MLP):
+            tied = Tied(net, self.tune)
+            return tied.where, tied.constrain
+        widths = np.asarray(net.widths)
+        budget = parameter_budget(float(np.sum(widths[1:] * widths[:-1])), widths[0], widths[-1])
+        return lambda n: tuple(getattr(n, name) for name in self.tune), budget if "widths" in self.tune else None
+
+    def _trained(self, given: "eqx.nn.Sequential", tuned: "eqx.nn.Sequential", data: Data) -> dict[str, "Training"]:
         if not self.training_steps or data.x is None or data.y is None:
             return {}
-        import jax
         import optax
 
-        from .._finite.sampling import sample_weights
         from ._train import equinox_default, train
 
-        starts = {
-            "as given": sample_weights(net, jax.random.key(self.seed)),
-            "tuned": sample_weights(tuned, jax.random.key(self.seed)),
-            "Equinox's default": equinox_default(net, self.seed),
-        }
+        starts = {"as given": given, "tuned": tuned, "Equinox's default": equinox_default(given, self.seed)}
         optimizer = optax.adam(self.learning_rate)
         return {
-            name: train(weights, net.activations, data.x, data.y, self.training_steps, optimizer, self.seed)
-            for name, weights in starts.items()
+            name: train(model, data.x, data.y, self.training_steps, optimizer, self.seed)
+            for name, model in starts.items()
         }
 
 
@@ -199,7 +228,7 @@ class _Measured:
     distance: float
 
     @staticmethod
-    def of(net: "MLP", seed: int) -> "_Measured":
+    def of(net: "MLP | Layers", seed: int) -> "_Measured":
         import jax
 
         from .._spectra import jacobian_spectrum
@@ -228,36 +257,30 @@ class _Measured:
         }
 
 
-def _save_weights(stream: IO[bytes], net: "MLP", seed: int) -> None:
-    """W1, b1, W2, ... of the network that was sampled, and trained, from this seed."""
-    import jax
-
-    from .._finite.sampling import sample_weights
+def _save_weights(stream: IO[bytes], model: "eqx.nn.Sequential") -> None:
+    """W1, b1, W2, ... of the network that was sampled, and trained."""
+    from ._train import linears
 
     arrays = {}
-    for layer, (weight, bias) in enumerate(sample_weights(net, jax.random.key(seed)), 1):
-        arrays |= {f"W{layer}": np.asarray(weight), f"b{layer}": np.asarray(bias)}
+    for layer, linear in enumerate(linears(model), 1):
+        arrays |= {f"W{layer}": np.asarray(linear.weight), f"b{layer}": np.asarray(linear.bias)}
     np.savez(stream, **arrays)
 
 
-def _toml(net: "MLP", data: Data) -> str:
-    """A [network] table that `--config` reads."""
-    names = {"widths": net.widths, "sigma_w": net.sigma_w, "sigma_b": net.sigma_b}
-    lines = [f"{name} = {np.asarray(value, float).tolist()}" for name, value in names.items()]
-    lines += [f"q0 = {float(net.q0)!r}"]
-    lines += [f"weights = {jsonlib.dumps([_flag(law) for law in net.weights])}"]
-    lines += [f"activation = {jsonlib.dumps([_flag(activation) for activation in net.activations])}"]
-    lines += [f"data = {jsonlib.dumps(str(data.path.resolve()), ensure_ascii=False)}"] if data.path else []
-    return "\n".join(["[network]", *lines, ""])
+def _toml(net: "MLP | Layers", data: Data) -> str:
+    """What `--config` reads."""
+    from .._networks.mlp import MLP
+    from ._layers import flag, toml, written
 
-
-def _flag(module: Any) -> str:
-    """The name that the flags have for a weight law or an activation."""
-    from .._layers.weights import BY_NAME as WEIGHT_LAWS
-    from .._numerics.show import name_of
-    from ..activations._names import BY_NAME as ACTIVATIONS
-
-    return name_of(module, ACTIVATIONS | WEIGHT_LAWS)
+    network: dict[str, Any]
+    if isinstance(net, MLP):
+        network = {name: np.asarray(getattr(net, name), float).tolist() for name in ("widths", "sigma_w", "sigma_b")}
+        network["weights"] = [flag(law) for law in net.weights]
+        network["activation"] = [flag(activation) for activation in net.activations]
+    else:
+        network = {"width": float(net.width), "layers": written(net.layers)}
+    network |= {"q0": float(net.q0)} | ({"data": str(data.path.resolve())} if data.path else {})
+    return "\n".join(["[network]", *toml(network), ""])
 
 
 def _spectra_table(before: _Measured, after: _Measured, objective: tuple[float, float]) -> str:
