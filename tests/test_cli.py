@@ -340,6 +340,12 @@ def test_tables_are_those_of_their_layers():
     activations = [{"kind": "activation", "activation": name} for name in ("selu", "quick_gelu")]
     blocks = {"kind": "residual", "layers": [*norms, dense, inner], "scale": 0.5, "repeat": 7}
     tables = [dense, blocks, *others, {"repeat": 100, "layers": [dense | {"repeat": 2}, *activations]}, dense]
+    newest = [
+        {"kind": "conv", "channels": 4.0, "positions": [2, 3], "kernel": [2, 1], "weights": "gaussian", "sigma_w": 1.0}
+        | {"sigma_b": 0.0},
+        {"kind": "gated", "width": 8.0, "activation": "gelu", "sigma_w": 1.0, "sigma_gate": 0.5, "sigma_b": 0.0},
+    ]
+    assert written(read(newest)) == others_still
     layers = read(tables)
     assert len(layers) == 1 + 7 + 2 + 400 + 1
     assert written(layers) == tables

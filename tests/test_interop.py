@@ -11,7 +11,7 @@ from jfree import activations as acts
 from jfree._finite.sampling import linears
 from jfree._interop.equinox import _FUNCTIONS
 from jfree.activations._names import BY_NAME
-from jfree.layers import Activation, Dense, Dropout, LayerNorm, Residual, RMSNorm, Scale
+from jfree.layers import Activation, Conv, Dense, Dropout, Gated, LayerNorm, Residual, RMSNorm, Scale
 
 KEY = jax.random.key(0)
 LINEAR, TANH = eqx.nn.Linear(2, 2, key=KEY), eqx.nn.Lambda(jnp.tanh)
@@ -151,6 +151,24 @@ def test_round_trip_of_layers():
         name = jax.tree_util.keystr(path[-1:])
         factor, rtol = {".width": (5, 0), ".sigma_w": (1, 0.05), ".sigma_b": (1, 0.2)}.get(name, (1, 1e-12))
         np.testing.assert_allclose(found, factor * value, rtol, err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.mark.parametrize("weights", ["gaussian", "orthogonal"])
+def test_convolutions_and_gates_are_back(weights):
+    conv = Conv(20, (2, 3), (2, 1), weights, 0.8, 0.2)
+    block = Residual([RMSNorm(), Gated(240, "gelu", 1.1, 0.7, 0.3), Dense(120, "gaussian")])
+    net = jfree.Network(60, [conv, Activation("tanh"), block, Dense(30, weights)])
+    back = jfree.from_equinox(jfree.to_equinox(net, KEY, width=480), weights=weights)
+    assert isinstance(back, jfree.Network)
+    np.testing.assert_array_equal(back.widths, 4 * net.widths)
+    read, branch = back.layers[0], back.layers[2].parts()
+    assert isinstance(read, Conv)
+    assert (read.positions, read.kernel, int(read.channels)) == ((2, 3), (2, 1), 80)
+    gates = next(part for part in branch if isinstance(part, Gated))
+    found = [read.sigma_w, read.sigma_b, gates.sigma_w, gates.sigma_gate, gates.sigma_b]
+    np.testing.assert_allclose(found, [0.8, 0.2, 1.1, 0.7, 0.3], rtol=0.1)
+    with pytest.raises(ValueError, match="must not have a `Conv`"):
+        jfree.sample_weights(net, KEY)
 
 
 def is_lambda(node):

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 from threadpoolctl import threadpool_limits
 
+from .._layers.conv import Conv
 from .._layers.dense import draw
 from .._layers.layer import sample_all, sampled_size
 from .._layers.weights import AbstractWeights
@@ -48,6 +49,7 @@ def sample_weights(
     """
     widths = integer_widths(net, width)
     if isinstance(net, Network):
+        check_matrices(net)
         return weights_of(sample_network(net, key, scale_of(net, widths)))
     net = with_all_scales(net)
     with few_threads(max(widths)):
@@ -57,6 +59,12 @@ def sample_weights(
             for layer, (law, num_out, num_in) in enumerate(shapes)
         ]
         return jax.block_until_ready(layers)
+
+
+def check_matrices(net: Network) -> None:
+    """**Raises:** `ValueError` if some weights are no matrix."""
+    if any(isinstance(part, Conv) for layer in net.layers for part in layer.parts()):
+        raise ValueError("`net` must not have a `Conv`, whose weights are no matrix: `jfree.to_equinox` samples it.")
 
 
 def sample_network(net: Network, key: PRNGKeyArray, scale: float) -> eqx.nn.Sequential:

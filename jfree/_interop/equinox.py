@@ -1,5 +1,6 @@
 """From networks in the wide limit to Equinox models of finite width, and back."""
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -13,6 +14,7 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from .._finite.diagnosis import sample_alarm
 from .._finite.sampling import (
+    check_matrices,
     integer_widths,
     largest_width,
     linears,
@@ -22,8 +24,10 @@ from .._finite.sampling import (
     weights_of,
 )
 from .._layers.activation import Activation as ActivationLayer
+from .._layers.conv import CircularConv, Conv
 from .._layers.dense import Dense
 from .._layers.dropout import Dropout
+from .._layers.gated import Gated, GatedLinear
 from .._layers.layer import AbstractLayer
 from .._layers.normalisation import LayerNorm, RMSNorm
 from .._layers.scale import Scale, Times
@@ -172,7 +176,7 @@ def from_equinox(
 
     - `model`: an `eqx.nn.MLP`, an `eqx.nn.Sequential`, or a `jfree.ResidualMLP`, of which the blocks are read. An
         `eqx.nn.Sequential` may hold `Linear`, `Lambda`, `LayerNorm`, `RMSNorm`, `Dropout` and `Identity` of `eqx.nn`,
-        others of its kind, and what `jfree.to_equinox` makes of `Residual` and `Scale`. Functions that are not
+        others of its kind, and what `jfree.to_equinox` makes of other layers. Functions that are not
         known, as those of `jax.nn` are, become `FromFunction` without knots.
     - `q0`: mean square of the input's entries, at the first block of a `ResidualMLP`.
     - `weights`: the law that the weights shall have.
@@ -220,6 +224,7 @@ def reinitialize(model: Model, net: MLP | ResNet | Network, key: PRNGKeyArray) -
     shapes = [linear.weight.shape for linear in mine]
     largest = max((max(shape) for shape in shapes), default=1)
     if isinstance(net, Network):
+        check_matrices(net)
         sampled = weights_of(sample_network(net, key, largest / largest_width(net)))
     else:
         sampled = sample_weights(net, key, largest)
@@ -322,9 +327,10 @@ def _from_sequential(model: eqx.nn.Sequential, q0: ArrayLike, weights: str | Abs
         return _mlp(mine, _of_layers(found), q0, weights)
     law = as_weights(weights)
     layers = [_layer(place, module, law) for place, module in found.items()]
-    if not mine:
-        raise ValueError("`model` must have at least one `eqx.nn.Linear`.")
-    width, layers = mine[0].weight.shape[1], cast(layers, common_dtype(*(linear.weight for linear in mine)))
+    width = next(filter(None, map(_num_inputs, found.values())), None)
+    if width is None:
+        raise ValueError("`model` must have weights: at least one `eqx.nn.Linear`.")
+    layers = cast(layers, common_dtype(*(x for x in jax.tree.leaves(model) if eqx.is_inexact_array(x))))
     try:
         return Network(width, layers, q0)
     except ValueError:
@@ -361,6 +367,12 @@ def _layer(place: str, module: Any, law: AbstractWeights) -> AbstractLayer:
         case eqx.nn.Linear():
             (sigma_w,), (sigma_b,) = _scales([module])
             return Dense(module.weight.shape[0], law, sigma_w, sigma_b)
+        case GatedLinear():
+            (sigma_w, sigma_gate), sigma_b = _scales([module.value, module.gate])
+            width, activation = module.gate.weight.shape[0], _activation(module.activation)
+            return Gated(width, activation, sigma_w, sigma_gate, _root_mean_square(sigma_b))
+        case CircularConv():
+            return _conv(module, law)
         case eqx.nn.Lambda():
             return ActivationLayer(_activation(_of_units(module.fn)))
         case eqx.nn.LayerNorm():
@@ -379,7 +391,7 @@ def _layer(place: str, module: Any, law: AbstractWeights) -> AbstractLayer:
         case _:
             raise ValueError(
                 f"`{place}` must be a `Linear`, a `Lambda`, a `LayerNorm`, an `RMSNorm`, a `Dropout`, an `Identity` or "
-                "a `Sequential` of `eqx.nn`, or what `jfree.to_equinox` makes of a `Residual` or a `Scale`, got "
+                "a `Sequential` of `eqx.nn`, or what `jfree.to_equinox` makes of other layers of `jfree.layers`, got "
                 f"{type(module).__name__}."
             )
 
@@ -403,6 +415,29 @@ def _gain_and_offset(place: str, norm: eqx.nn.LayerNorm | eqx.nn.RMSNorm) -> tup
         )
         offset = jnp.mean(check(norm.bias, lambda x: x.std() <= _ALIKE * gain, message))
     return gain, _unless(0, offset)
+
+
+def _conv(module: CircularConv, law: AbstractWeights) -> Conv:
+    weight, bias = module.conv.weight, module.conv.bias
+    num_out, *rest = weight.shape
+    sigma_w = _root_mean_square(weight) * math.prod(rest) ** 0.5
+    sigma_b = 0.0 if bias is None else _root_mean_square(bias)
+    return Conv(num_out, module.positions, rest[1:], law, sigma_w, sigma_b)
+
+
+def _num_inputs(module: Any) -> int | None:
+    """Of a module with weights."""
+    match module:
+        case eqx.nn.Linear():
+            return module.weight.shape[1]
+        case GatedLinear():
+            return module.gate.weight.shape[1]
+        case CircularConv():
+            return module.conv.weight.shape[1] * math.prod(module.positions)
+        case Block():
+            return next(filter(None, map(_num_inputs, module.layers)), None)
+        case _:
+            return None
 
 
 def _unless(neutral: int, value: Any) -> Any:

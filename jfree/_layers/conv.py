@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 from .._numerics.checks import integer
 from .._numerics.show import name_of, number
 from .dense import AbstractWeighted, draw
-from .layer import checked_positive
+from .layer import checked_positive, sampled_size
 from .weights import AbstractWeights, BY_NAME as WEIGHTS, Orthogonal
 
 
@@ -60,10 +60,7 @@ class Conv(AbstractWeighted):
         return self.width / math.prod(self.positions)
 
     def sample(self, size: int, scale: float, key: PRNGKeyArray, dtype: DTypeLike) -> "CircularConv":
-        num_in, rest = divmod(size, math.prod(self.positions))
-        num_out = max(1, round(float(self.channels) * scale))
-        if rest:
-            raise ValueError(f"`positions` of a `Conv` are {self.positions}: {size} units are no multiple of them.")
+        num_in, num_out = (self._num_channels(n) for n in (size, sampled_size(self.width, scale)))
         pad = eqx.nn.Conv(
             len(self.positions),
             num_in,
@@ -76,6 +73,12 @@ class Conv(AbstractWeighted):
         )
         weight, bias = self._drawn(num_in, num_out, key)
         return CircularConv(eqx.tree_at(lambda c: (c.weight, c.bias), pad, (weight, bias)), self.positions)
+
+    def _num_channels(self, size: int) -> int:
+        channels, rest = divmod(size, math.prod(self.positions))
+        if rest:
+            raise ValueError(f"`positions` of a `Conv` are {self.positions}: {size} units are no multiple of them.")
+        return channels
 
     def _drawn(self, num_in: int, num_out: int, key: PRNGKeyArray) -> tuple[Array, Array]:
         ones = (1,) * len(self.kernel)

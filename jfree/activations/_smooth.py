@@ -100,7 +100,7 @@ class Erf(AbstractSmooth):
     clusters = ((0.0, 1e-4),)
 
     def __call__(self, x: Array) -> Array:
-        return erf(x)
+        return 2 * complex_ndtr(math.sqrt(2) * x) - 1 if jnp.iscomplexobj(x) else erf(x)
 
     def derivative(self, x: Array) -> Array:
         return 2 / math.sqrt(math.pi) * jnp.exp(-jnp.square(x))
@@ -158,11 +158,10 @@ class GELU(AbstractSmooth):
     clusters = ((-1.4142135623730951, 1e-3), (-0.7517915240843226, 1e-7), (1.4142135623730951, 1e-3))
 
     def __call__(self, x: Array) -> Array:
-        return x * ndtr(x)
+        return x * _ndtr(x)
 
     def derivative(self, x: Array) -> Array:
-        cdf = complex_ndtr(x) if jnp.iscomplexobj(x) else ndtr(x)
-        return cdf + x * normal(x)
+        return _ndtr(x) + x * normal(x)
 
     def contour(self, x: Array, q: Array) -> Array:
         decay = 1 / jnp.sqrt(1 + jnp.square(x) / 2)
@@ -250,6 +249,10 @@ class LogSigmoid(AbstractSmooth):
 
     def contour(self, x: Array, q: Array) -> Array:
         return jnp.broadcast_to(limited(0.78, q), x.shape)
+
+
+def _ndtr(x: Array) -> Array:
+    return complex_ndtr(x) if jnp.iscomplexobj(x) else ndtr(x)
 
 
 def _signs(x: Array, *critical: float) -> Array:

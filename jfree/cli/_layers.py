@@ -86,6 +86,9 @@ def _value(key: str, value: Any, parameter: inspect.Parameter, tuned: Sequence[s
     if typing.get_args(parameter.annotation) == (AbstractLayer,):
         return read(value, tuned, f"{place}.{key}")
     kinds = (parameter.annotation, *typing.get_args(parameter.annotation))
+    if parameter.annotation == int | Sequence[int]:
+        check_value(key, tuple(value) if isinstance(value, list) else (value,), int, place)
+        return value
     check_value(key, (value,), str if str in kinds else float, place)
     return value
 
@@ -106,7 +109,7 @@ def _written(value: Any) -> Any:
         case None:
             return None
         case tuple():
-            return written(value)
+            return list(value) if all(isinstance(x, int) for x in value) else written(value)
         case eqx.Module():
             return flag(value)
         case _:
@@ -158,7 +161,7 @@ def numbers(net: Network, names: Sequence[str]) -> list[Array]:
             yield from (value for value in values if value is not None)
             for key in _parameters(type(layer)):
                 if isinstance(inner := getattr(layer, key), tuple):
-                    yield from found(inner)
+                    yield from found([part for part in inner if isinstance(part, AbstractLayer)])
 
     return list(found(net.layers))
 
