@@ -9,7 +9,7 @@ import pytest
 import jfree
 from jfree import activations as acts
 from jfree._finite.sampling import linears
-from jfree._interop.equinox import _FUNCTIONS
+from jfree._interop.functions import FUNCTIONS
 from jfree.activations._names import BY_NAME
 from jfree.layers import Activation, Conv, Dense, Dropout, Gated, LayerNorm, Residual, RMSNorm, Scale
 
@@ -259,7 +259,7 @@ def test_functions_are_not_mistaken_for_others():
 
 def test_recognised_functions_are_what_they_seem():
     x = jnp.linspace(-5, 5, 201)
-    for name, fn in _FUNCTIONS:
+    for name, fn in FUNCTIONS:
         np.testing.assert_allclose(fn(x), BY_NAME[name]()(x), rtol=1e-12, atol=1e-15, err_msg=name)
 
 

@@ -2,8 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from typing import Any, overload, TypeVar
 
 import equinox as eqx
@@ -23,7 +22,7 @@ from .._finite.sampling import (
     scale_of,
     weights_of,
 )
-from .._layers.activation import Activation as ActivationLayer
+from .._layers.activation import Activation
 from .._layers.conv import CircularConv, Conv
 from .._layers.dense import Dense
 from .._layers.dropout import Dropout
@@ -39,20 +38,15 @@ from .._networks.resnet import ResNet
 from .._numerics.arrays import common_dtype, is_concrete
 from .._numerics.checks import cast, check, integer, positive
 from ..activations._base import AbstractActivation
-from ..activations._from_function import FromFunction
-from ..activations._names import BY_NAME
-from ..activations._piecewise import CELU, ELU
-from ..activations._smooth import GELU, GELUTanh
-from ..activations._two_slopes import LeakyReLU, Linear
-
-Activation = Callable[[Array], Array]
+from ..activations._two_slopes import Linear
+from .functions import activation_of, Function, function_of
 
 
 class _Block(eqx.Module):
     """`x + f(x)`."""
 
     layers: tuple[eqx.nn.Linear, ...]
-    activation: Activation
+    activation: Function
 
     def __call__(self, x: Float[Array, " width"]) -> Float[Array, " width"]:
         y = x
@@ -87,7 +81,7 @@ class ResidualMLP(eqx.Module):
         width: int,
         depth: int,
         layers_per_block: int = 1,
-        activation: Activation | Sequence[Activation] = jnp.tanh,
+        activation: Function | Sequence[Function] = jnp.tanh,
         use_bias: bool = True,
         in_size: int | None = None,
         out_size: int | None = None,
@@ -150,7 +144,7 @@ def to_equinox(net: MLP | ResNet | Network, key: PRNGKeyArray, width: int | None
 
 def _constant(node: Any) -> Any:
     """Of activations the function, whose parameters are no longer trained."""
-    return _function(node) if isinstance(node, AbstractActivation) else node
+    return function_of(node) if isinstance(node, AbstractActivation) else node
 
 
 @overload
@@ -188,7 +182,8 @@ def from_equinox(
 
     **Raises:** `ValueError` if `model` is of another kind, if units of one layer differ in their activation or do not
     act on their own, if the weights of a layer are all 0, if gains or biases of a norm differ from each other by more
-    than 5 % of the gain, or if a layer stands where a `Network` cannot have it, such as a `Lambda` behind a `Lambda`.
+    than 5 % of the gain, if an `RMSNorm` has biases, or if a layer stands where a `Network` cannot have it, such as a
+    `Lambda` behind a `Lambda`.
     """
     match model:
         case ResidualMLP():
@@ -237,7 +232,7 @@ def reinitialize(model: Model, net: MLP | ResNet | Network, key: PRNGKeyArray) -
 
 def _blank(net: MLP | ResNet, widths: list[int]) -> EquinoxModel:
     """A model of the right shapes."""
-    functions, dtype, key = [_function(phi) for phi in net.activations], net.sigma_w.dtype, jax.random.key(0)
+    functions, dtype, key = [function_of(phi) for phi in net.activations], net.sigma_w.dtype, jax.random.key(0)
     if isinstance(net, ResNet):
         per_block = functions[:: net.layers_per_block]
         return ResidualMLP(widths[0], net.depth, net.layers_per_block, per_block, dtype=dtype, key=key)
@@ -255,7 +250,7 @@ def _blank(net: MLP | ResNet, widths: list[int]) -> EquinoxModel:
 def _from_residual(model: ResidualMLP, q0: ArrayLike, weights: str | AbstractWeights) -> ResNet:
     depth = len(model.blocks)
     sigma_w, sigma_b = (scale.reshape(depth, -1) for scale in _scales(_linears(model)))
-    activations = [_activation(block.activation) for block in model.blocks]
+    activations = [activation_of(block.activation) for block in model.blocks]
     activation = activations[0] if _alike(activations) else activations
     return ResNet(depth, activation, weights, sigma_w, sigma_b, sigma_w.shape[1], q0)
 
@@ -292,16 +287,16 @@ def _of_mlp(model: eqx.nn.MLP) -> list[AbstractActivation]:
     """One per layer; without hidden layers Equinox leaves out the final one, too."""
     if model.depth == 0:
         return [Linear()]
-    hidden = [_activation(_of_one_unit(_at(model.activation, layer))) for layer in range(model.depth)]
+    hidden = [activation_of(_of_one_unit(_at(model.activation, layer))) for layer in range(model.depth)]
     final = model.final_activation
-    return [*hidden, _activation(final if model.out_size == "scalar" else _of_one_unit(final))]
+    return [*hidden, activation_of(final if model.out_size == "scalar" else _of_one_unit(final))]
 
 
-def _at(activation: Activation, index: int) -> Activation:
+def _at(activation: Function, index: int) -> Function:
     return jax.tree.map(lambda x: x[index] if eqx.is_array(x) else x, activation)
 
 
-def _of_one_unit(activation: Activation) -> Activation:
+def _of_one_unit(activation: Function) -> Function:
     """`eqx.nn.MLP` holds the arrays of an activation once per unit."""
     if any(jnp.any(x != x[:1]) for x in jax.tree.leaves(activation) if eqx.is_array(x)):
         raise ValueError("`model` must have one activation per layer, but its units differ in their parameters.")
@@ -369,12 +364,12 @@ def _layer(place: str, module: Any, law: AbstractWeights) -> AbstractLayer:
             return Dense(module.weight.shape[0], law, sigma_w, sigma_b)
         case GatedLinear():
             (sigma_w, sigma_gate), sigma_b = _scales([module.value, module.gate])
-            width, activation = module.gate.weight.shape[0], _activation(module.activation)
+            width, activation = module.gate.weight.shape[0], activation_of(module.activation)
             return Gated(width, activation, sigma_w, sigma_gate, _root_mean_square(sigma_b))
         case CircularConv():
             return _conv(module, law)
         case eqx.nn.Lambda():
-            return ActivationLayer(_activation(_of_units(module.fn)))
+            return Activation(activation_of(_of_units(module.fn)))
         case eqx.nn.LayerNorm():
             return LayerNorm(*_gain_and_offset(place, module))
         case eqx.nn.RMSNorm():
@@ -451,7 +446,7 @@ def _of_layers(found: dict[str, Any]) -> list[AbstractActivation]:
         if isinstance(module, eqx.nn.Linear):
             activations.append(Linear())
         elif activations and isinstance(activations[-1], Linear):
-            activations[-1] = _activation(_of_units(module.fn))
+            activations[-1] = activation_of(_of_units(module.fn))
         else:
             raise ValueError(
                 f"`{place}` is out of place: every `eqx.nn.Linear` may be followed by one `eqx.nn.Lambda` at most."
@@ -459,7 +454,7 @@ def _of_layers(found: dict[str, Any]) -> list[AbstractActivation]:
     return activations
 
 
-def _of_units(fn: Activation) -> Activation:
+def _of_units(fn: Function) -> Function:
     """A function of a layer, if it acts on every unit alone."""
     x = jnp.linspace(-1.0, 2.0, 5)
     message = "`model` must not have an `eqx.nn.Lambda` that mixes units."
@@ -474,87 +469,3 @@ def _of_units(fn: Activation) -> Activation:
 
 def _alike(activations: Sequence[AbstractActivation]) -> bool:
     return all(bool(eqx.tree_equal(activation, activations[0])) for activation in activations)
-
-
-# The first of a kind is what it becomes in a model.
-_FUNCTIONS: tuple[tuple[str, Activation], ...] = (
-    ("linear", jax.nn.identity),
-    ("tanh", jnp.tanh),
-    ("tanh", jax.lax.tanh),
-    ("relu", jax.nn.relu),
-    ("erf", jax.scipy.special.erf),
-    ("erf", jax.lax.erf),
-    ("sigmoid", jax.nn.sigmoid),
-    ("sigmoid", jax.lax.logistic),
-    ("silu", jax.nn.silu),
-    ("softplus", jax.nn.softplus),
-    ("gelu_tanh", jax.nn.gelu),
-    ("mish", jax.nn.mish),
-    ("squareplus", jax.nn.squareplus),
-    ("log_sigmoid", jax.nn.log_sigmoid),
-    ("leaky_relu", jax.nn.leaky_relu),
-    ("elu", jax.nn.elu),
-    ("selu", jax.nn.selu),
-    ("celu", jax.nn.celu),
-    ("softsign", jax.nn.soft_sign),
-    ("sin", jnp.sin),
-    ("sin", jax.lax.sin),
-    ("hard_tanh", jax.nn.hard_tanh),
-    ("relu6", jax.nn.relu6),
-    ("hard_sigmoid", jax.nn.hard_sigmoid),
-    ("hard_silu", jax.nn.hard_silu),
-    ("hard_silu", jax.nn.hard_swish),
-    ("sparse_sigmoid", jax.nn.sparse_sigmoid),
-    ("sparse_plus", jax.nn.sparse_plus),
-)
-
-
-def _apply(activation: Activation, x: Array) -> Array:
-    return activation(x)
-
-
-def _function(activation: AbstractActivation) -> Activation:
-    """Without arrays that an optimiser would take for parameters."""
-    return next((fn for name, fn in _FUNCTIONS if _same(activation, BY_NAME[name]())), partial(_apply, activation))
-
-
-def _same(activation: AbstractActivation, other: AbstractActivation) -> bool:
-    """Whether they are of one class, with the same parameters to the precision of the first."""
-    pairs = zip(jax.tree.leaves(activation), jax.tree.leaves(other), strict=False)
-    return type(activation) is type(other) and all(bool(x == y.astype(x.dtype)) for x, y in pairs)
-
-
-def _activation(fn: Activation) -> AbstractActivation:
-    match fn:
-        case AbstractActivation():
-            return fn
-        case eqx.nn.PReLU():
-            return LeakyReLU(fn.negative_slope)
-        case partial(func=func, args=(AbstractActivation() as activation,)) if func is _apply:
-            return activation
-        case partial(func=func, args=(), keywords=options):
-            known = _with_options(func, options)
-            if known is not None:
-                return known
-        case _:
-            pass
-    for name, function in _FUNCTIONS:
-        if fn is function:
-            return BY_NAME[name]()
-    has_arrays = any(eqx.is_array(x) for x in jax.tree.leaves(fn))
-    static = (lambda x: fn(x)) if has_arrays else fn  # arrays have no hash
-    activation, jaxpr = FromFunction(static), jax.make_jaxpr(static)(0.0).jaxpr
-    return Linear() if jaxpr.outvars == jaxpr.invars else activation
-
-
-def _with_options(function: Activation, options: dict[str, Any]) -> AbstractActivation | None:
-    """A function of `jax.nn` with arguments of its own, if that is known."""
-    if function is jax.nn.gelu and set(options) <= {"approximate"}:
-        return GELUTanh() if options.get("approximate", True) else GELU()
-    kinds: dict[Activation, tuple[type[AbstractActivation], str]] = {
-        jax.nn.leaky_relu: (LeakyReLU, "negative_slope"),
-        jax.nn.elu: (ELU, "alpha"),
-        jax.nn.celu: (CELU, "alpha"),
-    }
-    kind, option = kinds.get(function, (None, ""))
-    return kind(**options) if kind is not None and set(options) <= {option} else None
