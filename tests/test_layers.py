@@ -87,6 +87,20 @@ def test_a_resnet_is_its_layers():
     np.testing.assert_allclose(jfree.jacobian_spectrum(net).density(x), expected, rtol=1e-9)
 
 
+@pytest.mark.parametrize("first", [32, 64, 128])
+@pytest.mark.parametrize("last", [10, 32, 200])
+@pytest.mark.parametrize("side", ["input", "output"])
+def test_blocks_between_other_widths(first, last, side):
+    """Every round has a place for a block, also the last, where weights alone stand."""
+    branch = [gaussian(first), Activation("hard_tanh"), gaussian(first)]
+    net = jfree.Network(64, [gaussian(first), Residual(branch, scale=0.7), gaussian(last)])
+    spectrum = jfree.jacobian_spectrum(net, side)
+    levels = np.linspace(0.02, 0.98, 12) * (1 - float(spectrum.mass_at_zero())) + float(spectrum.mass_at_zero())
+    x = spectrum.quantile(levels)
+    assert np.all(np.isfinite(spectrum.density(x)))
+    assert np.allclose(spectrum.cdf(x), levels)
+
+
 @pytest.mark.parametrize(("weights", "positions", "kernel"), [("gaussian", (6,), 3), ("orthogonal", (2, 4), (3, 2))])
 def test_circular_convolutions(weights, positions, kernel):
     units = 50 * int(np.prod(positions))

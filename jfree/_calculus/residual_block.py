@@ -91,9 +91,12 @@ class ResidualBlock(AbstractOperation):
         return unknowns[1:].reshape(self.layers_per_block, self.branch.num_unknowns, unknowns.shape[-1])
 
     def advance(self, point: Point, unknowns: Array) -> Step:
+        # Where there is no block, its equations need not have a solution that is right: they are asked for nothing.
+        there = jnp.broadcast_to(self.count > 0, point.z.shape)
         inner = self._of_branch(unknowns)
         m, dm, one = point.on_side()
-        ratio = implicit_root(_block_gap, unknowns[0], (self.branch, inner, m, one))
+        known = jnp.where(there, unknowns[0], 1)  # it must not go astray elsewhere
+        ratio = implicit_root(_block_gap, known, (self.branch, inner, m, one))
         old = _Split.of(m, one, ratio)
 
         def visit(
@@ -160,18 +163,18 @@ class ResidualBlock(AbstractOperation):
         found = jnp.concatenate([ratio[None], inner.reshape(-1, *ratio.shape)])
         dinner = tangents * dc
         tangents = jnp.concatenate([dratio[None], dinner.reshape(-1, *ratio.shape)])
-        closeness = jnp.where(self.count > 0, closeness, 0)
+        closeness = jnp.where(there, closeness, 0)
         return Step(
             point=after,
             unknowns=found,
             tangents=tangents,
-            signs=signs,
-            correction=correction,
-            mismatch=mismatch,
+            signs=signs.where(there, Signs.none(point.z)),
+            correction=jnp.where(there, correction, 0),
+            mismatch=jnp.where(there, mismatch, 0),
             closeness=closeness,
             curvature=self.count * closeness,
             closeness_to_zeros=zero,
-            roughness=rough,
+            roughness=jnp.where(there, rough, 0),
         )
 
     def potential(self, psi: Array, log_z: Array, before: Point, step: Step) -> tuple[Array, Array]:
