@@ -29,8 +29,8 @@ def _known(operation: AbstractOperation, point: Point, unknowns: Array) -> Array
     return jax.lax.cond(jnp.any(unknown), guessed, lambda: unknowns)
 
 
-# After so many steps Newton's method hardly comes to its end: it takes fewer from most guesses.
-_PATIENCE = 12
+# After so many steps Newton's method hardly comes to its end any more: most guesses take fewer than ten.
+_PATIENCE = 40
 
 
 def _from_nearest(values: Array, known: Bool[Array, " lanes"]) -> Array:

@@ -10,7 +10,6 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 from .. import layers as public
 from .._layers.layer import AbstractLayer
@@ -152,10 +151,10 @@ def toml(table: dict[str, Any], place: str = "") -> list[str]:
     return lines
 
 
-def numbers(net: Network, names: Sequence[str]) -> list[Array]:
+def numbers(net: Network, names: Sequence[str]) -> list[Any]:
     """The numbers of these names of all layers, those within others included."""
 
-    def found(layers: Sequence[AbstractLayer]) -> Iterator[Array]:
+    def found(layers: Sequence[AbstractLayer]) -> Iterator[Any]:
         for layer in layers:
             values = (getattr(layer, name) for name in names if name in _parameters(type(layer)))
             yield from (value for value in values if value is not None)
@@ -180,7 +179,7 @@ class Tied(eqx.Module):
         place: dict[int, int] = {}
         self.first = tuple(place.setdefault(id(x), k) for k, x in enumerate(numbers(net, names)))
 
-    def where(self, net: Any) -> list[Array]:
+    def where(self, net: Any) -> list[Any]:
         """One of each, for `tune`."""
         found = numbers(net, self.names)
         return [found[k] for k in dict.fromkeys(self.first)]

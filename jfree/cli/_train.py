@@ -118,7 +118,7 @@ def _split(part: eqx.nn.Sequential) -> tuple[Any, Any, list[tuple[int, ...]]]:
     return single, others, [leaf.shape for leaf in jax.tree.leaves(single)]
 
 
-Rows = tuple[Float[Array | np.ndarray, "rows N_0"], Int[Array | np.ndarray, " rows"]]
+Rows = tuple[Float[Array | np.ndarray, "_ N_0"], Int[Array | np.ndarray, " _"]]
 
 
 def _is_activation(node: Any) -> bool:
