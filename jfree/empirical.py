@@ -21,6 +21,7 @@ from ._networks.abstract import AbstractNetwork
 from ._networks.mlp import MLP
 from ._networks.network import Network
 from ._networks.resnet import ResNet
+from ._networks.stacked import check_fisher
 from ._numerics.arrays import Keys
 from ._numerics.checks import integer
 from ._numerics.memory import check_memory
@@ -81,12 +82,7 @@ def fisher_eigenvalues(
     """
     if not isinstance(net, Network):
         return full_fisher_eigenvalues(net, key, 1, width, num_samples)
-    if any(layer.skips for layer in net.layers):
-        raise ValueError(
-            "`net` must not have a `Residual`: no Fisher spectrum is available where signals skip weights."
-        )
-    if any(layer.has_weights and not isinstance(layer, Dense) for layer in net.layers):
-        raise ValueError("`net` must have no weights but those of `Dense` layers for a Fisher spectrum.")
+    check_fisher(net.layers)
     widths = _checked(net, width, num_samples)
     num_numbers = 6 * max(widths) ** 2
     check_memory("`width`", num_numbers * net.q0.dtype.itemsize)

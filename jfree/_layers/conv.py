@@ -12,7 +12,7 @@ from .._numerics.checks import integer
 from .._numerics.show import name_of, number
 from .dense import AbstractWeighted, draw
 from .layer import checked_positive, sampled_size
-from .weights import AbstractWeights, BY_NAME as WEIGHTS, Orthogonal
+from .weights import AbstractWeights, BY_NAME as WEIGHTS, Gaussian, Orthogonal
 
 
 class Conv(AbstractWeighted):
@@ -53,6 +53,8 @@ class Conv(AbstractWeighted):
         if len(self.kernel) != len(self.positions):
             raise ValueError(f"`kernel` must be an integer, or {len(self.positions)} as `positions`, got {kernel!r}.")
         super().__init__(checked_positive("channels", channels) * math.prod(self.positions), weights, sigma_w, sigma_b)
+        if not isinstance(self.weights, Gaussian | Orthogonal):
+            raise ValueError(f"`weights` of a `Conv` must be Gaussian or orthogonal, got {self.weights!r}.")
 
     @property
     def channels(self) -> Float[Array, ""]:

@@ -37,6 +37,9 @@ _ANGLE = 0.2
 # How far the gate's line is bent off the real one, at most, and what keeps the bend smooth where `phi` is small.
 _HEIGHT, _SOFT = 0.3, 0.6
 
+# By how much the mean of the law may be off.
+_TOLERANCE = 1e-6
+
 
 class Gated(AbstractLayer):
     """`phi(A x + a) (B x + b)`, entry by entry, with Gaussian weights: GLU (`"sigmoid"`), SwiGLU (`"silu"`), GeGLU
@@ -44,7 +47,8 @@ class Gated(AbstractLayer):
 
     Given the preactivations, the rows of its Jacobian `diag(phi'(h) k) A + diag(phi(h)) B` are Gaussian: it is Gaussian
     weights behind which every row has the size `sigma_gate^2 (phi'(h) k)^2 + sigma_w^2 phi(h)^2`. Orthogonal weights
-    do not have this form. Where no weights follow, much of the spectrum is reported as unresolved.
+    do not have this form. Where no weights follow, much of the spectrum is reported as unresolved; and all of it, where
+    the activation has kinks elsewhere than at 0.
 
     **Arguments:**
 
@@ -102,7 +106,7 @@ class Gated(AbstractLayer):
         return Gaussian().factor(ratio, jnp.ones_like(ratio)), ChangeSide(ratio), LawFactor(self._law(signal.square))
 
     def _law(self, square: Array) -> Law:
-        """Of the rows' sizes: over gates on the real line, and values on a line across which the law continues."""
+        """Of the rows' sizes, over gates and values on lines across which the law continues."""
         gate, value = self._variances(square)
         h, measure, coarse = self._gates(gate)
         steep = jnp.square(self.sigma_gate * self.activation.derivative(h)) * value
@@ -114,6 +118,12 @@ class Gated(AbstractLayer):
         points = steep[:, None] * jnp.square(k * turn) + flat[:, None]
         weights = measure[:, None] * (k_weight * turned)
         rough = coarse[:, None] * (k_coarse * turned)
+        # Its mean is known otherwise: a kink between nodes, or a function that is not analytic, would change it.
+        mean = jnp.square(self.sigma_gate) * self.activation.slope_moment(gate) * value
+        mean = mean + jnp.square(self.sigma_w) * second_moment(self.activation, gate)
+        ratio = (jnp.sum(weights * points) / jnp.sum(weights)).real / mean
+        tolerance = max(_TOLERANCE, 100 * float(jnp.finfo(gate.dtype).eps))
+        points = jnp.where(jnp.abs(ratio - 1) <= tolerance, points, jnp.nan)
         none = (steep == 0) & (flat == 0)
         zero = jnp.zeros(1, gate.dtype)
         dead = jnp.sum(jnp.where(none, measure, 0)) / jnp.sum(measure)

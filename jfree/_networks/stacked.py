@@ -190,15 +190,7 @@ class StackedNetwork(AbstractNetwork):
         elsewhere.
         """
         dense = [k for k, place in enumerate(self.places) if isinstance(place.members[0], Dense)]
-        if any(layer.skips for place in self.places for layer in place.members):
-            raise ValueError(
-                "The Fisher spectrum of a network with skip connections is not available: the layers' shares in "
-                "J_theta J_theta^T are no longer free of each other. `net` must be an `MLP`, or a `Network` without "
-                "`Residual`."
-            )
-        others = [layer for place in self.places for layer in place.members if not isinstance(layer, Dense)]
-        if any(layer.has_weights for layer in others):
-            raise ValueError("The Fisher spectrum of a network is available where all its weights are `Dense` layers.")
+        check_fisher([layer for place in self.places for layer in place.members])
         if len(dense) != 1:
             raise ValueError("`net` must have weights to have a Fisher spectrum.")
         (place,) = dense
@@ -233,6 +225,18 @@ class StackedNetwork(AbstractNetwork):
         rounds_there = amount.size if self.depth is not None else num_padded_layers(amount.size)
         num_atoms = max(*(operation.num_atoms for operation in found), min(rounds_there, _MAX_ATOMS))
         return Curve(tuple(found), (point_mass(unit),), jnp.ones_like(self.q0), num_atoms, self.depth)
+
+
+def check_fisher(layers: Sequence[AbstractLayer]) -> None:
+    """**Raises:** `ValueError` if the Fisher spectrum of a network of these layers is not known."""
+    if any(layer.skips for layer in layers):
+        raise ValueError(
+            "The Fisher spectrum of a network with skip connections is not available: the layers' shares in "
+            "J_theta J_theta^T are no longer free of each other. `net` must be an `MLP`, or a `Network` without "
+            "`Residual`."
+        )
+    if any(layer.has_weights and not isinstance(layer, Dense) for layer in layers):
+        raise ValueError("The Fisher spectrum of a network is available where all its weights are `Dense` layers.")
 
 
 def joined(layers: Sequence[AbstractLayer]) -> list[AbstractLayer]:
