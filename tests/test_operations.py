@@ -12,7 +12,7 @@ import pytest
 from scipy.special import ndtri
 
 import jfree
-from jfree._calculus.residual_block import ResidualBlock
+from jfree._calculus.sum_of_branches import SumOfBranches
 from jfree._calculus.universal import UniversalFactor
 from jfree.extend import (
     AbstractOperation,
@@ -136,15 +136,30 @@ def one_layer(acts):
 
 
 def block(*branch, count=1):
+    return sum_of([branch], count=count)
+
+
+def sum_of(branches, ratio=None, count=1):
+    """Of the identity, unless there is a ratio, and branches."""
+
+    def one(branch, size, rng):
+        y = applied(branch, np.ones(size), rng)
+        diagonal = np.zeros((y.size, size))
+        common = min(y.size, size)
+        diagonal[:common, :common] = np.diag(np.sqrt(np.sort(y)[::-1][:common]))
+        return haar(y.size, rng) @ diagonal @ haar(size, rng)
+
     def sample(h, rng):
         for _ in range(count):
-            y = applied(branch, np.ones(h.size), rng)
-            moved = np.eye(h.size) + haar(h.size, rng) * np.sqrt(y) @ haar(h.size, rng)
-            h = np.linalg.svd(moved @ haar(h.size, rng) * np.sqrt(h), compute_uv=False) ** 2
+            moved = sum(one(branch, h.size, rng) for branch in branches)
+            moved = moved + np.eye(h.size) if ratio is None else moved
+            found = np.linalg.svd(moved @ haar(h.size, rng) * np.sqrt(h), compute_uv=False) ** 2
+            h = np.append(found, np.zeros(h.size - found.size))
         return h
 
-    curve = Curve(one_layer(branch), (), jnp.ones(()), NUM_ATOMS)
-    return Act(ResidualBlock(curve, jnp.asarray(float(count)), 1), sample)
+    curves = tuple(Curve(one_layer(branch), (), jnp.ones(()), NUM_ATOMS) for branch in branches)
+    width = None if ratio is None else jnp.asarray(ratio)
+    return Act(SumOfBranches(curves, jnp.asarray(float(count)), width, (1,) * len(curves)), sample)
 
 
 def universal(theta, num_blocks=100):
@@ -160,6 +175,10 @@ def universal(theta, num_blocks=100):
 def bottleneck():
     relu = slopes(jfree.activations.ReLU())
     return gaussian(4.0, 0.9), change_side(4.0), relu, gaussian(0.25, 0.8), change_side(0.25)
+
+
+def narrower(ratio, sigma_w):
+    return orthogonal(ratio, sigma_w), change_side(ratio)
 
 
 def half_bent():
@@ -190,6 +209,22 @@ ACTS: dict[str, Callable[[], Act]] = {
     "block of blocks": lambda: block(gaussian(1.0, 0.6), block(gaussian(1.0, 0.5)), gaussian(1.0, 0.7)),
     "large block": lambda: block(gaussian(1.0, 2.0), slopes(jfree.activations.ShiftedReLU(1.0))),
     "blocks": lambda: block(gaussian(1.0, 0.5), slopes(jfree.activations.ReLU()), count=2),
+    "two branches": lambda: sum_of([(gaussian(1.0, 0.7),), (gaussian(1.0, 0.5), slopes(jfree.activations.Tanh()))]),
+    "three branches": lambda: sum_of([(gaussian(1.0, s), slopes(jfree.activations.ReLU())) for s in (0.4, 0.9, 1.5)]),
+    "branches of low rank": lambda: sum_of([(slopes(jfree.activations.ReLU(), keep=0.4),)] * 2),
+    "no identity": lambda: sum_of([(gaussian(1.0, 0.7),), (slopes(jfree.activations.ReLU()), gaussian(1.0, 1.2))], 1.0),
+    "no identity, low rank": lambda: sum_of([bottleneck(), (orthogonal(1.0, 1.1),)], 1.0),
+    "narrowing branches": lambda: sum_of(
+        [(gaussian(1.25, 0.7), change_side(1.25)), (slopes(jfree.activations.Tanh()), *narrower(1.25, 1.2))], 1.25
+    ),
+    "widening branches": lambda: sum_of(
+        [
+            (gaussian(0.8, 0.7), change_side(0.8)),
+            (gaussian(0.8, 1.2), change_side(0.8), slopes(jfree.activations.ReLU())),
+        ],
+        0.8,
+    ),
+    "only branch": lambda: sum_of([(gaussian(1.25, 0.7), change_side(1.25))], 1.25),
     "universal": lambda: universal(0.5),
 }
 # What stands before: one with atoms and zeros, one with neither.
@@ -239,7 +274,7 @@ class Seen(eqx.Module):
 def behind(before, operation):
     ratio = 1.0
     for one in (*(one.operation for one in acts_before(before)), operation):
-        ratio = 1.0 if isinstance(one, Shift) else ratio * float(getattr(one, "ratio", 1.0))
+        ratio = 1.0 if isinstance(one, Shift) else ratio * float(one.ratio) if isinstance(one, ChangeSide) else ratio
     operations = (*one_layer(acts_before(before)), jax.tree.map(lambda x: x[None], operation))
     curve = curve_of(operations, (), jnp.asarray(ratio), NUM_ATOMS)
     return Made(operation, Curve(operations[:-1], (), curve.rank, NUM_ATOMS), curve)
@@ -390,7 +425,7 @@ def volume_slope(operation, rank):
 @every_pair_without_shifts
 def test_the_mean_logarithm_is_that_of_a_matrix(name, before):
     eigenvalues, (operation, _, curve) = sampled(name, before), made(name, before)
-    if isinstance(operation, ResidualBlock) and before == "isometry":
+    if isinstance(operation, SumOfBranches) and before == "isometry":
         assert np.isnan(mean_log(curve))  # of a product with zeros it is not known
     else:
         np.testing.assert_allclose(mean_log(curve), np.mean(np.log(eigenvalues[eigenvalues > 1e-9])), atol=0.03)
@@ -400,7 +435,7 @@ def test_the_mean_logarithm_is_that_of_a_matrix(name, before):
 def test_the_mean_logarithm_is_an_integral(name, before):
     """Up to a rank, of `-log S(-u)`, with `S(-u) = -(1 - u) / (u z)` where `M(z) = -u`."""
     operation = made(name, before).operation
-    if isinstance(operation, ResidualBlock):
+    if isinstance(operation, SumOfBranches):
         return  # it is known for the whole rank only
     here = seen(name, before, "negative")
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 from .._calculus.curve import Curve
 from .._calculus.factor import point_mass
 from .._calculus.operation import AbstractOperation
-from .._calculus.residual_block import ResidualBlock
+from .._calculus.sum_of_branches import SumOfBranches
 from .._layers.layer import AbstractLayer, Entries, sample_all, Signal
 from .._numerics.arrays import is_concrete
 from .._numerics.checks import check, is_finite
@@ -111,7 +111,7 @@ class Residual(AbstractLayer):
         last = (point_mass(relative),) if scales else ()
         one = jnp.ones_like(signal.square)
         num_atoms = max(operation.num_atoms for operation in layers)
-        block = ResidualBlock(Curve(layers, last, one, num_atoms), one, branch.places[0].kind.size)
+        block = SumOfBranches((Curve(layers, last, one, num_atoms),), one, None, (branch.places[0].kind.size,))
         return (block,) if self.skip is None else (block, point_mass(jnp.square(self.skip)))
 
     def sample(self, size: int, scale: float, key: PRNGKeyArray, dtype: DTypeLike) -> "Block":

@@ -8,15 +8,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-Residual = Callable[..., tuple[Array, Array]]
+Residual = Callable[..., tuple[Array, Any]]
 
 
 def implicit_root(
     residual: Residual, root: Array, args: tuple[Any, ...], found: Bool[Array, "..."] | bool = True
 ) -> Array:
-    """Gives `root` the derivatives of the solution of `residual(root, *args) = 0`, elementwise in `root`.
+    """Gives `root` the derivatives of the solution of `residual(root, *args) = 0`, elementwise in `root`, or not.
 
     `residual` returns its value and its slope in `root`; `with_slope` makes it of a function that returns the value.
+    Where the elements of `root` hang together the slope is a module with a method `solve(value)`, which divides by it.
     How the root was found does not matter, and is never differentiated:
 
         d root = -(d residual / d root)^-1 sum_i (d residual / d args_i) d args_i.
@@ -85,22 +86,26 @@ def _attach_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Ar
     residual, (static, found), root, dynamic = primals
     *_, dynamic_tangent = tangents
 
-    def at(root: Array, dynamic: Any) -> tuple[Array, Array]:
+    def at(root: Array, dynamic: Any) -> tuple[Array, Any]:
         value, slope = residual(root, *eqx.combine(dynamic, static))
-        return jnp.where(found, value, 0), jnp.where(found, slope, 1)
+        return jnp.where(found, value, 0), jnp.where(found, slope, 1) if isinstance(slope, Array) else slope
 
     dynamic_tangent = _instantiated(dynamic, dynamic_tangent)
 
-    def along(root: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    def along(root: Array) -> tuple[tuple[Array, Any], tuple[Array, Any]]:
         return jax.jvp(lambda d: at(root, d), (dynamic,), (dynamic_tangent,))
 
     # JAX forgets custom rules when it transposes a scan. The step of Newton's method, which goes nowhere, has the
     # derivatives of the root without one; and so have roots inside the residual, as `jax.jvp` applies their rules.
     root = _attach(residual, (static, found), root, dynamic)
     (value, slope), _ = along(root)
-    root = root - value / jax.lax.stop_gradient(slope)
+    root = root - _divided(value, jax.lax.stop_gradient(slope))
     (_, slope), (change, _) = along(root)
-    return root, -change / slope
+    return root, -_divided(change, slope)
+
+
+def _divided(value: Array, slope: Any) -> Array:
+    return value / slope if isinstance(slope, Array) else slope.solve(value)
 
 
 def bisect(fn: Callable[[Array], Array], low: Array, high: Array) -> Array:
