@@ -150,6 +150,11 @@ class Curve(eqx.Module):
         """Whether the end of the curve at `z = 0` lies at some `omega < 0`, rather than at 0."""
         return any(operation.moves_zeros for operation in self.operations + self.last)
 
+    @property
+    def adds_logs(self) -> bool:
+        """Whether mean logarithms may be known as sums over the operations."""
+        return all(operation.adds_logs for operation in self.operations + self.last)
+
     def next_to_atoms(self) -> Float[Array, ""]:
         """How near to an atom points are certified, relative to it: closer than a bulk around it is wide."""
         eps = jnp.finfo(self.rank.dtype).eps
@@ -304,7 +309,7 @@ class Curve(eqx.Module):
         return phi + point.log_scale, log_z + point.log_scale
 
     def mean_log(self) -> Float[Array, ""]:
-        """The mean of `log t` over `t > 0`; with shifts it is not known here."""
+        """The mean of `log t` over `t > 0`, NaN where no sum over the operations is known."""
         mean, rank = self.log_volume(self.rank)
         return mean - (x_log_x(rank) + x_log_x(1 - rank)) / rank
 

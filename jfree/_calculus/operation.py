@@ -147,8 +147,15 @@ class AbstractOperation(eqx.Module):
         """Maps the share of what is not at zero."""
         return rank
 
+    @property
+    def adds_logs(self) -> bool:
+        """Whether `log_volume` may be known."""
+        return True
+
     def log_volume(self, rank: Float[Array, ""]) -> Float[Array, ""]:
-        """What it adds to `-int_0^rank log S(-u) du` of a measure; with shifts there is no such sum."""
+        """What it adds to `-int_0^rank log S(-u) du` of a measure, NaN where that is not known; with shifts there is no
+        such sum.
+        """
         raise NotImplementedError
 
     def together(self) -> "AbstractOperation":

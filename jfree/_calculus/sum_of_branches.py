@@ -332,13 +332,14 @@ class SumOfBranches(AbstractOperation):
         relative_variance = ratio + square / jnp.square(total)
         return c.times(self.count * self._log_mean, self.count * relative_variance)
 
+    @property
+    def adds_logs(self) -> bool:
+        return self.ratio is None and len(self.branches) == 1 and self.branches[0].adds_logs
+
     def log_volume(self, rank: Array) -> Array:
         """Of a product without mass at 0, and one branch beside the identity: that of `I + Y` is the most that `Y Y^T`
         has up to any rank, as its eigenvalues are spread alike in all directions (Haagerup and Larsen, Theorem 4.4).
-        Of other sums it is not known.
         """
-        if self.ratio is not None or len(self.branches) > 1:
-            return jnp.where(self.count == 0, 0, jnp.nan) * rank
         (branch,) = self.branches
         whole = branch.atoms().rank
 

@@ -13,7 +13,7 @@ from .._calculus.curve import Curve
 from .._calculus.operation import AbstractOperation, Step
 from .._calculus.point import Point
 from .._calculus.reader import reader
-from .._numerics.arrays import at_once
+from .._numerics.arrays import at_once, is_concrete
 from .._numerics.complex import complex_dtype, exponential, logarithm, reciprocal
 from .._solve.solve import differentiable, find_atoms, find_roots
 
@@ -84,9 +84,13 @@ _settled = jax.jit(lambda curve, omega: curve.settle(omega))
 
 @at_once
 def mean_log(curve: Curve) -> Float[Array, ""]:
-    """A sum over the layers; with shifts `Phi(z) - mu({0}) log z` as `z -> 0-`, where logarithms of `z` cancel."""
+    """A sum over the layers; with shifts `Phi(z) - mu({0}) log z` as `z -> 0-`, where logarithms of `z` cancel; and else
+    a quadrature.
+    """
     if not curve.has_shifts:
-        return _sum_of_logs(curve)
+        exact = _sum_of_logs(curve) if curve.adds_logs else jnp.full_like(curve.rank, jnp.nan)
+        known = is_concrete(exact) and not np.any(np.isnan(exact))
+        return exact if known else jnp.where(jnp.isnan(exact), log_moments(curve)[0], exact)
     frozen = jax.lax.stop_gradient(curve)
     return _read_mean_log(curve, find_atoms(curve), *_below_shifts(frozen, _next_to_zero(frozen, np.arange(1, 4))))
 
