@@ -423,7 +423,8 @@ def test_the_mean_logarithm_is_that_of_a_matrix(name, before):
     eigenvalues, (operation, _, curve) = sampled(name, before), made(name, before)
     if isinstance(operation, SumOfBranches) and operation.adds_logs and before == "isometry":
         assert np.isnan(curve.mean_log())  # of a product with zeros no sum is known
-    np.testing.assert_allclose(mean_log(curve), np.mean(np.log(eigenvalues[eigenvalues > 1e-9])), atol=0.03)
+    far = 0.03 if operation.adds_logs else 0.08  # at four times the size a fourth of it
+    np.testing.assert_allclose(mean_log(curve), np.mean(np.log(eigenvalues[eigenvalues > 1e-9])), atol=far)
 
 
 @every_pair_without_shifts

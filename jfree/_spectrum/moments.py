@@ -126,6 +126,10 @@ def _read_mean_log(curve: Curve, atoms: Atoms, z: Array, omega: Array, unknowns:
     return jnp.where(known, at_zero, jnp.nan)
 
 
+# Of sums of branches the last digits are lost next to 0, where a branch has more zeros than the identity.
+_KEPT = 0.8
+
+
 @at_once
 def log_moments(curve: Curve, power: float = 0.0) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Mean and variance of log t over t > 0, where t counts `t^power` times, `0 <= power < 1`.
@@ -138,6 +142,7 @@ def log_moments(curve: Curve, power: float = 0.0) -> tuple[Float[Array, ""], Flo
     frozen = jax.lax.stop_gradient(curve)
     reach = -math.log(float(jnp.finfo(curve.rank.dtype).eps))
     low, high = reach / (1 + power), reach / (1 - power)  # weights fall off that fast
+    low = low if curve.adds_logs else _KEPT * low
     if curve.has_shifts:
         z = _along_negative_axis(frozen, low, high)
         return _read_log_moments(curve, *_below_shifts(frozen, z), power)
