@@ -8,4 +8,4 @@ from ._layers.gated import Gated as Gated
 from ._layers.layer import AbstractLayer as AbstractLayer
 from ._layers.normalisation import LayerNorm as LayerNorm, RMSNorm as RMSNorm
 from ._layers.scale import Scale as Scale
-from ._networks.residual import Residual as Residual
+from ._networks.branches import Parallel as Parallel, Residual as Residual

@@ -230,7 +230,7 @@ class SumOfBranches(AbstractOperation):
         d_log_t = dm * reciprocal(whole)
         rates = [d_log_t * per * reciprocal(part) for per, part in zip(per_log_t, new.parts, strict=True)]
         d_one = dm * reciprocal(one)
-        if skips:
+        if self.ratio is None:
             other, d_other, t = one, d_one, new.parts[0] * new.ones[0]
         else:
             other = point.one_plus(self.ratio)

@@ -31,9 +31,9 @@ from .._layers.layer import AbstractLayer
 from .._layers.normalisation import LayerNorm, RMSNorm
 from .._layers.scale import Scale, Times
 from .._layers.weights import AbstractWeights, as_weights
+from .._networks.branches import Branches, Parallel, Residual
 from .._networks.mlp import MLP
 from .._networks.network import Network
-from .._networks.residual import Block, Residual
 from .._networks.resnet import ResNet
 from .._numerics.arrays import common_dtype, is_concrete
 from .._numerics.checks import cast, check, integer, positive
@@ -342,10 +342,11 @@ def _network_to(place: str, width: int, layers: list[AbstractLayer]) -> None:
         raise ValueError(f"`{place}` is out of place: {str(error).removeprefix('`layers`: ')}") from error
 
 
-def _modules(model: eqx.nn.Sequential | Block, place: str) -> Iterator[tuple[str, Any]]:
+def _modules(model: eqx.nn.Sequential | tuple[Any, ...], place: str) -> Iterator[tuple[str, Any]]:
     """The modules that do something, one after the other, and where each is found."""
-    for k, module in enumerate(model.layers):
-        here = f"{place}.layers[{k}]"
+    sequence, name = (model, "") if isinstance(model, tuple) else (model.layers, ".layers")
+    for k, module in enumerate(sequence):
+        here = f"{place}{name}[{k}]"
         match module:
             case eqx.nn.Sequential():
                 yield from _modules(module, here)
@@ -380,15 +381,26 @@ def _layer(place: str, module: Any, law: AbstractWeights) -> AbstractLayer:
             return Dropout(module.p)
         case Times():
             return Scale(module.factor)
-        case Block():
-            branch = [_layer(*found, law) for found in _modules(module, place)]
-            return Residual(branch, _unless(1, module.skip), _unless(1, module.scale))
+        case Branches():
+            return _branches(place, module, law)
         case _:
             raise ValueError(
                 f"`{place}` must be a `Linear`, a `Lambda`, a `LayerNorm`, an `RMSNorm`, a `Dropout`, an `Identity` or "
                 "a `Sequential` of `eqx.nn`, or what `jfree.to_equinox` makes of other layers of `jfree.layers`, got "
                 f"{type(module).__name__}."
             )
+
+
+def _branches(place: str, module: Branches, law: AbstractWeights) -> Residual | Parallel:
+    found = [
+        [_layer(*one, law) for one in _modules(layers, f"{place}.branches[{k}]")]
+        for k, layers in enumerate(module.branches)
+    ]
+    scale = _unless(1, module.scale)
+    if len(found) == 1 and module.skip is not None:
+        return Residual(found[0], _unless(1, module.skip), scale)
+    scales = [] if isinstance(scale, int) else [Scale(scale)]
+    return Parallel([layers + scales for layers in found], 0.0 if module.skip is None else module.skip)
 
 
 # By which share of their mean gains may differ, and biases by which share of the gain. Such gains would add 0.01 to the
@@ -429,8 +441,8 @@ def _num_inputs(module: Any) -> int | None:
             return module.gate.weight.shape[1]
         case CircularConv():
             return module.conv.weight.shape[1] * math.prod(module.positions)
-        case Block():
-            return next(filter(None, map(_num_inputs, module.layers)), None)
+        case Branches():
+            return next(filter(None, map(_num_inputs, module.branches[0])), None)
         case _:
             return None
 

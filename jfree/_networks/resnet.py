@@ -23,7 +23,7 @@ from ..activations._base import AbstractActivation
 from ..activations._names import as_activation, BY_NAME as ACTIVATIONS
 from ..activations._two_slopes import LeakyReLU, Linear, ReLU
 from .abstract import AbstractNetwork, num_padded_layers
-from .residual import Residual
+from .branches import Residual
 from .stacked import StackedNetwork
 
 

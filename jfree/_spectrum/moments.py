@@ -84,8 +84,8 @@ _settled = jax.jit(lambda curve, omega: curve.settle(omega))
 
 @at_once
 def mean_log(curve: Curve) -> Float[Array, ""]:
-    """A sum over the layers; with shifts `Phi(z) - mu({0}) log z` as `z -> 0-`, where logarithms of `z` cancel; and else
-    a quadrature.
+    """A sum over the layers, or a quadrature where none is known; with shifts `Phi(z) - mu({0}) log z` as `z -> 0-`,
+    where logarithms of `z` cancel.
     """
     if not curve.has_shifts:
         exact = _sum_of_logs(curve) if curve.adds_logs else jnp.full_like(curve.rank, jnp.nan)

@@ -84,12 +84,20 @@ def _value(key: str, value: Any, parameter: inspect.Parameter, tuned: Sequence[s
     """Checked against the type that the constructor gives the key."""
     if typing.get_args(parameter.annotation) == (AbstractLayer,):
         return read(value, tuned, f"{place}.{key}")
+    if parameter.annotation == Sequence[Sequence[AbstractLayer]]:
+        return _read_branches(value, tuned, f"{place}.{key}")
     kinds = (parameter.annotation, *typing.get_args(parameter.annotation))
     if parameter.annotation == int | Sequence[int]:
         check_value(key, tuple(value) if isinstance(value, list) else (value,), int, place)
         return value
     check_value(key, (value,), str if str in kinds else float, place)
     return value
+
+
+def _read_branches(tables: Any, tuned: Sequence[str], place: str) -> list[list[AbstractLayer]]:
+    if not isinstance(tables, list) or not all(isinstance(x, dict) and x.keys() == {"layers"} for x in tables):
+        raise ValueError(f"`config`: `{place}` must be tables of nothing but `layers`, in double brackets.")
+    return [read(table["layers"], tuned, f"{place}[{k}].layers") for k, table in enumerate(tables)]
 
 
 def written(layers: Sequence[AbstractLayer]) -> list[dict[str, Any]]:
@@ -108,6 +116,8 @@ def _written(value: Any) -> Any:
         case None:
             return None
         case tuple():
+            if all(isinstance(x, tuple) for x in value):
+                return [{"layers": written(layers)} for layers in value]
             return list(value) if all(isinstance(x, int) for x in value) else written(value)
         case eqx.Module():
             return flag(value)
@@ -154,13 +164,16 @@ def toml(table: dict[str, Any], place: str = "") -> list[str]:
 def numbers(net: Network, names: Sequence[str]) -> list[Any]:
     """The numbers of these names of all layers, those within others included."""
 
-    def found(layers: Sequence[AbstractLayer]) -> Iterator[Any]:
+    def found(layers: Sequence[Any]) -> Iterator[Any]:
         for layer in layers:
+            if not isinstance(layer, AbstractLayer):
+                continue
             values = (getattr(layer, name) for name in names if name in _parameters(type(layer)))
             yield from (value for value in values if value is not None)
             for key in _parameters(type(layer)):
                 if isinstance(inner := getattr(layer, key), tuple):
-                    yield from found([part for part in inner if isinstance(part, AbstractLayer)])
+                    for part in inner:
+                        yield from found(part if isinstance(part, tuple) else [part])
 
     return list(found(net.layers))
 
