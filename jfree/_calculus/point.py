@@ -112,11 +112,15 @@ class Signs(eqx.Module):
     def where(self, there: Bool[Array, " lanes"], other: "Signs") -> "Signs":
         return jax.tree.map(lambda x, y: jnp.where(there, x, y), self, other)
 
+    def mirrored(self, where: Bool[Array, " lanes"]) -> "Signs":
+        """Of the same points seen in the real axis, in some places."""
+        lowest, highest = jnp.where(where, -self.highest, self.lowest), jnp.where(where, -self.lowest, self.highest)
+        return Signs(lowest, highest, self.rising)
+
     def seen(self, below: Bool[Array, " lanes"], together: Bool[Array, " lanes"]) -> "Signs":
         """From another point, whose `m` moves `together` with this one's; from the lower half plane against it."""
-        lowest = jnp.where(below, -self.highest, self.lowest)
-        highest = jnp.where(below, -self.lowest, self.highest)
-        return Signs(lowest, highest, self.rising & (together != below))
+        turned = self.mirrored(below)
+        return Signs(turned.lowest, turned.highest, self.rising & (together != below))
 
     def __and__(self, other: "Signs") -> "Signs":
         return Signs(

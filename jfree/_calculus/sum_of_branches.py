@@ -7,7 +7,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Complex, Float
 
-from .._numerics.complex import exponential, log_lower, log_upper, logarithm, magnitude, reciprocal, scaled, squared
+from .._numerics.complex import (
+    exponential,
+    log_lower,
+    log_upper,
+    logarithm,
+    magnitude,
+    mirrored,
+    reciprocal,
+    scaled,
+    squared,
+)
 from .._numerics.implicit import at_extremum, bisect, implicit_root, with_slope
 from .atoms import Atoms
 from .curve import Curve
@@ -164,8 +174,9 @@ class SumOfBranches(AbstractOperation):
             return self._filled(point, [mean / means[0] * jnp.ones_like(point.z) for mean in means[1:]])
         mean = sum(means[1:], means[0])
         m, _, one = point.on_side()
-        root = exponential(log_upper(jnp.square(1 - mean) + 4 * mean * one * one) / 2)
-        root = jnp.where(root.real < 0, -root, root)
+        axis = point.z.imag < 0
+        root = jnp.square(1 - mean) + 4 * mean * one * one
+        root = mirrored(exponential(log_upper(mirrored(root, axis)) / 2), axis)
         above, below = root + (mean - 1 + 2 * one), root - (mean - 1 + 2 * one)
         # Of two equal expressions the one that does not cancel.
         above = jnp.where(magnitude(above) >= magnitude(below), above, 4 * (mean - 1) * m * one * reciprocal(below))
@@ -239,30 +250,36 @@ class SumOfBranches(AbstractOperation):
         growth = m * other * reciprocal(t) * jnp.exp(-self._log_mean)
         slope = point.rate + d_other - d_log_t
 
-        planes = _HalfPlanes.of(one, other, t)
         others = [
             term.other + scaled(term.side, after - before)
             for term, before, after in zip(terms, old.parts, new.parts, strict=True)
         ]
         ones = list(zip(new.ones, new.ones if skips else others, strict=True))
         moves = [part * rate for part, rate in zip(new.parts, rates, strict=True)]
-        signs, negative = planes.signs(point, d_one, d_other, d_log_t, ones, moves, self.ratio)
+        # In a branch of another sum all may lie below the axis: half planes are told of what is seen in it.
+        below = point.z.imag < 0
+        d_one, d_other, turn, ones, moves = jax.tree.map(
+            lambda x: mirrored(x, below), (d_one, d_other, d_log_t, ones, moves)
+        )
+        planes = _HalfPlanes.of(*(mirrored(x, below) for x in (one, other, t)), rectangular=not skips)
+        signs, negative = planes.signs(point, d_one, d_other, turn, ones, moves, self.ratio)
         for seen, own, move in zip(looked, ones[skips:], moves[skips:], strict=True):
             # The z of Y Y^T and all before it lie in the lower half plane together with that of the branch. On the
             # negative axis that need not rise with z, only they with it.
             together = (move.real > 0) == (dm.real > 0)
-            inside = seen.signs.seen(planes.in_lower(*own) & ~negative, together)
+            inside = seen.signs.mirrored(below).seen(planes.in_lower(*own) & ~negative, together)
             signs = signs & Signs.known(signs.rising, zero.dtype).where(negative, inside)
         power = logarithm(growth)
-        # Of many blocks together, z must not have turned past the half plane and back into it.
-        turned = log_upper(point.z).imag + self.count * power.imag
-        turned = jax.lax.complex(jnp.zeros_like(turned), jnp.clip(turned, -jnp.pi / 2, 1.5 * jnp.pi))
         after = point.multiplied(
             jnp.where(self.count == 1, growth, exponential(self.count * power)),
             self.count * slope,
             self.count * self._log_mean,
         )
-        signs = signs & after.own_signs() & point.signs(exponential(turned), after.dz)
+        # Of many blocks together, z must not have turned past the half plane and back into it.
+        turned = log_upper(mirrored(point.z, below)).imag + self.count * mirrored(power, below).imag
+        turned = jax.lax.complex(jnp.zeros_like(turned), jnp.clip(turned, -jnp.pi / 2, 1.5 * jnp.pi))
+        signs = signs & point.signs(exponential(turned), mirrored(after.dz, below))
+        signs = signs.mirrored(below) & after.own_signs()
         closeness = _closeness(m, terms, new.parts, [seen.closeness for seen in looked], skips)
         # Where t has a pole it is singular, too, but known as long as its distance from there is.
         closeness = jnp.where(newton.near, closeness, jnp.inf)
@@ -295,12 +312,9 @@ class SumOfBranches(AbstractOperation):
         else:
             other, others = before.one_plus(self.ratio), [1 + self.ratio * s for s in shares.parts]
             t = m * other * before.z * reciprocal(step.point.z) * jnp.exp(-self._log_mean)
-        planes = _HalfPlanes.of(one, other, t)
+        planes = _HalfPlanes.of(one, other, t, not skips)
         below = [planes.in_lower(*ones) for ones in zip(shares.ones, others, strict=True)]
         log_t = log_lower(one) + log_lower(other) - log_upper(one * other * reciprocal(t))
-
-        def mirrored(x: Array, where: Array) -> Array:
-            return jax.lax.complex(x.real, jnp.where(where, -x.imag, x.imag))
 
         def log_one(x: Array, where: Array) -> Array:
             return mirrored(log_lower(mirrored(x, where)), where)
@@ -465,11 +479,11 @@ class _HalfPlanes(eqx.Module):
     second: Complex[Array, " lanes"]
 
     @staticmethod
-    def of(one: Array, other: Array, t: Array) -> "_HalfPlanes":
+    def of(one: Array, other: Array, t: Array, rectangular: bool) -> "_HalfPlanes":
         z = one * other * reciprocal(t)
         zeta = exponential(log_upper(z) / 2)
         first = zeta * reciprocal(one)
-        return _HalfPlanes(z, first, first if other is one else zeta * reciprocal(other))
+        return _HalfPlanes(z, first, zeta * reciprocal(other) if rectangular else first)
 
     def in_lower(self, one: Array, other: Array) -> Bool[Array, " lanes"]:
         """Where `z` of a term lies below the axis."""

@@ -55,6 +55,11 @@ def magnitude(z: Array) -> Array:
     return jnp.sqrt(squared(z))
 
 
+def mirrored(z: Array, where: Array) -> Array:
+    """Seen in the real axis, in some places."""
+    return jax.lax.complex(z.real, jnp.where(where, -z.imag, z.imag))
+
+
 def exponential(z: Array) -> Array:
     """`exp z`; real where `z` is."""
     size = jnp.exp(z.real)
