@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ._finite.lanczos import jacobian_density_lanczos as jacobian_density_lanczos, LanczosDensity as LanczosDensity
-from ._finite.sampling import few_threads, integer_widths, laws_of_layers, scale_of, with_all_scales
+from ._finite.sampling import few_threads, integer_widths, laws_of_layers, scale_of, with_all_scales, with_positions
 from ._layers.dense import Dense, draw
 from ._layers.layer import AbstractLayer
 from ._layers.weights import AbstractWeights
@@ -21,7 +21,7 @@ from ._networks.abstract import AbstractNetwork
 from ._networks.mlp import MLP
 from ._networks.network import Network
 from ._networks.resnet import ResNet
-from ._networks.stacked import check_fisher
+from ._networks.stacked import check_fisher, unrolled
 from ._numerics.arrays import Keys
 from ._numerics.checks import integer
 from ._numerics.memory import check_memory
@@ -43,7 +43,7 @@ def jacobian_eigenvalues(
     - `net`: what to sample. The input is Gaussian, scaled such that `|x_0|^2 / N_0 = q0`.
     - `key`: of `jax.random`.
     - `width`: the largest width; the others keep their ratios to it, rounded. By default `net.widths` are the widths;
-        a `ResNet` has none, and needs it.
+        a `ResNet` has none, and needs it. Of convolutions without positions they are channels.
     - `num_samples`: how many networks, all drawn independently.
     - `side`: `"input"` for the `N_0` eigenvalues of `J^T J`, `"output"` for the `N_L` of `J J^T`, zeros included.
 
@@ -54,6 +54,7 @@ def jacobian_eigenvalues(
     """
     if side not in ("input", "output"):
         raise ValueError(f"`side` must be 'input' or 'output', got {side!r}.")
+    net, width = with_positions(net, width)
     widths = _checked(net, width, num_samples)
     assert isinstance(net, MLP | ResNet | Network)
     size = widths[0 if side == "input" else -1]
@@ -82,7 +83,7 @@ def fisher_eigenvalues(
     """
     if not isinstance(net, Network):
         return full_fisher_eigenvalues(net, key, 1, width, num_samples)
-    check_fisher(net.layers)
+    check_fisher(unrolled(net.layers))
     widths = _checked(net, width, num_samples)
     num_numbers = 6 * max(widths) ** 2
     check_memory("`width`", num_numbers * net.q0.dtype.itemsize)
@@ -405,9 +406,10 @@ def _through_layers(
     """Matrices through all layers; one program for all of a structure and size, layer after layer (host)."""
     keys = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys)
     x = _random_inputs(net, 1, widths[0], keys[0])[:, 0]
-    layer_keys = jax.vmap(lambda key: jax.random.split(key, len(net.layers)), out_axes=1)(keys[2])
+    layers = unrolled(net.layers)
+    layer_keys = jax.vmap(lambda key: jax.random.split(key, len(layers)), out_axes=1)(keys[2])
     scale = scale_of(net, widths)
-    for layer, own in zip(net.layers, layer_keys, strict=True):
+    for layer, own in zip(layers, layer_keys, strict=True):
         size, dtype = x.shape[1], x.dtype
         modules = eqx.filter_vmap(
             lambda key, size=size, layer=layer, dtype=dtype: layer.sample(size, scale, key, dtype)

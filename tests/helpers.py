@@ -53,6 +53,36 @@ def random_resnet(rng, depth, names):
     return jfree.ResNet(depth, activations, weights, sigma_w, sigma_b, layers, q0, mean0)
 
 
+def random_network(rng, blocks, names):
+    """Of sums of up to three branches, within each other up to twice, of widths from a fourth to four times."""
+
+    def dense(width):
+        law = rng.choice(["gaussian", "orthogonal"])
+        return jfree.layers.Dense(width, law, float(rng.uniform(0.3, 1.5)), float(rng.choice([0.0, 0.3])))
+
+    def chain(width, end, depth):
+        inner = 100.0 * 2.0 ** rng.integers(-2, 3)
+        kind = rng.integers(3 if depth else 2)
+        if kind == 0:
+            return [dense(inner), jfree.layers.Activation(make_activation(rng.choice(names), rng)), dense(end)]
+        if kind == 1:
+            return [dense(end)]
+        return [dense(inner), sum_of(inner, depth - 1), dense(end)]
+
+    def sum_of(width, depth):
+        skip = float(rng.choice([0.0, 1.0, rng.uniform(0.3, 1.5)]))
+        end = 100.0 * 2.0 ** rng.integers(-2, 3) if skip == 0 and depth == 2 else width
+        branches = [chain(width, end, depth) for _ in range(rng.integers(1, 4))]
+        return jfree.layers.Parallel(branches, skip)
+
+    layers, width = [], 100.0
+    for _ in range(blocks):
+        layers.append(sum_of(width, 2))
+        new = layers[-1].new_width()
+        width = width if new is None else float(new)
+    return jfree.Network(100.0, [*layers, dense(100.0)])
+
+
 def fuzz_points(spectrum, rng, num):
     """Log-uniform over the spectrum and beyond, crowded near edges, atoms and 0."""
     lower, upper = (float(e) for e in spectrum.edges())

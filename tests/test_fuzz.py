@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import fuzz_points, MANY_SLOPES, random_mlp, random_resnet, slow_solve, TWO_SLOPES
+from helpers import fuzz_points, MANY_SLOPES, random_mlp, random_network, random_resnet, slow_solve, TWO_SLOPES
 
 import jfree
 from jfree._solve.solve import solve
@@ -29,10 +29,15 @@ def residual(rng, depths, names):
     return jfree.jacobian_spectrum(random_resnet(rng, int(rng.choice(depths)), names))
 
 
+def composed(rng, depths, names):
+    return jfree.jacobian_spectrum(random_network(rng, int(rng.choice(depths)), names))
+
+
 # make, names of activations, depths, networks, points of each
 CASES = [
     (jacobian, TWO_SLOPES, DEPTHS, 60 if FULL else 3, 1000),
     (fisher, TWO_SLOPES, DEPTHS, 60 if FULL else 2, 500),
+    (composed, ALL, (1, 2), 40 if FULL else 2, 500),
 ]
 if FULL:
     CASES += [

@@ -11,7 +11,7 @@ from jfree import activations as acts
 from jfree._finite.sampling import linears
 from jfree._interop.functions import FUNCTIONS
 from jfree.activations._names import BY_NAME
-from jfree.layers import Activation, Conv, Dense, Dropout, Gated, LayerNorm, Residual, RMSNorm, Scale
+from jfree.layers import Activation, Conv, Dense, Dropout, Gated, LayerNorm, Parallel, Patches, Residual, RMSNorm, Scale
 
 KEY = jax.random.key(0)
 LINEAR, TANH = eqx.nn.Linear(2, 2, key=KEY), eqx.nn.Lambda(jnp.tanh)
@@ -49,6 +49,10 @@ LAYERS = jfree.Network(
         Activation("relu"),
         Dropout(0.1),
         Residual(BRANCH, scale=2.0),
+        Parallel(
+            [[Dense(30, "gaussian", 0.7)], [Dense(60, "gaussian"), Activation("tanh"), Dense(30, "gaussian")]], 0.5
+        ),
+        Parallel([[Dense(30, "gaussian")], [LayerNorm(), Dense(30, "gaussian"), Scale(0.3)]]),
         Scale(-0.5),
         LayerNorm(0.8, 0.3),
         Dense(20, "gaussian", 1.1),
@@ -155,9 +159,10 @@ def test_round_trip_of_layers():
 
 @pytest.mark.parametrize("weights", ["gaussian", "orthogonal"])
 def test_convolutions_and_gates_are_back(weights):
-    conv = Conv(20, (2, 3), (2, 1), weights, 0.8, 0.2)
+    conv = Conv(20, (2, 1), weights, 0.8, 0.2, (2, 3))
     block = Residual([RMSNorm(), Gated(240, "gelu", 1.1, 0.7, 0.3), Dense(120, "gaussian")])
-    net = jfree.Network(60, [conv, Activation("tanh"), block, Dense(30, weights)])
+    patches = Patches(20, (1, 3), weights, 1.2, 0.1, (2, 1))
+    net = jfree.Network(60, [conv, Activation("tanh"), block, Dense(120, weights), patches, Dense(30, weights)])
     back = jfree.from_equinox(jfree.to_equinox(net, KEY, width=480), weights=weights)
     assert isinstance(back, jfree.Network)
     np.testing.assert_array_equal(back.widths, 4 * net.widths)
@@ -165,6 +170,9 @@ def test_convolutions_and_gates_are_back(weights):
     assert isinstance(read, Conv)
     assert (read.positions, read.kernel, int(read.channels)) == ((2, 3), (2, 1), 80)
     gates = next(part for part in branch if isinstance(part, Gated))
+    behind = back.layers[4]
+    assert isinstance(behind, Patches)
+    assert (behind.positions, behind.patch, int(behind.channels)) == ((2, 1), (1, 3), 80)
     found = [read.sigma_w, read.sigma_b, gates.sigma_w, gates.sigma_gate, gates.sigma_b]
     np.testing.assert_allclose(found, [0.8, 0.2, 1.1, 0.7, 0.3], rtol=0.1)
     with pytest.raises(ValueError, match="must not have a `Conv`"):

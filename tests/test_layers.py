@@ -7,7 +7,20 @@ import numpy as np
 import pytest
 
 import jfree
-from jfree.layers import Activation, Conv, Dense, Dropout, Gated, LayerNorm, Residual, RMSNorm, Scale
+from jfree.layers import (
+    Activation,
+    Conv,
+    Dense,
+    Dropout,
+    Gated,
+    LayerNorm,
+    Parallel,
+    Patches,
+    Repeat,
+    Residual,
+    RMSNorm,
+    Scale,
+)
 
 N = 300
 
@@ -46,6 +59,20 @@ NETWORKS = {
     "factors": [pre_norm(1, "tanh", skip=0.8, scale=0.5), pre_norm(1, "tanh", scale=2.0)],
     "gates": [Gated(2 * N, "silu"), gaussian(), Residual([RMSNorm(), Gated(2 * N, "relu"), gaussian()])],
     "nested": [Residual([Dense(N), Residual([Dense(N), Activation("tanh"), Dense(N)]), Dense(N)])],
+    "nested sums": [
+        Residual([gaussian(), Parallel([[gaussian(), Activation("tanh"), gaussian()], [Dense(N)]], 0.5), gaussian()])
+    ],
+    "parallel": [
+        Parallel([[LayerNorm(), gaussian()], [RMSNorm(), gaussian(2 * N), Activation("gelu"), gaussian()]], skip=1.0),
+        Parallel([[gaussian(), Scale(0.5)], [gaussian(N // 2), Activation("relu"), Dense(N)]], skip=-0.7),
+    ],
+    "parallel, no skip": [
+        Parallel([[gaussian(2 * N), Activation("tanh"), gaussian(N // 2)], [Dense(N // 2)]]),
+        Activation("tanh"),
+        Parallel([[gaussian(N // 4), Activation("relu"), gaussian()], [Dense(N)], [gaussian(sigma_w=0.7)]]),
+    ],
+    "only branch": [Parallel([[gaussian(N // 2), Activation("relu"), Dense(N // 2)]]), gaussian()],
+    "repeated": [Repeat(3, [pre_norm(1, "tanh"), Residual([Dense(N, sigma_w=jnp.asarray([0.3, 0.6, 0.9]))])])],
     "unlike blocks": [Dense(N), Activation("tanh"), gaussian(), pre_norm(1, "relu"), pre_norm(2, "gelu"), RMSNorm()],
 }
 
@@ -109,8 +136,8 @@ def test_blocks_between_other_widths(first, last, side):
 @pytest.mark.parametrize(("weights", "positions", "kernel"), [("gaussian", (6,), 3), ("orthogonal", (2, 4), (3, 2))])
 def test_circular_convolutions(weights, positions, kernel):
     units = 50 * int(np.prod(positions))
-    block = Residual([LayerNorm(), Conv(50, positions, kernel, weights, 1.2, 0.1), Activation("tanh"), gaussian(units)])
-    layers = [Conv(50, positions, kernel, weights, 1.1), Activation("tanh"), block, Dense(units // 2)]
+    block = Residual([LayerNorm(), Conv(50, kernel, weights, 1.2, 0.1, positions), Activation("tanh"), gaussian(units)])
+    layers = [Conv(50, kernel, weights, 1.1, positions=positions), Activation("tanh"), block, Dense(units // 2)]
     net = jfree.Network(units, layers)
     rows = jfree.empirical.jacobian_eigenvalues(net, jax.random.key(0), num_samples=4, side="output")
     assert jfree.empirical.ks_distance(rows, jfree.jacobian_spectrum(net, "output")) < 0.02
@@ -119,6 +146,64 @@ def test_circular_convolutions(weights, positions, kernel):
         jfree.fisher_spectrum(net)
     with pytest.raises(ValueError, match="`positions`"):
         jfree.empirical.jacobian_eigenvalues(jfree.Network(units + 1, layers), jax.random.key(0))
+
+
+CHANNELS = {
+    "one axis": (50, [Conv(60, 3), Activation("tanh"), Conv(50, 5, "orthogonal"), Activation("relu"), Conv(60, 3)]),
+    "two axes": (50, [Conv(50, (3, 2)), Residual([RMSNorm(), Conv(80, (3, 2)), Activation("gelu"), gaussian(50)])]),
+    "patches": (48, [Patches(96, 2), Residual([RMSNorm(), gaussian(96), Activation("gelu"), gaussian(96)])]),
+    "patches and convolutions": (
+        32,
+        [Conv(32, 3), Activation("tanh"), Patches(60, 2), Activation("tanh"), Conv(60, 3)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHANNELS)
+@pytest.mark.parametrize("side", ["input", "output"])
+def test_networks_of_channels(name, side):
+    net = jfree.Network(*CHANNELS[name])
+    rows = jfree.empirical.jacobian_eigenvalues(net, jax.random.key(0), num_samples=6, side=side)
+    assert jfree.empirical.ks_distance(rows, jfree.jacobian_spectrum(net, side)) < 0.02
+    with pytest.raises(ValueError, match="`positions`"):
+        jfree.to_equinox(net, jax.random.key(0))
+
+
+def test_gates_beside_channels_are_not_sampled():
+    net = jfree.Network(8, [Conv(8, 3), Gated(8), Dense(8)])
+    with pytest.raises(ValueError, match="`Gated` beside a `Conv`"):
+        jfree.empirical.jacobian_eigenvalues(net, jax.random.key(0))
+
+
+def test_layers_may_repeat():
+    sigma_w = jnp.linspace(0.5, 1.0, 4)
+    blocks = [Residual([RMSNorm(), gaussian(), Activation("tanh"), gaussian(sigma_w=s)]) for s in sigma_w]
+
+    def repeated(sigma_w):
+        block = Residual([RMSNorm(), gaussian(), Activation("tanh"), gaussian(sigma_w=sigma_w)])
+        return jfree.Network(N, [Repeat(4, [block]), gaussian(N // 2)])
+
+    apart, net = jfree.Network(N, [*blocks, gaussian(N // 2)]), repeated(sigma_w)
+    x = jnp.linspace(0.1, 5.0, 10)
+    np.testing.assert_allclose(
+        jfree.jacobian_spectrum(net).density(x), jfree.jacobian_spectrum(apart).density(x), rtol=1e-10
+    )
+    np.testing.assert_array_equal(net.widths, apart.widths)
+    assert net.depth == 5
+    assert "4 times" in str(net) and "sigma_w 0.5 to 1" in str(net)
+    slope = jax.grad(lambda s: jfree.objectives.isometry(repeated(s)))(sigma_w)
+    step = jnp.zeros(4).at[2].set(1e-5)
+    moved = [jfree.objectives.isometry(repeated(sigma_w + by)) for by in (step, -step)]
+    np.testing.assert_allclose(slope[2], (moved[0] - moved[1]) / 2e-5, rtol=1e-6)
+
+
+def test_parallel_branches_of_one_are_a_residual_block():
+    branch = [RMSNorm(), gaussian(), Activation("gelu"), gaussian()]
+    x = jnp.linspace(0.1, 5.0, 10)
+    one, other = (jfree.Network(N, [layer, gaussian()]) for layer in (Parallel([branch], 0.8), Residual(branch, 0.8)))
+    np.testing.assert_allclose(
+        jfree.jacobian_spectrum(one).density(x), jfree.jacobian_spectrum(other).density(x), rtol=1e-10
+    )
 
 
 @pytest.mark.parametrize(
@@ -173,7 +258,9 @@ def test_fisher_with_norms():
     assert jfree.empirical.ks_distance(found, spectrum) < 0.03
 
 
-@pytest.mark.parametrize("name", ["norms of activations", "dropout", "factors"])
+@pytest.mark.parametrize(
+    "name", ["norms of activations", "dropout", "factors", "parallel", "parallel, no skip", "nested sums"]
+)
 def test_gradients(name):
     def isometry(layers):
         return jfree.objectives.weighted_isometry(jfree.Network(N, layers, q0=0.8))
@@ -250,6 +337,9 @@ def test_it_prints():
         ([Dense(1), Dropout(0.1), Dropout(0.1)], "`Dropout` must stand"),
         ([Dense(1), Activation("tanh"), RMSNorm(), Dropout(0.1)], "`Dropout` must stand"),
         ([Residual([Dense(2)])], "must end with the width they begin with"),
+        ([Parallel([[Dense(2)], [Dense(3)]])], "`branches` of a `Parallel` must end with one width, 2, got 3"),
+        ([Parallel([[Dense(2)], [Dense(2)]], skip=1.0)], "must end with the width they begin with, 1, got 2"),
+        ([Dense(1), Parallel([[Activation("tanh"), Dense(1)]])], "must follow weights"),
         ([Residual([Dense(2), Activation("tanh"), Residual([Dense(1)]), Dense(1)])], "must end with the width"),
     ],
 )
@@ -270,6 +360,14 @@ def test_layers_that_do_not_fit(layers, named):
         (lambda: Scale(0), "`factor` must be finite and not 0"),
         (lambda: Dropout(1.0), "`rate` must be at least 0 and less than 1"),
         (lambda: Residual([RMSNorm()]), "must have weights"),
+        (lambda: Parallel([]), "`branches` must be a sequence of sequences"),
+        (lambda: Parallel([[Dense(1)], [RMSNorm()]]), "`branches` of a `Parallel` must have weights"),
+        (lambda: Parallel([Dense(1)]), "`branches` must be a sequence of layers"),
+        (lambda: Parallel([[Dense(1)]], float("nan")), "`skip` must be finite"),
+        (lambda: Repeat(0, [Dense(1)]), "`number` must be"),
+        (lambda: Repeat(2, []), "must not be empty"),
+        (lambda: Repeat(2, [1]), "`layers` must be a sequence of layers"),
+        (lambda: Patches(8, (2, 0)), "`patch` must be"),
         (lambda: Residual([Dense(1)], skip=0), "`skip` must be finite and not 0"),
     ],
 )

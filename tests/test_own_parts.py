@@ -61,7 +61,7 @@ class TwoValues(AbstractWeights):
 
 def test_convolutions_have_no_weights_of_other_laws():
     with pytest.raises(ValueError, match="`weights` of a `Conv`"):
-        jfree.layers.Conv(8, 5, weights=TwoValues(low=jnp.asarray(0.5)))
+        jfree.layers.Conv(8, 3, weights=TwoValues(low=jnp.asarray(0.5)))
 
 
 def test_an_activation_without_a_law_of_its_slopes_cannot_be_made():

@@ -221,7 +221,7 @@ class Curve(eqx.Module):
         return point, carry, found if known else (unknowns, unknowns)
 
     def settle(self, omega: Complex[Array, " lanes"], max_steps: int = 100) -> Complex[Array, "layers unknowns lanes"]:
-        """The unknowns at given `omega < 0`, in order: the equations of the layers' laws, without one for `z`.
+        """The unknowns at given `omega`, in order: the equations of the layers' laws, without one for `z`.
 
         One Newton step short of full accuracy, which is taken where the curve is read; NaN where they are not found.
         Where Newton's method goes astray it starts again from the nearest that are found.
@@ -234,8 +234,9 @@ class Curve(eqx.Module):
 
         def largest(size: Array, before: Point, operation: AbstractOperation, step: Step) -> Array:
             size = jnp.maximum(size, step.correction)
-            # Where guesses are good only far from 0, others may lead to another root.
-            return jnp.where(step.signs.rising, size, jnp.inf) if operation.starts_far else size
+            # Where guesses are good only far from 0, others may lead to another root. On the axis it shows.
+            astray = ~step.signs.rising & (omega.imag == 0)
+            return jnp.where(astray, jnp.inf, size) if operation.starts_far else size
 
         def correct(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             k, unknowns, size = state

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import math
 from collections.abc import Generator
 from typing import Any, TypeVar
 
@@ -12,17 +13,19 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 from threadpoolctl import threadpool_limits
 
-from .._layers.conv import Conv
-from .._layers.dense import draw
-from .._layers.layer import sample_all, sampled_size
+from .._layers.conv import AbstractConv, Conv, Patches
+from .._layers.dense import Dense, draw
+from .._layers.layer import AbstractLayer, sample_all, sampled_size
 from .._layers.weights import AbstractWeights
 from .._networks.abstract import AbstractNetwork
 from .._networks.mlp import MLP
 from .._networks.network import Network
 from .._networks.resnet import ResNet
+from .._networks.stacked import unrolled
 from .._numerics.checks import integer
 
 _Network = TypeVar("_Network", bound=MLP | ResNet)
+_Any = TypeVar("_Any", bound=AbstractNetwork)
 
 
 _WORTH_THREADS = 512  # the width from which threads make a matrix faster
@@ -61,9 +64,52 @@ def sample_weights(
         return jax.block_until_ready(layers)
 
 
+def with_positions(net: _Any, width: int | None = None) -> tuple[_Any, int | None]:
+    """A network of channels, and its largest width, at as many positions as are needed: twice the largest kernel behind
+    the last patches. One that has positions already, or needs none, stays as it is.
+
+    **Raises:** `ValueError` where other weights than those of dense layers would have to be convolutions.
+    """
+    if not isinstance(net, Network):
+        return net, width
+    layers = unrolled(net.layers)
+    parts = [part for layer in layers for part in layer.parts()]
+    blank = [part for part in parts if isinstance(part, AbstractConv) and part.positions is None]
+    if not blank:
+        return net, width
+    if len({len(part.size) for part in blank}) > 1:
+        raise ValueError("`kernel` and `patch` of all layers of `net` must have as many axes.")
+    kernels = [part.size for part in blank if isinstance(part, Conv)]
+    at = tuple(2 * max(sizes) for sizes in zip(*kernels, strict=True)) if kernels else (1,) * len(blank[0].size)
+    found: list[AbstractLayer] = []
+    for layer in reversed(layers):
+        found.append(_at_positions(layer, at))
+        if isinstance(layer, Patches):
+            at = tuple(n * each for n, each in zip(at, layer.patch, strict=True))
+    number = math.prod(at)
+    spread: Any = Network(net.width * number, found[::-1], net.q0, net.mean0)
+    return spread, None if width is None else width * number
+
+
+def _at_positions(layer: AbstractLayer, positions: tuple[int, ...]) -> AbstractLayer:
+    def spread(part: Any) -> Any:
+        if isinstance(part, AbstractConv):
+            return part.at(positions)
+        if isinstance(part, Dense):
+            return Conv(part.width, (1,) * len(positions), part.weights, part.sigma_w, part.sigma_b, positions)
+        if isinstance(part, AbstractLayer) and part.has_weights:
+            raise ValueError(f"`net`: a `{type(part).__name__}` beside a `Conv` without `positions` is not sampled.")
+        return part
+
+    def ends(part: Any) -> bool:
+        return isinstance(part, AbstractLayer) and len(parts := part.parts()) == 1 and parts[0] is part
+
+    return jax.tree.map(spread, layer, is_leaf=ends)
+
+
 def check_matrices(net: Network) -> None:
     """**Raises:** `ValueError` if some weights are no matrix."""
-    if any(isinstance(part, Conv) for layer in net.layers for part in layer.parts()):
+    if any(isinstance(part, AbstractConv) for layer in net.layers for part in layer.parts()):
         raise ValueError("`net` must not have a `Conv`, whose weights are no matrix: `jfree.to_equinox` samples it.")
 
 

@@ -23,7 +23,7 @@ from .._finite.sampling import (
     weights_of,
 )
 from .._layers.activation import Activation
-from .._layers.conv import CircularConv, Conv
+from .._layers.conv import CircularConv, Conv, Patches, PatchLinear
 from .._layers.dense import Dense
 from .._layers.dropout import Dropout
 from .._layers.gated import Gated, GatedLinear
@@ -367,7 +367,7 @@ def _layer(place: str, module: Any, law: AbstractWeights) -> AbstractLayer:
             (sigma_w, sigma_gate), sigma_b = _scales([module.value, module.gate])
             width, activation = module.gate.weight.shape[0], activation_of(module.activation)
             return Gated(width, activation, sigma_w, sigma_gate, _root_mean_square(sigma_b))
-        case CircularConv():
+        case CircularConv() | PatchLinear():
             return _conv(module, law)
         case eqx.nn.Lambda():
             return Activation(activation_of(_of_units(module.fn)))
@@ -424,12 +424,15 @@ def _gain_and_offset(place: str, norm: eqx.nn.LayerNorm | eqx.nn.RMSNorm) -> tup
     return gain, _unless(0, offset)
 
 
-def _conv(module: CircularConv, law: AbstractWeights) -> Conv:
+def _conv(module: CircularConv | PatchLinear, law: AbstractWeights) -> Conv | Patches:
     weight, bias = module.conv.weight, module.conv.bias
     num_out, *rest = weight.shape
     sigma_w = _root_mean_square(weight) * math.prod(rest) ** 0.5
     sigma_b = 0.0 if bias is None else _root_mean_square(bias)
-    return Conv(num_out, module.positions, rest[1:], law, sigma_w, sigma_b)
+    if isinstance(module, PatchLinear):
+        behind = [n // each for n, each in zip(module.positions, rest[1:], strict=True)]
+        return Patches(num_out, rest[1:], law, sigma_w, sigma_b, behind)
+    return Conv(num_out, rest[1:], law, sigma_w, sigma_b, module.positions)
 
 
 def _num_inputs(module: Any) -> int | None:
@@ -439,7 +442,7 @@ def _num_inputs(module: Any) -> int | None:
             return module.weight.shape[1]
         case GatedLinear():
             return module.gate.weight.shape[1]
-        case CircularConv():
+        case CircularConv() | PatchLinear():
             return module.conv.weight.shape[1] * math.prod(module.positions)
         case Branches():
             return next(filter(None, map(_num_inputs, module.branches[0])), None)

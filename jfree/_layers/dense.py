@@ -49,7 +49,7 @@ class AbstractWeighted(AbstractLayer):
         return signal.passed(square)
 
     def operations(self, signal: Signal, refine: int) -> tuple[AbstractOperation | None, ...]:
-        ratio = signal.width / self.width
+        ratio = self.positions_per_position * signal.width / self.width
         return self.weights.factor(ratio, self.sigma_w), ChangeSide(ratio)
 
 

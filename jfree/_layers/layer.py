@@ -57,6 +57,11 @@ class AbstractLayer(eqx.Module):
     skips: ClassVar[bool] = False  # whether its input goes on beside what it makes of it
 
     @property
+    def positions_per_position(self) -> int:
+        """How many positions before it become one behind it, where widths are those of one position."""
+        return 1
+
+    @property
     def num_laws(self) -> int:
         """How many laws without an elementary S-transform it brings."""
         return 0
@@ -74,6 +79,10 @@ class AbstractLayer(eqx.Module):
 
     def parts(self) -> tuple["AbstractLayer", ...]:
         """The layers that it consists of, in the order in which they act: by default itself."""
+        return (self,)
+
+    def unrolled(self) -> tuple["AbstractLayer", ...]:
+        """The layers one after the other that it stands for: by default itself."""
         return (self,)
 
     def check_width(self, width: Float[Array, ""]) -> None:

@@ -14,7 +14,7 @@ from .._numerics.arrays import common_dtype
 from .._numerics.checks import cast, mean_of_input, positive, scalar
 from .._numerics.show import counted, number, runs, Table
 from .abstract import AbstractNetwork
-from .stacked import joined, StackedNetwork
+from .stacked import joined, StackedNetwork, unrolled
 
 
 class Network(AbstractNetwork):
@@ -48,7 +48,7 @@ class Network(AbstractNetwork):
         entries = Entries()
         for layer in joined(self.layers):
             entries = layer.receive(entries)
-        for layer, before in zip(self.layers, self._widths(), strict=False):
+        for layer, before in zip(unrolled(self.layers), self._widths(), strict=False):
             layer.check_width(before)
 
     def _stacked(self, pad: bool = False) -> StackedNetwork:
@@ -57,7 +57,7 @@ class Network(AbstractNetwork):
     @property
     def depth(self) -> int:
         """The number of layers."""
-        return len(self.layers)
+        return len(unrolled(self.layers))
 
     @property
     def widths(self) -> Float[Array, " widths"]:
@@ -66,7 +66,7 @@ class Network(AbstractNetwork):
 
     def _widths(self) -> list[Array]:
         widths = [self.width]
-        for layer in self.layers:
+        for layer in unrolled(self.layers):
             new = layer.new_width()
             widths.append(widths[-1] if new is None else new)
         return widths

@@ -1,5 +1,6 @@
 """Layers over layers: the arrays that all networks come to."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,7 +34,7 @@ class StackedNetwork(AbstractNetwork):
     Leaves of all layers of a class have an axis over rounds, so that programs do not grow with depth. In the rounds
     from `depth` on, if there are more, all are missing. `widths` are those that come into every place. `order` says
     which round and place the layers have one after the other, where that is known. If all rounds are `alike`, the
-    curve is that of one of them, as often as there are rounds.
+    curve is that of one of them, as often as there are rounds. Of the input's `positions` one is left in the end.
     """
 
     places: tuple[Kinds[AbstractLayer], ...]
@@ -46,6 +47,7 @@ class StackedNetwork(AbstractNetwork):
     refine: int = eqx.field(static=True)
     reads_mean: bool = eqx.field(static=True)
     alike: bool = eqx.field(static=True)
+    positions: int = eqx.field(static=True)
 
     @staticmethod
     def of(
@@ -79,6 +81,7 @@ class StackedNetwork(AbstractNetwork):
             mean0=mean0,
             depth=depth if pad else None,
             order=None if pad else tuple(order),
+            positions=math.prod(layer.positions_per_position for layer in layers),
         )
 
     @staticmethod
@@ -92,6 +95,7 @@ class StackedNetwork(AbstractNetwork):
         mean0: HostArray,
         refine: int | None = None,
         alike: bool = False,
+        positions: int = 1,
     ) -> "StackedNetwork":
         """With what follows from its places."""
         refine = refine or (4 if sum(map(_num_laws, places)) == 1 else 1)
@@ -108,6 +112,7 @@ class StackedNetwork(AbstractNetwork):
             refine=refine,
             reads_mean=any(layer.reads_mean for place in places for layer in place.members),
             alike=alike,
+            positions=positions,
         )
 
     def signals(self) -> tuple[Signal, ...]:
@@ -176,7 +181,7 @@ class StackedNetwork(AbstractNetwork):
     def jacobian_curve(self, side: str) -> Curve:
         signals = self.signals()
         operations = [operation for found in self.operations(signals) for operation in found]
-        per_output = self.widths[0][0] / self.last_width
+        per_output = self.positions * self.widths[0][0] / self.last_width
         back = (ChangeSide(1 / per_output[None]),) if side == "input" else ()
         per_output = per_output if side == "output" else jnp.ones_like(per_output)
         depth = self.depth
@@ -239,10 +244,15 @@ def check_fisher(layers: Sequence[AbstractLayer]) -> None:
         raise ValueError("The Fisher spectrum of a network is available where all its weights are `Dense` layers.")
 
 
+def unrolled(layers: Sequence[AbstractLayer]) -> list[AbstractLayer]:
+    """With those that stand for several written out."""
+    return [one for layer in layers for one in layer.unrolled()]
+
+
 def joined(layers: Sequence[AbstractLayer]) -> list[AbstractLayer]:
     """Layers one after the other, those that act as one in one."""
     found: list[AbstractLayer] = []
-    for layer in layers:
+    for layer in unrolled(layers):
         last = found[-1] if found else None
         if isinstance(layer, Dropout) and isinstance(last, Activation):
             found[-1] = last.dropped(layer.rate)

@@ -65,7 +65,9 @@ class Shown(eqx.Module):
 
 
 def number(x: ArrayLike) -> str:
-    return f"{float(np.asarray(x)):.4g}"
+    """One number, or the least and the largest of several."""
+    values = np.asarray(x)
+    return f"{float(values):.4g}" if values.size == 1 else f"{values.min():.4g} to {values.max():.4g}"
 
 
 def counted(number: int, what: str) -> str:
