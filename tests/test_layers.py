@@ -190,7 +190,8 @@ def test_layers_may_repeat():
     )
     np.testing.assert_array_equal(net.widths, apart.widths)
     assert net.depth == 5
-    assert "4 times" in str(net) and "sigma_w 0.5 to 1" in str(net)
+    assert "4 times" in str(net)
+    assert "sigma_w 0.5 to 1" in str(net)
     slope = jax.grad(lambda s: jfree.objectives.isometry(repeated(s)))(sigma_w)
     step = jnp.zeros(4).at[2].set(1e-5)
     moved = [jfree.objectives.isometry(repeated(sigma_w + by)) for by in (step, -step)]
@@ -362,11 +363,11 @@ def test_layers_that_do_not_fit(layers, named):
         (lambda: Residual([RMSNorm()]), "must have weights"),
         (lambda: Parallel([]), "`branches` must be a sequence of sequences"),
         (lambda: Parallel([[Dense(1)], [RMSNorm()]]), "`branches` of a `Parallel` must have weights"),
-        (lambda: Parallel([Dense(1)]), "`branches` must be a sequence of layers"),
+        (lambda: Parallel([Dense(1)]), "`branches` must be a sequence of layers"),  # pyright: ignore[reportArgumentType]
         (lambda: Parallel([[Dense(1)]], float("nan")), "`skip` must be finite"),
         (lambda: Repeat(0, [Dense(1)]), "`number` must be"),
         (lambda: Repeat(2, []), "must not be empty"),
-        (lambda: Repeat(2, [1]), "`layers` must be a sequence of layers"),
+        (lambda: Repeat(2, [1]), "`layers` must be a sequence of layers"),  # pyright: ignore[reportArgumentType]
         (lambda: Patches(8, (2, 0)), "`patch` must be"),
         (lambda: Residual([Dense(1)], skip=0), "`skip` must be finite and not 0"),
     ],

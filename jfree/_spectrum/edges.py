@@ -1,4 +1,4 @@
-"""Edges of spectra, critical points of the real curve, and gaps, from the solver's verdicts."""
+"""Edges of spectra: critical points of the real curve."""
 
 import math
 

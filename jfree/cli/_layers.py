@@ -87,7 +87,7 @@ def _value(key: str, value: Any, parameter: inspect.Parameter, tuned: Sequence[s
     if parameter.annotation == Sequence[Sequence[AbstractLayer]]:
         return _read_branches(value, tuned, f"{place}.{key}")
     kinds = (parameter.annotation, *typing.get_args(parameter.annotation))
-    if parameter.annotation == int | Sequence[int]:
+    if parameter.annotation in (int | Sequence[int], int | Sequence[int] | None):
         check_value(key, tuple(value) if isinstance(value, list) else (value,), int, place)
         return value
     check_value(key, (value,), str if str in kinds else float, place)
@@ -119,6 +119,8 @@ def _written(value: Any) -> Any:
             if all(isinstance(x, tuple) for x in value):
                 return [{"layers": written(layers)} for layers in value]
             return list(value) if all(isinstance(x, int) for x in value) else written(value)
+        case int():
+            return value
         case eqx.Module():
             return flag(value)
         case _:
