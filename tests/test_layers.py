@@ -149,8 +149,8 @@ def test_circular_convolutions(weights, positions, kernel):
 
 
 CHANNELS = {
-    "one axis": (50, [Conv(60, 3), Activation("tanh"), Conv(50, 5, "orthogonal"), Activation("relu"), Conv(60, 3)]),
-    "two axes": (50, [Conv(50, (3, 2)), Residual([RMSNorm(), Conv(80, (3, 2)), Activation("gelu"), gaussian(50)])]),
+    "one axis": (40, [Conv(50, 3), Activation("tanh"), Conv(40, 3, "orthogonal"), Activation("relu"), Conv(50, 2)]),
+    "two axes": (30, [Conv(30, (1, 2)), Residual([RMSNorm(), Conv(40, (2, 1)), Activation("relu"), gaussian(30)])]),
     "patches": (48, [Patches(96, 2), Residual([RMSNorm(), gaussian(96), Activation("gelu"), gaussian(96)])]),
     "patches and convolutions": (
         32,
@@ -159,12 +159,14 @@ CHANNELS = {
 }
 
 
-@pytest.mark.parametrize("name", CHANNELS)
-@pytest.mark.parametrize("side", ["input", "output"])
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [("one axis", "output"), ("two axes", "input"), ("patches", "input"), ("patches and convolutions", "output")],
+)
 def test_networks_of_channels(name, side):
     net = jfree.Network(*CHANNELS[name])
     rows = jfree.empirical.jacobian_eigenvalues(net, jax.random.key(0), num_samples=6, side=side)
-    assert jfree.empirical.ks_distance(rows, jfree.jacobian_spectrum(net, side)) < 0.02
+    assert jfree.empirical.ks_distance(rows, jfree.jacobian_spectrum(net, side)) < 0.03
     with pytest.raises(ValueError, match="`positions`"):
         jfree.to_equinox(net, jax.random.key(0))
 

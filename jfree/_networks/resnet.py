@@ -167,7 +167,7 @@ class ResNet(AbstractNetwork):
 
 def _of_block(block: Any, signal: Signal) -> tuple[Array, Array, Array]:
     """`q`, `phi2` and `E phi'^2` of all its layers."""
-    branch = block.branch(signal)
+    branch = block.stacked(signal)[0]
     _, preactivations = signals = branch.signals()
     slopes = branch.places[1].every(lambda layer, q: layer.activation.slope_moment(q))(in_range(preactivations.square))
     return preactivations.square, branch.after_rounds(signals).square, slopes
