@@ -37,7 +37,7 @@ def composed(rng, depths, names):
 CASES = [
     (jacobian, TWO_SLOPES, DEPTHS, 60 if FULL else 3, 1000),
     (fisher, TWO_SLOPES, DEPTHS, 60 if FULL else 2, 500),
-    (composed, ALL, (1, 2), 40 if FULL else 2, 500),
+    (composed, TWO_SLOPES, (1, 2) if FULL else (1,), 40 if FULL else 1, 500),
 ]
 if FULL:
     CASES += [

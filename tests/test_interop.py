@@ -146,7 +146,7 @@ def test_round_trip_of_layers():
     """Gains, rates and factors are back as they were, scales of weights as far as they are sampled."""
     model = jfree.to_equinox(LAYERS, KEY, width=200)
     functions = [leaf for leaf in jax.tree.leaves(model, is_leaf=is_lambda) if is_lambda(leaf)]
-    assert len(functions) == 4
+    assert len(functions) == 5
     assert not any(eqx.is_array(leaf) for leaf in jax.tree.leaves(functions))  # nor would an optimiser train them
     back = jfree.from_equinox(model)
     assert jax.tree.structure(back) == jax.tree.structure(LAYERS)
