@@ -340,6 +340,8 @@ def test_it_prints():
         ([Dense(1), Dropout(0.1), Dropout(0.1)], "`Dropout` must stand"),
         ([Dense(1), Activation("tanh"), RMSNorm(), Dropout(0.1)], "`Dropout` must stand"),
         ([Residual([Dense(2)])], "must end with the width they begin with"),
+        ([Residual([Patches(1, 2), Dense(1)])], "`layers` of a `Residual` must not have `Patches` without `positions`"),
+        ([Patches(4, 2), Conv(4, 3, positions=5)], "`positions` must be given to all"),
         ([Parallel([[Dense(2)], [Dense(3)]])], "`branches` of a `Parallel` must end with one width, 2, got 3"),
         ([Parallel([[Dense(2)], [Dense(2)]], skip=1.0)], "must end with the width they begin with, 1, got 2"),
         ([Dense(1), Parallel([[Activation("tanh"), Dense(1)]])], "must follow weights"),

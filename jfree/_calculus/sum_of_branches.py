@@ -250,11 +250,11 @@ class SumOfBranches(AbstractOperation):
         growth = m * other * reciprocal(t) * jnp.exp(-self._log_mean)
         slope = point.rate + d_other - d_log_t
 
-        others = [
-            term.other + scaled(term.side, after - before)
-            for term, before, after in zip(terms, old.parts, new.parts, strict=True)
-        ]
-        ones = list(zip(new.ones, new.ones if skips else others, strict=True))
+        moved = zip(terms, old.parts, new.parts, strict=True)
+        others = (
+            new.ones if skips else [term.other + scaled(term.side, after - before) for term, before, after in moved]
+        )
+        ones = list(zip(new.ones, others, strict=True))
         moves = [part * rate for part, rate in zip(new.parts, rates, strict=True)]
         # In a branch of another sum all may lie below the axis: half planes are told of what is seen in it.
         below = point.z.imag < 0

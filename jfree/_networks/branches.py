@@ -74,6 +74,8 @@ class AbstractBranches(AbstractLayer):
         that is skipped.
         """
         name, skipped = type(self).__name__, self.factors()[0] is not None
+        if any(part.positions_per_position > 1 for part in self.parts()):
+            raise ValueError(f"`{_NAMES[name]}` of a `{name}` must not have `Patches` without `positions`.")
         ends = []
         for layers in self.all_branches():
             for layer, before in zip(layers, _widths_of(layers, width), strict=False):

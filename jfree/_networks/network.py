@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from .._calculus.curve import Curve
+from .._layers.conv import AbstractConv
 from .._layers.layer import AbstractLayer, Entries
 from .._meanfield.moments import MeanField
 from .._numerics.arrays import common_dtype
@@ -45,6 +46,7 @@ class Network(AbstractNetwork):
         self.layers = cast(tuple(layers), dtype)
         self.q0 = scalar("q0", q0, dtype, positive, "positive and finite")
         self.mean0 = mean_of_input(mean0, self.q0)
+        _check_positions(self.layers)
         entries = Entries()
         for layer in joined(self.layers):
             entries = layer.receive(entries)
@@ -92,3 +94,10 @@ class Network(AbstractNetwork):
             return None
         title = f"Network, {counted(self.depth, 'layer')}, width {number(self.width)}, q0 = {number(self.q0)}"
         return Table(title, ("layer", "kind", ""), runs([layer.row() for layer in self.layers]))
+
+
+def _check_positions(layers: Sequence[AbstractLayer]) -> None:
+    """**Raises:** `ValueError` if widths would be units of one position here and of all there."""
+    parts = [part for layer in layers for part in layer.parts() if isinstance(part, AbstractConv)]
+    if len({part.positions is None for part in parts}) > 1:
+        raise ValueError("`positions` must be given to all `Conv` and `Patches` of a network, or to none.")
