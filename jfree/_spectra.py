@@ -48,7 +48,7 @@ def _padded(net: AbstractNetwork) -> AbstractNetwork:
 
 @eqx.filter_jit
 def _jacobian_spectrum(net: AbstractNetwork, side: str) -> Spectrum:
-    return Spectrum(net.jacobian_curve(side))
+    return Spectrum(net.jacobian_curve(side), net.ritz_values)
 
 
 @eqx.filter_jit

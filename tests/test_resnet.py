@@ -38,6 +38,15 @@ def test_deep_networks_approach_it():
     np.testing.assert_allclose(errors[0] / errors[1], 2, rtol=0.03)
 
 
+def test_certified_where_the_branch_turns_below_the_axis():
+    """At this place `z` of the branch crosses the negative axis, on its way from the upper half plane to the lower."""
+    net = jfree.Network(
+        1.0, [jfree.layers.Residual([jfree.layers.Dense(1.0), jfree.layers.Activation("tanh")], 1, 0.7)]
+    )
+    around = 0.8579748657910335 * (1 + np.linspace(-4e-6, 4e-6, 100))
+    assert np.all(np.isfinite(jfree.jacobian_spectrum(net).density(around)))
+
+
 @pytest.mark.parametrize(
     ("activation", "layers", "weights"), [("relu", 1, "orthogonal"), ("relu", 2, "gaussian"), ("tanh", 2, "orthogonal")]
 )

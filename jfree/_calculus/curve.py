@@ -94,6 +94,9 @@ class Curve(eqx.Module):
 
     def _over_layers(self, layer: Callable[[Any, Any], tuple[Any, Any]], state: Any, xs: Any, found: Any) -> Any:
         """`jax.lax.scan` over the layers that count; `found` stands for what is not found by any."""
+        if self.num_layers == 1:
+            state, found = layer(state, jax.tree.map(lambda x: x[0], xs))
+            return state, jax.tree.map(lambda x: x[None], found)
         if self.run_all:
             return jax.lax.scan(layer, state, xs)
 
@@ -211,7 +214,7 @@ class Curve(eqx.Module):
 
         none, known = no_unknowns(start.z), self.num_unknowns > 0
         (point, carry), found = self._over_layers(
-            jax.checkpoint(layer, prevent_cse=False),
+            layer if self.num_layers == 1 else jax.checkpoint(layer, prevent_cse=False),
             (start, carry),
             (self.operations, unknowns if known else None),
             (unknowns, jnp.zeros_like(unknowns)) if known else (),

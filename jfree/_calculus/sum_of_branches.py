@@ -486,10 +486,10 @@ class _HalfPlanes(eqx.Module):
         return _HalfPlanes(z, first, zeta * reciprocal(other) if rectangular else first)
 
     def in_lower(self, one: Array, other: Array) -> Bool[Array, " lanes"]:
-        """Where `z` of a term lies below the axis."""
+        """Where `z` of a term lies below the axis, by more than rounding."""
         first, second = one * self.first, other * self.second
         turned = log_upper(first).imag + log_upper(second).imag
-        return turned > (1 + 1e-6) * jnp.pi
+        return turned > (1 + 32 * jnp.finfo(turned.dtype).eps) * jnp.pi
 
     def signs(
         self,

@@ -12,7 +12,7 @@ from .._calculus.operation import AbstractOperation
 from .._calculus.side_and_shift import ChangeSide
 from .._numerics.arrays import HostArray
 from .._numerics.show import name_of, number
-from .layer import AbstractLayer, checked_number, checked_positive, Entries, sampled_size, Signal
+from .layer import AbstractLayer, Change, checked_number, checked_positive, Entries, sampled_size, Signal
 from .weights import AbstractWeights, as_weights, BY_NAME as WEIGHTS
 
 
@@ -47,6 +47,11 @@ class AbstractWeighted(AbstractLayer):
         square = jnp.square(self.sigma_w) * seen + jnp.square(self.sigma_b)
         square = jnp.maximum(square, jnp.finfo(square.dtype).tiny)  # it may decay out of range
         return signal.passed(square)
+
+    def change(self, signal: Signal, change: Change) -> Change:
+        seen = change.square - jnp.square(change.mean) if self.weights.centred else change.square
+        behind = super().change(signal, change)
+        return Change(behind.overlap, behind.mean, jnp.square(self.sigma_w) * seen)
 
     def operations(self, signal: Signal, refine: int) -> tuple[AbstractOperation | None, ...]:
         ratio = self.positions_per_position * signal.width / self.width

@@ -23,7 +23,7 @@ from ..activations._names import as_activation, BY_NAME as ACTIVATIONS
 from ..activations._smooth import AbstractSmooth
 from ..activations._two_slopes import LeakyReLU, Linear, ReLU
 from .dense import linear
-from .layer import AbstractLayer, checked_number, checked_positive, Entries, sampled_size, Signal
+from .layer import AbstractLayer, Change, checked_number, checked_positive, Entries, sampled_size, Signal
 from .weights import Gaussian
 
 # Nodes of the gate's preactivations, on either side of 0, where many activations have a kink, and of the values, on a
@@ -100,6 +100,14 @@ class Gated(AbstractLayer):
     def forward(self, signal: Signal) -> Signal:
         gate, value = self._variances(signal.square)
         return signal.passed(second_moment(self.activation, gate) * value)
+
+    def change(self, signal: Signal, change: Change) -> Change:
+        """Along `x` gate and values change together: the part that both slopes have is counted once too often."""
+        behind = super().change(signal, change)
+        gate, _ = self._variances(signal.square)
+        slopes = self.activation.slope_moment(gate)
+        both = 2 * jnp.square(self.sigma_gate * self.sigma_w * change.overlap) * slopes
+        return Change(behind.overlap, behind.mean, behind.square - both)
 
     def operations(self, signal: Signal, refine: int) -> tuple[AbstractOperation | None, ...]:
         ratio = signal.width / self.width

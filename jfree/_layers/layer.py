@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
-from .._calculus.operation import AbstractOperation
+from .._calculus.operation import AbstractOperation, Moments
 from .._numerics.arrays import is_concrete
 from .._numerics.checks import check, is_finite
 
@@ -35,6 +35,21 @@ class Signal(eqx.Module):
         """Of the entries."""
         assert self.mean is not None
         return self.square - jnp.square(self.mean)
+
+
+class Change(eqx.Module):
+    """How the entries `x` of a wide layer change, by `v` each, as the input does along one direction: `E x v`, `E v`
+    and `E v^2`.
+    """
+
+    overlap: Float[Array, ""]
+    mean: Float[Array, ""]
+    square: Float[Array, ""]
+
+    def moments(self, signal: Signal) -> Signal:
+        """How the moments of the signal change."""
+        mean = None if signal.mean is None else self.mean
+        return Signal(jnp.zeros_like(signal.width), 2 * self.overlap, mean)
 
 
 class Entries(NamedTuple):
@@ -97,6 +112,26 @@ class AbstractLayer(eqx.Module):
         """What it does to the curve of `J J^T`, `J` being the Jacobian so far; None stands for nothing. Leaves have no
         axis over layers; `refine` as in `AbstractActivation.slope_factor`.
         """
+
+    def change(self, signal: Signal, change: Change) -> Change:
+        """The change behind it. This one holds for functions of Gaussian entries, of which the part along `x` has
+        slopes of its own, and for weights, which it does not matter to.
+        """
+
+        def behind(signal: Signal) -> tuple[Signal, Array]:
+            return self.forward(signal), self.growth(signal)
+
+        (_, gain), (moved, turned) = jax.jvp(behind, (signal,), (change.moments(signal),))
+        mean = jnp.zeros_like(change.mean) if moved.mean is None else moved.mean
+        return Change(moved.square / 2, mean, gain * change.square + turned * change.overlap)
+
+    def growth(self, signal: Signal) -> Float[Array, ""]:
+        """What it multiplies the mean of `J J^T` by."""
+        zero = jnp.zeros_like(signal.square)
+        moments = Moments(zero, zero, zero, zero - jnp.inf)
+        for operation in self.operations(signal, 1):
+            moments = moments if operation is None else operation.moments(moments)
+        return jnp.exp(moments.log_mean)
 
     @abc.abstractmethod
     def sample(self, size: int, scale: float, key: PRNGKeyArray, dtype: DTypeLike) -> Callable[..., Array]:

@@ -11,7 +11,7 @@ from .._calculus.factor import point_mass
 from .._calculus.operation import AbstractOperation
 from .._numerics.checks import is_finite
 from .._numerics.show import number
-from .layer import AbstractLayer, checked_number, checked_positive, Entries, Signal
+from .layer import AbstractLayer, Change, checked_number, checked_positive, Entries, Signal
 
 
 class RMSNorm(AbstractLayer):
@@ -28,6 +28,11 @@ class RMSNorm(AbstractLayer):
     def forward(self, signal: Signal) -> Signal:
         rate = self.gain / jnp.sqrt(signal.square)
         return signal.passed(jnp.square(self.gain) * jnp.ones_like(signal.square), lambda mean: rate * mean)
+
+    def change(self, signal: Signal, change: Change) -> Change:
+        along = jnp.square(change.overlap) / signal.square
+        behind = super().change(signal, change)
+        return Change(behind.overlap, behind.mean, jnp.square(self.gain) * (change.square - along) / signal.square)
 
     def operations(self, signal: Signal, refine: int) -> tuple[AbstractOperation | None, ...]:
         return (point_mass(jnp.square(self.gain) / signal.square),)
@@ -65,6 +70,13 @@ class LayerNorm(AbstractLayer):
         if offset is None:
             return signal.passed(square)
         return signal.passed(square + jnp.square(offset), lambda _: offset)
+
+    def change(self, signal: Signal, change: Change) -> Change:
+        assert signal.mean is not None
+        overlap = change.overlap - signal.mean * change.mean
+        rest = change.square - jnp.square(change.mean) - jnp.square(overlap) / signal.variance
+        behind = super().change(signal, change)
+        return Change(behind.overlap, behind.mean, jnp.square(self.gain) * rest / signal.variance)
 
     def operations(self, signal: Signal, refine: int) -> tuple[AbstractOperation | None, ...]:
         return (point_mass(jnp.square(self.gain) / signal.variance),)

@@ -9,7 +9,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from .._calculus.operation import AbstractOperation
 from .._numerics.checks import integer
-from .layer import AbstractLayer, sample_all, Signal
+from .layer import AbstractLayer, Change, sample_all, Signal
 
 
 class Repeat(AbstractLayer):
@@ -78,6 +78,12 @@ class Repeat(AbstractLayer):
         for layer in self.unrolled():
             signal = _behind(layer, signal)
         return signal
+
+    def change(self, signal: Signal, change: Change) -> Change:
+        for layer in self.unrolled():
+            change = layer.change(signal, change)
+            signal = _behind(layer, signal)
+        return change
 
     def operations(self, signal: Signal, refine: int) -> tuple[AbstractOperation | None, ...]:
         found: list[AbstractOperation | None] = []

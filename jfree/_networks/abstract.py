@@ -5,7 +5,7 @@ import abc
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike
+from jaxtyping import Array, ArrayLike, Float
 
 from .._calculus.curve import Curve
 from .._calculus.operation import AbstractOperation
@@ -23,6 +23,13 @@ class AbstractNetwork(Shown):
     @abc.abstractmethod
     def jacobian_curve(self, side: str) -> Curve:
         """The curve of `J^T J` (`"input"`) or `J J^T` (`"output"`)."""
+
+    def ritz_values(self) -> Float[Array, "2"]:
+        """The smallest and the largest `|J v|^2 / |v|^2` for `v` in the span of the input and the vector of ones. The
+        smallest eigenvalue of `J^T J` is at most the one, the largest at least the other. Where there are fewer outputs
+        than inputs, the first would be one of 0, and is infinite. NaN where they are not known.
+        """
+        return jnp.full(2, jnp.nan)
 
     def padded(self) -> "AbstractNetwork":
         """The same network in arrays of one of few sizes, so that other depths find what is compiled (host)."""

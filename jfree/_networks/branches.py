@@ -15,7 +15,7 @@ from .._calculus.factor import point_mass
 from .._calculus.operation import AbstractOperation
 from .._calculus.side_and_shift import ChangeSide
 from .._calculus.sum_of_branches import SumOfBranches
-from .._layers.layer import AbstractLayer, Entries, sample_all, Signal
+from .._layers.layer import AbstractLayer, Change, Entries, sample_all, Signal
 from .._numerics.arrays import is_concrete
 from .._numerics.checks import check, is_finite
 from .._numerics.show import number
@@ -44,7 +44,7 @@ class AbstractBranches(AbstractLayer):
         """The branches, behind a signal."""
         assert signal.mean is not None
         return tuple(
-            StackedNetwork.of(joined(layers), signal.width, signal.square, signal.mean)
+            StackedNetwork.of(joined(layers), signal.width, signal.square, signal.mean, one_round=True)
             for layers in self.all_branches()
         )
 
@@ -100,6 +100,22 @@ class AbstractBranches(AbstractLayer):
             square = square + jnp.square(scale) * own_square + 2 * scale * own_mean * mean
             mean = mean + scale * own_mean
         return signal.passed(square, lambda _: mean)
+
+    def change(self, signal: Signal, change: Change) -> Change:
+        """Of different terms only the means have anything in common."""
+        skip, scale = self.factors()
+        assert signal.mean is not None
+        zero = jnp.zeros_like(signal.square)
+        overlap, mean, square, signal_mean = zero, zero, zero, zero
+        terms = [] if skip is None else [(skip, signal.mean, change)]
+        terms += [(scale, branch.end()[1], branch.change(change)) for branch in self.stacked(signal)]
+        for factor, own_mean, own in terms:
+            squared = jnp.square(factor)
+            overlap += squared * own.overlap + factor * (signal_mean * own.mean + own_mean * mean)
+            square += squared * own.square + 2 * factor * own.mean * mean
+            mean += factor * own.mean
+            signal_mean += factor * own_mean
+        return Change(overlap, mean, square)
 
     def operations(self, signal: Signal, refine: int) -> tuple[AbstractOperation | None, ...]:
         skip, scale = self.factors()

@@ -130,6 +130,9 @@ class MLP(AbstractNetwork):
         slopes = Kinds.of(self.activations).every(lambda phi, q: phi.slope_moment(q))(in_range(q))
         return MeanField(q, phi2, jnp.square(self.scales[0]) * slopes, chi_q, elasticities(q, chi_q))
 
+    def ritz_values(self) -> Float[Array, "2"]:
+        return self._stacked().ritz_values()
+
     def jacobian_curve(self, side: str) -> Curve:
         return self._stacked().jacobian_curve(side)
 

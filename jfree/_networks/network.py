@@ -80,6 +80,9 @@ class Network(AbstractNetwork):
         """
         return self._stacked().propagate()
 
+    def ritz_values(self) -> Float[Array, "2"]:
+        return self._stacked().ritz_values()
+
     def jacobian_curve(self, side: str) -> Curve:
         return self._stacked().jacobian_curve(side)
 

@@ -138,6 +138,9 @@ class ResNet(AbstractNetwork):
         per_layer = (jnp.repeat(x, self.layers_per_block) for x in (chi_q, elasticities(stream.square, chi_q)))
         return MeanField(q, phi2, chi, *per_layer)
 
+    def ritz_values(self) -> Float[Array, "2"]:
+        return self._stacked().ritz_values()
+
     def jacobian_curve(self, side: str) -> Curve:
         """Both sides are alike: all widths are one."""
         return self._stacked().jacobian_curve("output")

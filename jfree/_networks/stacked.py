@@ -18,11 +18,14 @@ from .._layers.activation import Activation
 from .._layers.dense import Dense
 from .._layers.dropout import Dropout
 from .._layers.kinds import Kinds, stacked, where_layers
-from .._layers.layer import AbstractLayer, Signal
+from .._layers.layer import AbstractLayer, Change, Signal
 from .._meanfield.moments import MeanField
 from .._numerics.arrays import HostArray
 from .abstract import AbstractNetwork, curve_of, num_padded_layers
 from .factors import over_layers
+
+# So many layers are compiled one by one, if not more than one of them is costly, rather than as rounds of a loop.
+_FEW = 8
 
 # More atoms of a Fisher spectrum than this lie below rounding.
 _MAX_ATOMS = 48
@@ -51,15 +54,23 @@ class StackedNetwork(AbstractNetwork):
 
     @staticmethod
     def of(
-        layers: Sequence[AbstractLayer], width: HostArray, q0: HostArray, mean0: HostArray, pad: bool = False
+        layers: Sequence[AbstractLayer],
+        width: HostArray,
+        q0: HostArray,
+        mean0: HostArray,
+        pad: bool = False,
+        one_round: bool = False,
     ) -> "StackedNetwork":
-        """Of layers one after the other, with missing rounds behind the last if it is to be padded."""
-        classes = list(dict.fromkeys(type(layer) for layer in layers))
+        """Of layers one after the other, with missing rounds behind the last if it is to be padded; in `one_round`,
+        which has a place for each, if they are few.
+        """
+        classes = [type(layer) for layer in layers]
+        classes = classes if one_round and _are_few(layers) else list(dict.fromkeys(classes))
         order, rounds, place = [], 0, -1
         for layer in layers:
-            mine = classes.index(type(layer))
-            rounds += mine <= place
-            place = mine
+            later = [k for k, kind in enumerate(classes) if kind is type(layer) and k > place]
+            rounds += not later
+            place = later[0] if later else classes.index(type(layer))
             order.append((rounds, place))
         depth = rounds + 1
         number_of_rounds = num_padded_layers(depth) if pad else depth
@@ -138,6 +149,49 @@ class StackedNetwork(AbstractNetwork):
         else:
             square, mean = _after_rounds(self.places, start)[-1]
         return square, mean
+
+    def change(self, change: Change) -> Change:
+        """How what goes out changes, as what comes in does."""
+
+        def one(state: tuple[Array, ...], rounds: tuple[Any, ...]) -> tuple[tuple[Array, ...], None]:
+            for place, width in zip(*rounds, strict=True):
+
+                def behind(layer: AbstractLayer, *state: Array, width: Array = width) -> tuple[Array, ...]:
+                    signal = Signal(width, *state[:2])
+                    new, change = layer.forward(signal), layer.change(signal, Change(*state[2:]))
+                    assert new.mean is not None
+                    return new.square, new.mean, change.overlap, change.mean, change.square
+
+                new = place.here(behind)(*state)
+                if place.gaps:
+                    new = tuple(jnp.where(place.there, x, old) for x, old in zip(new, state, strict=True))
+                state = new
+            return state, None
+
+        rounds = jax.tree.map(jnp.asarray, (self.places, self.widths))
+        state = tuple(map(jnp.asarray, (self.q0, self.mean0, change.overlap, change.mean, change.square)))
+        if self.places[0].kind.size == 1:
+            state, _ = one(state, jax.tree.map(lambda x: x[0], rounds))
+        else:
+            state, _ = jax.lax.scan(one, state, rounds)
+        return Change(*state[2:])
+
+    def ritz_values(self) -> Float[Array, "2"]:
+        q0, mean0 = self.q0, self.mean0
+        # Along the input, and along what is left of the vector of ones.
+        share = mean0 / jnp.sqrt(q0)
+        rest = jnp.sqrt(jnp.maximum(1 - jnp.square(share), 0))
+        weights = jnp.asarray([[1, 0], [0, 1], [0.5**0.5, 0.5**0.5]], q0.dtype)
+        overlaps, means = weights @ jnp.stack([jnp.sqrt(q0), jnp.zeros_like(q0)]), weights @ jnp.stack([share, rest])
+        changes = jax.vmap(self.change)(Change(overlaps, means, jnp.ones_like(means)))
+        per_output = self.last_width / (self.positions * self.widths[0][0])
+        along, other, between = changes.square * per_output
+        between = between - (along + other) / 2
+        middle, half = (along + other) / 2, jnp.hypot((along - other) / 2, between)
+        largest = middle + half
+        smallest = jnp.maximum(along * other - jnp.square(between), 0) / largest
+        narrower = per_output * (1 + jnp.finfo(q0.dtype).eps ** 0.5) < 1
+        return jnp.stack([jnp.where(narrower, jnp.inf, smallest), largest])
 
     def operations(self, signals: tuple[Signal, ...], refine: int | None = None) -> list[tuple[AbstractOperation, ...]]:
         """Of every place, over all rounds."""
@@ -259,6 +313,10 @@ def joined(layers: Sequence[AbstractLayer]) -> list[AbstractLayer]:
         else:
             found.append(layer)
     return found
+
+
+def _are_few(layers: Sequence[AbstractLayer]) -> bool:
+    return len(layers) <= _FEW and sum(layer.num_laws > 0 or layer.skips for layer in layers) <= 1
 
 
 def _of_place(place: Kinds[AbstractLayer], signals: Signal, refine: int) -> tuple[AbstractOperation, ...]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TYPE_CHECKING
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Complex, Float
@@ -17,6 +18,7 @@ from . import reading
 from .edges import edges
 from .gaps import support
 from .moments import log_moment, log_moments, mean_log
+from .outliers import Outliers
 from .quantiles import quantile
 from .reading import Solution
 
@@ -32,6 +34,7 @@ class Spectrum(Shown):
     """
 
     curve: Curve
+    ritz_values: Callable[[], Float[Array, "2"]] | None = None
 
     def solve(self, z: ArrayLike | Sequence[complex]) -> Solution:
         """The certified solve behind all other methods.
@@ -158,12 +161,31 @@ class Spectrum(Shown):
         return log_moments(self.curve)[1]
 
     def condition_number(self) -> Float[Array, ""]:
-        """`sqrt(upper / lower)` of `edges()`: of the matrix whose squared singular values these are."""
+        """`sqrt(upper / lower)` of `edges()`: of the matrix whose squared singular values these are; of its bulk, if
+        there are `outliers`.
+        """
         lower, upper = self.edges()
         return jnp.sqrt(upper / lower)
 
+    def outliers(self) -> Outliers:
+        """What is known of single eigenvalues outside the bulk, which `edges` and all others leave out: bounds, of a
+        Jacobian's spectrum.
+
+        Residual networks have them where activations have a mean, as ReLU does, which blocks add up: of 100 such blocks
+        with `sigma_w^2 = 1/100` the bulk ends at 8.0, and the largest eigenvalue is about 1600, at least 1512.
+
+        NaN of measured networks, of which they are not known.
+
+        **Raises:** `ValueError` if the spectrum is not one that `jacobian_spectrum` has made.
+        """
+        if self.ritz_values is None:
+            raise ValueError("`outliers()` are known of Jacobian spectra, as `jacobian_spectrum` makes them.")
+        return Outliers.of(self.edges(), eqx.filter_jit(self.ritz_values)(), self.mass_at_zero() > 0)
+
     def learning_rate_bound(self) -> Float[Array, ""]:
-        """`2 / upper edge`: for a Fisher spectrum, where gradient descent on the quadratic model turns unstable."""
+        """`2 / upper edge`: for a Fisher spectrum, where gradient descent on the quadratic model turns unstable. Single
+        eigenvalues above the bulk would lower it.
+        """
         return 2 / self.edges()[1]
 
     def plot(

@@ -65,12 +65,18 @@ def header(net: "MLP | Network", source: str) -> str:
 def summarize(net: "MLP | Network", spectrum: "Spectrum") -> dict[str, Any]:
     from .._networks.abstract import propagate
 
-    mean_field = propagate(net)
+    mean_field, outliers = propagate(net), spectrum.outliers()
     atoms = zip(*(np.asarray(a).tolist() for a in spectrum.atoms()), strict=True)
     return {
         "mean_field": {name: np.asarray(getattr(mean_field, name)).tolist() for name in ("q", "chi", "chi_q")},
         "edges": [float(edge) for edge in spectrum.edges()],
         "condition_number": float(spectrum.condition_number()),
+        "outliers": {
+            "bulk_only": bool(outliers.below | outliers.above),
+            "smallest_at_most": float(outliers.smallest_at_most),
+            "largest_at_least": float(outliers.largest_at_least),
+            "words": outliers.words,
+        },
         "mass_at_zero": float(spectrum.mass_at_zero()),
         "atoms": [{"location": place, "mass": mass} for place, mass in atoms if place > 0 and mass > 0],
         "mean": float(spectrum.mean()),
@@ -107,11 +113,12 @@ def table(summary: dict[str, Any]) -> str:
         *([("KS distance", summary["ks_distance"])] if "ks_distance" in summary else []),
         *([("of eigenvalues", str(summary["num_eigenvalues"]))] if "ks_distance" in summary else []),
     ]
+    words = summary["diagnosis"]["words"] + summary["outliers"]["words"]
     lines = (
         f"{label:<18}" + "".join(f"{v:>14}" if isinstance(v, str) else f"{v:>14.6g}" for v in values)
         for label, *values in rows
     )
-    return "\n".join([*(line.rstrip() for line in lines), "", *summary["diagnosis"]["words"]])
+    return "\n".join([*(line.rstrip() for line in lines), "", *words])
 
 
 def finite(value: Any) -> Any:
