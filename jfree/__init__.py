@@ -42,6 +42,7 @@ from ._spectra import (
     jacobian_spectrum as jacobian_spectrum,
     universal_resnet_spectrum as universal_resnet_spectrum,
 )
+from ._spectrum.outliers import Outliers as Outliers
 from ._spectrum.reading import Solution as Solution
 from ._spectrum.spectrum import Spectrum as Spectrum
 from ._sweep import stack as stack, Sweep as Sweep, sweep as sweep

@@ -8,7 +8,7 @@ from ._calculus.law_factor import LawFactor as LawFactor
 from ._calculus.operation import AbstractOperation as AbstractOperation, Moments as Moments, Step as Step
 from ._calculus.point import Point as Point, Signs as Signs
 from ._calculus.side_and_shift import ChangeSide as ChangeSide, Shift as Shift
-from ._layers.layer import AbstractLayer as AbstractLayer, Entries as Entries, Signal as Signal
+from ._layers.layer import AbstractLayer as AbstractLayer, Change as Change, Entries as Entries, Signal as Signal
 from ._layers.weights import AbstractWeights as AbstractWeights
 from ._networks.abstract import AbstractNetwork as AbstractNetwork, curve_of as curve_of
 from ._numerics.complex import (

@@ -47,6 +47,17 @@ def test_json(capsys):
     assert out["quantiles"]["0.5"] == 0
     assert LOWER < out["quantiles"]["0.75"] < out["quantiles"]["0.99"] < UPPER
     assert out["atoms"] == []
+    assert not out["outliers"]["bulk_only"]
+    assert out["outliers"]["smallest_at_most"] is None  # fewer outputs than inputs
+
+
+def test_single_eigenvalues_are_told(tmp_path, capsys):
+    block = '[[layers]]\nkind = "residual"\nrepeat = 12\n'
+    weights = '[[layers.layers]]\nkind = "dense"\nwidth = 64\nweights = "gaussian"\nsigma_w = 0.3\n'
+    activation = '[[layers.layers]]\nkind = "activation"\nactivation = "relu"\n'
+    (tmp_path / "net.toml").write_text(block + weights + activation)
+    assert main(["spectrum", "--config", str(tmp_path / "net.toml")]) == 0
+    assert "single eigenvalues: one of at least" in capsys.readouterr().out
 
 
 def test_output_side_and_infinity(capsys):
@@ -423,6 +434,15 @@ def test_one_layer_keeps_its_activation(capsys, tmp_path):
 def test_data_out_of_range(size, capsys, tmp_path):
     np.savez(tmp_path / "data.npz", x=np.full((2, 200), size))
     assert_one_line(capsys, [*SMALL, "--data", str(tmp_path / "data.npz")], "`data`")
+
+
+def test_networks_out_of_range_say_why(capsys, tmp_path):
+    flags = ("tune", "--activation", "relu_squared", "--depth", "14", "--output", str(tmp_path / "none"))
+    assert main(flags) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "The signal explodes" in last
+    assert "Take a smaller sigma_w, or normalise layers." in last
+    assert not (tmp_path / "none").exists()
 
 
 def test_no_widths_to_tune(capsys, tmp_path):

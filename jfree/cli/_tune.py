@@ -230,7 +230,9 @@ class _Measured:
     @staticmethod
     def of(net: "MLP | Layers", seed: int) -> "_Measured":
         import jax
+        import jax.numpy as jnp
 
+        from .._finite.diagnosis import alarm
         from .._spectra import jacobian_spectrum
         from ..empirical import jacobian_eigenvalues, ks_distance
 
@@ -241,6 +243,9 @@ class _Measured:
         quantiles = np.asarray(spectrum.quantile(zero + (1 - zero) * np.asarray(_LEVELS)))
         num_samples = math.ceil(POOLED / widths[[0, -1]].min())
         eigenvalues = np.asarray(jacobian_eigenvalues(net, jax.random.key(seed), num_samples=num_samples, side=side))
+        if not np.all(np.isfinite(eigenvalues)):
+            cause = alarm(net, jnp.atleast_1d(net.q0)) or "Its singular values leave the range of floats."
+            raise ValueError(f"the network cannot be sampled at these widths. {cause}")
         return _Measured(spectrum, quantiles, eigenvalues, float(ks_distance(eigenvalues, spectrum)))
 
     @property
