@@ -38,7 +38,7 @@ def stack(nets: Sequence[AbstractNetwork] | Sequence[Spectrum]) -> Any:
     """One network, or one spectrum, whose arrays have a leading axis over several, for `jax.vmap`.
 
     Networks must be of equal depth. Spectra need not be: after the last layer of the shallower ones come as many that
-    change nothing.
+    change nothing. Of stacked spectra no `outliers()` are known.
 
     **Raises:** `ValueError` if there are none, or they differ in more than the values of their arrays: in activations,
     weight laws, shapes or dtypes.

@@ -75,7 +75,7 @@ def test_depths_are_padded(spectrum, activation):
     """Layers that change nothing change nothing, and one compiled function serves all depths."""
     nets = [jfree.MLP(np.ones(depth + 1), activation, "gaussian", 1.2, 0.3) for depth in (4, 3, 5)]
     spectra = [spectrum(net) for net in nets]
-    assert len(jax.tree.leaves(jfree.stack(spectra))) == len(jax.tree.leaves(spectra[0]))
+    assert len(jax.tree.leaves(jfree.stack(spectra).curve)) == len(jax.tree.leaves(spectra[0].curve))
     x = jnp.geomspace(0.1, 10, 7)
     swept = jfree.sweep(spectra, lambda s: {"cdf": s.cdf(x), "zero": s.mass_at_zero(), "log": s.mean_log()})
     assert swept.errors == {}
