@@ -127,11 +127,8 @@ class AbstractLayer(eqx.Module):
 
     def growth(self, signal: Signal) -> Float[Array, ""]:
         """What it multiplies the mean of `J J^T` by."""
-        zero = jnp.zeros_like(signal.square)
-        moments = Moments(zero, zero, zero, zero - jnp.inf)
-        for operation in self.operations(signal, 1):
-            moments = moments if operation is None else operation.moments(moments)
-        return jnp.exp(moments.log_mean)
+        operations = [operation for operation in self.operations(signal, 1) if operation is not None]
+        return jnp.exp(log_growth(operations, jnp.zeros_like(signal.square)))
 
     @abc.abstractmethod
     def sample(self, size: int, scale: float, key: PRNGKeyArray, dtype: DTypeLike) -> Callable[..., Array]:
@@ -140,6 +137,14 @@ class AbstractLayer(eqx.Module):
     @abc.abstractmethod
     def row(self) -> tuple[str, str]:
         """Name and details, for tables (host)."""
+
+
+def log_growth(operations: Sequence[AbstractOperation], zero: Float[Array, ""]) -> Float[Array, ""]:
+    """The logarithm of what operations one after the other multiply the mean of `J J^T` by."""
+    moments = Moments(zero, zero, zero, zero - jnp.inf)
+    for operation in operations:
+        moments = operation.moments(moments)
+    return moments.log_mean
 
 
 def sampled_size(width: Array, scale: float) -> int:

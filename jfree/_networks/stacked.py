@@ -12,13 +12,13 @@ from jaxtyping import Array, Float, Int
 
 from .._calculus.curve import Curve
 from .._calculus.factor import point_mass
-from .._calculus.operation import AbstractOperation, Moments
+from .._calculus.operation import AbstractOperation
 from .._calculus.side_and_shift import ChangeSide, Shift
 from .._layers.activation import Activation
 from .._layers.dense import Dense
 from .._layers.dropout import Dropout
 from .._layers.kinds import Kinds, stacked, where_layers
-from .._layers.layer import AbstractLayer, Change, Signal
+from .._layers.layer import AbstractLayer, Change, log_growth, Signal
 from .._meanfield.moments import MeanField
 from .._numerics.arrays import HostArray
 from .abstract import AbstractNetwork, curve_of, num_padded_layers
@@ -188,10 +188,8 @@ class StackedNetwork(AbstractNetwork):
         along, other, between = changes.square * per_output
         between = between - (along + other) / 2
         middle, half = (along + other) / 2, jnp.hypot((along - other) / 2, between)
-        largest = middle + half
-        smallest = jnp.maximum(along * other - jnp.square(between), 0) / largest
         narrower = per_output * (1 + jnp.finfo(q0.dtype).eps ** 0.5) < 1
-        return jnp.stack([jnp.where(narrower, jnp.inf, smallest), largest])
+        return jnp.stack([jnp.where(narrower, jnp.inf, jnp.maximum(middle - half, 0)), middle + half])
 
     def operations(self, signals: tuple[Signal, ...], refine: int | None = None) -> list[tuple[AbstractOperation, ...]]:
         """Of every place, over all rounds."""
@@ -412,12 +410,6 @@ def _along(fn: Callable[[Array], Array], at: Array, basis: Array) -> Float[Array
 
 def _log_gain(operations: tuple[AbstractOperation, ...], like: Float[Array, " rounds"]) -> Float[Array, " rounds"]:
     """Of all rounds, the logarithm of the mean of the operations of one place."""
-    zero = jnp.zeros((), like.dtype)
-
-    def gain(*operations: AbstractOperation) -> Array:
-        c = Moments(zero, zero, zero, zero - jnp.inf)
-        for operation in operations:
-            c = operation.moments(c)
-        return c.log_mean
-
-    return jax.vmap(gain)(*operations) if operations else jnp.zeros_like(like)
+    if not operations:
+        return jnp.zeros_like(like)
+    return jax.vmap(lambda *operations: log_growth(operations, jnp.zeros((), like.dtype)))(*operations)
