@@ -13,10 +13,11 @@ from ._finite.diagnosis import diagnose as diagnose, Diagnosis as Diagnosis, sig
 from ._finite.sampling import sample_weights as sample_weights
 from ._interop.equinox import (
     from_equinox as from_equinox,
-    reinitialize as reinitialize,
     ResidualMLP as ResidualMLP,
     to_equinox as to_equinox,
 )
+from ._interop.model import from_model as from_model
+from ._interop.writing import reinitialize as reinitialize
 from ._layers.weights import Gaussian as Gaussian, Orthogonal as Orthogonal
 from ._meanfield.fixed_points import (
     correlation_map as correlation_map,

@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, overload, TypeVar
+from typing import Any, overload
 
 import equinox as eqx
 import jax
@@ -116,9 +116,6 @@ class ResidualMLP(eqx.Module):
 EquinoxModel = eqx.nn.MLP | eqx.nn.Sequential | ResidualMLP
 
 
-Model = TypeVar("Model", bound=eqx.Module)
-
-
 def to_equinox(net: MLP | ResNet | Network, key: PRNGKeyArray, width: int | None = None) -> EquinoxModel:
     """A finite network to train, its weights and biases sampled from `net` (host).
 
@@ -137,7 +134,7 @@ def to_equinox(net: MLP | ResNet | Network, key: PRNGKeyArray, width: int | None
     if fault:
         warnings.warn(fault, stacklevel=2)
     if not isinstance(net, Network):
-        return reinitialize(_blank(net, widths), net, key)
+        return redrawn(_blank(net, widths), net, key)
     model = sample_network(net, key, scale_of(net, widths))
     return jax.tree.map(_constant, model, is_leaf=lambda node: isinstance(node, AbstractActivation))
 
@@ -200,21 +197,8 @@ def from_equinox(
             )
 
 
-def reinitialize(model: Model, net: MLP | ResNet | Network, key: PRNGKeyArray) -> Model:
-    """A model with the weights and biases of its `eqx.nn.Linear` layers, in their order, redrawn from `net` (host).
-
-    **Arguments:**
-
-    - `model`: any Equinox model; of a `jfree.ResidualMLP` the blocks are redrawn, and nothing else.
-    - `net`: an `MLP` or a `Network` whose widths have the ratios of the model's, or a `ResNet`. Of a `Network` the
-        layers with weights are taken in the order in which they act, those of a `Residual` among them.
-    - `key`: of `jax.random`.
-
-    **Returns:** the model, with shapes and dtypes as they were.
-
-    **Raises:** `ValueError` if number or shapes of the layers differ from those of `net`, or if a layer has no bias
-    where `net` has `sigma_b > 0`.
-    """
+def redrawn(model: Any, net: MLP | ResNet | Network, key: PRNGKeyArray) -> Any:
+    """A model with the weights and biases of its `eqx.nn.Linear` layers, in their order, redrawn."""
     mine = _linears(model)
     shapes = [linear.weight.shape for linear in mine]
     largest = max((max(shape) for shape in shapes), default=1)
@@ -226,8 +210,8 @@ def reinitialize(model: Model, net: MLP | ResNet | Network, key: PRNGKeyArray) -
     expected = [weight.shape for weight, _ in sampled]
     if shapes != expected:
         raise ValueError(f"`model` must have the layers of `net`, of shapes {expected}, got {shapes}.")
-    redrawn = [_redrawn(linear, *layer) for linear, layer in zip(mine, sampled, strict=True)]
-    return eqx.tree_at(_linears, model, redrawn)
+    layers = [_redrawn(linear, *layer) for linear, layer in zip(mine, sampled, strict=True)]
+    return eqx.tree_at(_linears, model, layers)
 
 
 def _blank(net: MLP | ResNet, widths: list[int]) -> EquinoxModel:

@@ -1,18 +1,20 @@
 """Functions of other libraries as activations, and back."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from ..activations._base import AbstractActivation
 from ..activations._from_function import FromFunction
 from ..activations._names import BY_NAME
-from ..activations._piecewise import CELU, ELU
+from ..activations._piecewise import CELU, ELU, Sine, Swish
 from ..activations._smooth import GELU, GELUTanh
 from ..activations._two_slopes import LeakyReLU, Linear
 
@@ -88,6 +90,82 @@ def activation_of(fn: Function) -> AbstractActivation:
     static = (lambda x: fn(x)) if has_arrays else fn  # arrays have no hash
     activation, jaxpr = FromFunction(static), jax.make_jaxpr(static)(0.0).jaxpr
     return Linear() if jaxpr.outvars == jaxpr.invars else activation
+
+
+# Where functions are compared, and by how much they may differ there, next to their size.
+_COMPARED = np.concatenate([np.linspace(-8, 8, 321), [-30, -20, -12, 12, 20, 30]])
+_SAME = 1e-5
+
+
+def known_function(fn: Function, named: bool = False) -> AbstractActivation | None:
+    """The activation whose values a function of every entry has, by name or up to a parameter; any other becomes a
+    `FromFunction` with the kinks that it has, None if `named`.
+    """
+    values = _values(fn)
+    for name in BY_NAME:
+        if _near(values, _values_of(name)):
+            return BY_NAME[name]()
+    for activation in _with_parameter(fn):
+        if _near(values, _values(activation)):
+            return activation
+    return None if named else FromFunction(lambda x: fn(x), knots=_kinks(fn))
+
+
+def _values(fn: Function) -> np.ndarray:
+    return np.asarray(fn(jnp.asarray(_COMPARED, jnp.result_type(float))), float)
+
+
+@functools.cache
+def _values_of(name: str) -> np.ndarray:
+    return _values(BY_NAME[name]())
+
+
+def _near(values: np.ndarray, others: np.ndarray) -> bool:
+    return bool(np.all(np.abs(values - others) <= _SAME * np.maximum(1, np.abs(others))))
+
+
+def _with_parameter(fn: Function) -> Iterator[AbstractActivation]:
+    """Candidates that agree with a function at as many points as they have parameters."""
+    at = [-30.0, -1.0, 1.0, 2.0]
+    left, low, high, twice = np.asarray(fn(jnp.asarray(at, jnp.result_type(float))), float).tolist()
+    if high > 0 and low != 0:
+        yield LeakyReLU(-low / high) if abs(high - 1) < _SAME else ELU(-left / high, high)
+    if abs(high - 1) < _SAME and left < 0:
+        yield ELU(-left)
+        yield CELU(-left)
+    if 0 < high < 1:
+        yield Swish(float(np.log(high / (1 - high))))
+    if abs(high) < 1 and high != 0 and abs(twice / high) < 2:
+        yield Sine(float(np.arccos(twice / high / 2)))
+
+
+# Kinks and jumps of a slope are looked for as far from 0 as this, at so many points.
+_FARTHEST, _NUM_SEEN = 20.0, 4001
+
+# A change of slope between two points is a kink if it is larger than this, and stays where they come together.
+_KINK = 1e-3
+
+
+def _kinks(fn: Function) -> tuple[float, ...]:
+    """Where the slope jumps."""
+
+    def slopes(x: np.ndarray) -> np.ndarray:
+        return np.asarray(jax.vmap(jax.grad(lambda t: fn(t)))(jnp.asarray(x, jnp.result_type(float))), float)
+
+    x = np.linspace(-_FARTHEST, _FARTHEST, _NUM_SEEN) + 1e-4  # no kink is likely to be one of these
+    jumps = np.abs(np.diff(slopes(x)))
+    around = np.minimum(np.append(jumps[1:], 0), np.append(0, jumps[:-1]))
+    suspects = np.flatnonzero(jumps > np.maximum(_KINK, 4 * around))
+    if not suspects.size:
+        return ()
+    low, high = x[suspects], x[suspects + 1]
+    for _ in range(40):
+        middle = 0.5 * (low + high)
+        left = np.abs(slopes(middle) - slopes(low)) > np.abs(slopes(high) - slopes(middle))
+        low, high = np.where(left, low, middle), np.where(left, middle, high)
+    spread = 1e-6 * np.maximum(1, np.abs(low))
+    stays = np.abs(slopes(high + spread) - slopes(low - spread)) > jumps[suspects] / 2
+    return tuple(np.round(0.5 * (low + high), 6)[stays].tolist())
 
 
 def _with_options(function: Function, options: dict[str, Any]) -> AbstractActivation | None:

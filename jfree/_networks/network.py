@@ -26,6 +26,7 @@ class Network(AbstractNetwork):
     - `width`: `N_0`; of this and the layers' widths only the ratios matter.
     - `layers`: from input to output, of `jfree.layers`.
     - `q0`, `mean0`: mean square and mean of the input's entries.
+    - `shape`: of one example, if the network stands for a model that takes arrays.
 
     **Raises:** `ValueError` naming the argument, for layers that are none or do not fit together, and values out of
     range.
@@ -35,8 +36,17 @@ class Network(AbstractNetwork):
     layers: tuple[AbstractLayer, ...]
     q0: Float[Array, ""]
     mean0: Float[Array, ""]
+    shape: tuple[int, ...] | None = eqx.field(static=True)
 
-    def __init__(self, width: ArrayLike, layers: Sequence[AbstractLayer], q0: ArrayLike = 1.0, mean0: ArrayLike = 0.0):
+    def __init__(
+        self,
+        width: ArrayLike,
+        layers: Sequence[AbstractLayer],
+        q0: ArrayLike = 1.0,
+        mean0: ArrayLike = 0.0,
+        *,
+        shape: tuple[int, ...] | None = None,
+    ):
         if not isinstance(layers, Sequence) or not all(isinstance(layer, AbstractLayer) for layer in layers):
             raise ValueError(f"`layers` must be a sequence of layers of `jfree.layers`, got {layers!r}.")
         if not layers:
@@ -46,6 +56,7 @@ class Network(AbstractNetwork):
         self.layers = cast(tuple(layers), dtype)
         self.q0 = scalar("q0", q0, dtype, positive, "positive and finite")
         self.mean0 = mean_of_input(mean0, self.q0)
+        self.shape = shape
         _check_positions(self.layers)
         entries = Entries()
         for layer in joined(self.layers):

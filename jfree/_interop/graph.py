@@ -1,0 +1,440 @@
+"""What a function does to its input, step by step, and which of its parameters each step reads."""
+
+import dataclasses
+import functools
+import math
+import os
+import sysconfig
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+
+# Primitives that act entry by entry.
+_ENTRYWISE = frozenset(
+    "abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp convert_element_type cos cosh digamma "
+    "div eq erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le lgamma log log1p logistic lt max min "
+    "mul ne neg nextafter not or pow reduce_precision rem round rsqrt select_n sign sin sinh sqrt square stop_gradient "
+    "sub tan tanh xor".split()
+)
+
+
+class Constant(NamedTuple):
+    """What does not depend on the input.
+
+    - `value`: an array.
+    - `origin`: if it is a view of parameters, where each of its entries stands among all entries of all of them.
+    - `factor`: what these are multiplied by.
+    """
+
+    value: Any
+    origin: np.ndarray | None = None
+    factor: float = 1.0
+
+    @property
+    def number(self) -> float | None:
+        """The one value that all entries have, if they have."""
+        if np.ndim(self.value) and np.size(self.value) == 0:
+            return None
+        values = np.asarray(self.value).ravel()
+        return float(values[0]) if np.all(values == values[0]) else None
+
+    def view(self, change: Callable[[np.ndarray], np.ndarray]) -> "Constant":
+        """The same entries, moved."""
+        return Constant(change(self.value), None if self.origin is None else change(self.origin), self.factor)
+
+
+@dataclasses.dataclass(eq=False)
+class Step:
+    """One step from values that depend on the input to another such value.
+
+    - `kind`: `input`; `dense`, weights that act on some axes; `convolution`; `move`, entries in other places; `entries`,
+        a function of every entry; `mixing`, anything else.
+    - `name`: of the primitive.
+    - `arguments`: steps and constants, in the order that the primitive takes them in.
+    - `shape`: of the value.
+    - `index`: of a `move`, where each entry comes from, -1 for a zero.
+    """
+
+    kind: str
+    name: str
+    arguments: tuple["Step | Constant", ...]
+    shape: tuple[int, ...]
+    place: str
+    apply: Callable[..., Any]
+    params: dict[str, Any] = dataclasses.field(default_factory=dict)
+    index: np.ndarray | None = None
+
+    @property
+    def inputs(self) -> list["Step"]:
+        return [argument for argument in self.arguments if isinstance(argument, Step)]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def value(self, inputs: Sequence[Any]) -> Any:
+        """The step's value, given those of its inputs."""
+        given = iter(inputs)
+        return self.apply(*(next(given) if isinstance(a, Step) else a.value for a in self.arguments))
+
+    def __str__(self) -> str:
+        return f"`{self.name}`{self.place}"
+
+
+Value = Step | Constant
+
+
+def steps_of(function: Callable[..., Any], parameters: Sequence[Any], x: Any) -> tuple[Step, list[Value]]:
+    """The input of `function(parameters, x)`, and its outputs."""
+    closed = jax.make_jaxpr(function)(list(parameters), x)
+    offsets = np.cumsum([0, *(np.size(p) for p in parameters)])
+    constants = [
+        Constant(_plain(p), np.arange(start, start + np.size(p)).reshape(np.shape(p)))
+        for p, start in zip(parameters, offsets[:-1], strict=True)
+    ]
+    source = Step("input", "the input", (), np.shape(x), "", lambda: x)
+    outputs = _run(closed.jaxpr, [Constant(_plain(c)) for c in closed.consts], [*constants, source])
+    return source, outputs
+
+
+def _plain(value: Any) -> Any:
+    """In memory of the host, but for keys of `jax.random`."""
+    return value if jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended) else np.asarray(value)
+
+
+def _run(jaxpr: Jaxpr, constants: Sequence[Value], arguments: Sequence[Value]) -> list[Value]:
+    known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *arguments], strict=True))
+
+    def read(var: Any) -> Value:
+        return Constant(np.asarray(var.val)) if isinstance(var, Literal) else known[var]
+
+    for equation in jaxpr.eqns:
+        found = _equation(equation, [read(var) for var in equation.invars])
+        known.update(zip(equation.outvars, found, strict=True))
+    return [read(var) for var in jaxpr.outvars]
+
+
+def _equation(equation: JaxprEqn, arguments: list[Value]) -> list[Value]:
+    name, steps = equation.primitive.name, [a for a in arguments if isinstance(a, Step)]
+    if name == "scan" and (steps or any(a.origin is not None for a in arguments if isinstance(a, Constant))):
+        return _unrolled(equation.params, arguments)
+    inner = _inner(equation, arguments)
+    if inner is not None:
+        return _run(inner[0], [Constant(_plain(c)) for c in inner[1]], arguments)
+    if not steps:
+        return _of_constants(equation, [a for a in arguments if isinstance(a, Constant)])
+    if name == "split":
+        cuts = np.cumsum([0, *equation.params["sizes"]])
+        axis, (whole,) = equation.params["axis"], steps
+        pieces = [np.arange(start, end) for start, end in zip(cuts[:-1], cuts[1:], strict=True)]
+        return [moved(whole, lambda x, k=k: np.take(x, k, axis), equation) for k in pieces]
+    if name == "concatenate":
+        joined = _concatenated(arguments, equation)
+        if joined is not None:
+            return [joined]
+    elif name in _VIEWS or name in _INDEXED:
+        (whole,) = steps if steps[0] is arguments[0] and len(steps) == 1 else (None,)
+        if whole is not None:
+            rest = [a for a in arguments[1:] if isinstance(a, Constant)]
+            return [moved(whole, _view(equation, rest), equation)]
+    apply = functools.partial(_bind, equation)
+    kind = _kind(name, equation.params, arguments)
+    place = place_of(equation)
+    return [
+        Step(kind, name, tuple(arguments), tuple(var.aval.shape), place, apply, dict(equation.params))
+        if len(equation.outvars) == 1
+        else Step("mixing", name, tuple(arguments), tuple(var.aval.shape), place, lambda *x, k=k: apply(*x)[k])
+        for k, var in enumerate(equation.outvars)
+    ]
+
+
+def _kind(name: str, params: dict[str, Any], arguments: list[Value]) -> str:
+    constant = [isinstance(a, Constant) for a in arguments]
+    if name in _ENTRYWISE:
+        return "entries"
+    if name == "dot_general" and any(constant) and not any(map(len, params["dimension_numbers"][1])):
+        return "dense"
+    if name == "conv_general_dilated" and constant == [False, True]:
+        return "convolution"
+    return "mixing"
+
+
+def _bind(equation: JaxprEqn, *arguments: Any) -> Any:
+    return equation.primitive.bind(*map(jnp.asarray, arguments), **equation.params)
+
+
+def _inner(equation: JaxprEqn, arguments: list[Value]) -> tuple[Jaxpr, Sequence[Any]] | None:
+    """The program that an equation calls."""
+    if equation.primitive.name in ("scan", "while"):
+        return None
+    if equation.primitive.name == "cond":
+        which = arguments.pop(0)
+        if not isinstance(which, Constant):
+            arguments.insert(0, which)
+            return None
+        branch = equation.params["branches"][int(which.value)]
+        return branch.jaxpr, branch.consts
+    for value in equation.params.values():
+        if isinstance(value, ClosedJaxpr):
+            return value.jaxpr, value.consts
+        if isinstance(value, Jaxpr):
+            return value, ()
+    return None
+
+
+def _unrolled(params: dict[str, Any], arguments: list[Value]) -> list[Value]:
+    num_fixed, num_carried = params["num_consts"], params["num_carry"]
+    closed = params["jaxpr"]
+    fixed, carried = arguments[:num_fixed], arguments[num_fixed : num_fixed + num_carried]
+    slices = arguments[num_fixed + num_carried :]
+    constants = [Constant(_plain(c)) for c in closed.consts]
+    stacked: list[list[Value]] = []
+    turns = range(params["length"])
+    for turn in reversed(turns) if params["reverse"] else turns:
+        own = [_entry(value, turn) for value in slices]
+        carried = _run(closed.jaxpr, constants, [*fixed, *carried, *own])
+        carried, out = carried[:num_carried], carried[num_carried:]
+        stacked.append(out)
+    if params["reverse"]:
+        stacked.reverse()
+    return [*carried, *(_stacked(list(values)) for values in zip(*stacked, strict=True))]
+
+
+def _entry(value: Value, k: int) -> Value:
+    """Of an axis that a scan runs over."""
+    return value.view(lambda x: x[k]) if isinstance(value, Constant) else moved(value, lambda x: x[k], None)
+
+
+def _stacked(values: list[Value]) -> Value:
+    shape = (len(values), *np.shape(values[0].value if isinstance(values[0], Constant) else values[0]))
+    if all(isinstance(v, Constant) for v in values):
+        return Constant(jnp.stack([jnp.asarray(v.value) for v in values if isinstance(v, Constant)]))
+    return Step("mixing", "scan", tuple(values), shape, "", lambda *x: jnp.stack(x))
+
+
+def _of_constants(equation: JaxprEqn, arguments: list[Constant]) -> list[Value]:
+    name, first = equation.primitive.name, arguments[0] if arguments else None
+    if first is not None and isinstance(first.value, np.ndarray):
+        if name == "convert_element_type":
+            return [Constant(first.value.astype(equation.params["new_dtype"]), first.origin, first.factor)]
+        if name in _VIEWS or (name in _INDEXED and first.origin is not None):
+            return [first.view(_view(equation, arguments[1:]))]
+        if name == "concatenate" and all(a.origin is not None and a.factor == first.factor for a in arguments):
+            axis = equation.params["dimension"]
+            return [
+                Constant(
+                    np.concatenate([a.value for a in arguments], axis),
+                    np.concatenate([_known(a.origin) for a in arguments], axis),
+                    first.factor,
+                )
+            ]
+    found = _bind(equation, *(a.value for a in arguments))
+    values = [_plain(x) for x in (found if equation.primitive.multiple_results else [found])]
+    return [Constant(values[0], *_times(name, arguments)), *map(Constant, values[1:])]
+
+
+def _times(name: str, arguments: list[Constant]) -> tuple[np.ndarray | None, float]:
+    """Of parameters that are multiplied by a number: where they stand, and by what."""
+    if name == "neg":
+        return arguments[0].origin, -arguments[0].factor
+    if name not in ("mul", "div") or np.ndim(arguments[0].value) < np.ndim(arguments[1].value):
+        arguments = arguments[::-1] if name == "mul" else []
+    if len(arguments) != 2 or arguments[0].origin is None or np.ndim(arguments[0].value) == 0:
+        return None, 1.0
+    number = arguments[1].number
+    if number is None or number == 0:
+        return None, 1.0
+    return arguments[0].origin, arguments[0].factor * (number if name == "mul" else 1 / number)
+
+
+def _known(array: np.ndarray | None) -> np.ndarray:
+    assert array is not None
+    return array
+
+
+# Where entries go, given the equation's parameters.
+_VIEWS: dict[str, Callable[[np.ndarray, dict[str, Any]], np.ndarray]] = {
+    "reshape": lambda x, p: x.reshape(p["new_sizes"]),
+    "transpose": lambda x, p: np.transpose(x, p["permutation"]),
+    "squeeze": lambda x, p: np.squeeze(x, p["dimensions"]),
+    "expand_dims": lambda x, p: np.expand_dims(x, p["dimensions"]),
+    "slice": lambda x, p: x[tuple(map(slice, p["start_indices"], p["limit_indices"], p["strides"] or [1] * x.ndim))],
+    "rev": lambda x, p: np.flip(x, p["dimensions"]),
+    "copy": lambda x, p: x,
+    "copy_p": lambda x, p: x,
+    "broadcast_in_dim": lambda x, p: _broadcast(x, p["shape"], p["broadcast_dimensions"]),
+}
+
+# Those that JAX is asked for.
+_INDEXED = frozenset(("gather", "dynamic_slice", "pad"))
+
+
+def _broadcast(x: np.ndarray, shape: tuple[int, ...], axes: tuple[int, ...]) -> np.ndarray:
+    ones = [1] * len(shape)
+    for axis, size in zip(axes, x.shape, strict=True):
+        ones[axis] = size
+    return np.broadcast_to(x.reshape(ones), shape)
+
+
+def _view(equation: JaxprEqn, rest: list[Constant]) -> Callable[[np.ndarray], np.ndarray]:
+    name, params = equation.primitive.name, equation.params
+    if name in _VIEWS:
+        return lambda x: _VIEWS[name](x, params)
+    if name == "pad":
+        return lambda x: _padded(x, params["padding_config"], rest[0].number)
+    # Indices are shifted, so that 0 stands for what lies outside.
+    return lambda x: np.asarray(_bind(equation, jnp.asarray(x) + 1, *(a.value for a in rest))) - 1
+
+
+def _padded(x: np.ndarray, config: Sequence[tuple[int, int, int]], filled: float | None) -> np.ndarray:
+    if filled != 0 or any(inside or min(low, high) < 0 for low, high, inside in config):
+        return np.full([1], -2)  # of another shape than expected, and of no use
+    return np.pad(x, [(low, high) for low, high, _ in config], constant_values=-1)
+
+
+def moved(whole: Step, change: Callable[[np.ndarray], np.ndarray], equation: JaxprEqn | None) -> Step:
+    """The value of a step with its entries in other places."""
+    index = change(np.arange(whole.size).reshape(whole.shape))
+    if index.shape == whole.shape and np.array_equal(index.ravel(), np.arange(whole.size)):
+        return whole
+    place = "" if equation is None else place_of(equation)
+    name = "slice" if equation is None else equation.primitive.name
+    if index.size < whole.size:
+        part = _selected(whole, index)
+        if part is not None:
+            return part
+    return _move(whole, index, name, place)
+
+
+def _move(whole: Step, index: np.ndarray, name: str, place: str) -> Step:
+    if whole.kind == "move":
+        before = _known(whole.index).ravel()
+        index = np.where(index < 0, -1, before[np.maximum(index, 0)])
+        (whole,) = whole.inputs
+        if index.shape == whole.shape and np.array_equal(index.ravel(), np.arange(whole.size)):
+            return whole
+
+    def apply(x: Any) -> Any:
+        return jnp.where(index < 0, 0, jnp.ravel(x)[np.maximum(index, 0)])
+
+    return Step("move", name, (whole,), index.shape, place, apply, index=index)
+
+
+def _selected(whole: Step, index: np.ndarray) -> Step | None:
+    """Some units of a dense layer, or of functions of their entries, as a layer of fewer units."""
+    if whole.kind == "entries":
+        parts: list[Value] = []
+        for argument in whole.arguments:
+            if isinstance(argument, Step):
+                part = argument if argument.shape == () else _selected(argument, index)
+                if part is None:
+                    return None
+                parts.append(part)
+            else:
+                parts.append(argument.view(lambda x: np.broadcast_to(x, whole.shape).ravel()[index]))
+        return dataclasses.replace(whole, arguments=tuple(parts), shape=index.shape)
+    if whole.kind != "dense":
+        return None
+    layer = Dense.of(whole)
+    units = layer.index.reshape(-1, layer.num_out)
+    kept = np.isin(units, index.ravel())
+    if not np.all(kept == kept[:1]) or np.count_nonzero(kept) != index.size:
+        return None
+    weight = layer.weight.view(lambda x: x[kept[0]])
+    rows, order = units[:, kept[0]], np.empty(whole.size, int)
+    order[rows.ravel()] = np.arange(rows.size)
+    first: Value = layer.source if layer.rows is None else _move(layer.source, layer.rows, "reshape", "")
+    some = Step(
+        "dense",
+        whole.name,
+        (first, weight),
+        rows.shape,
+        whole.place,
+        lambda x, w: x @ w.T,
+        {"dimension_numbers": (((1,), (1,)), ((), ()))},
+    )
+    return _move(some, order[index], "slice", whole.place)
+
+
+@dataclasses.dataclass
+class Dense:
+    """A matrix that acts on some axes of a value, at each place along the others.
+
+    - `weight`: of shape `(num_out, num_in)`.
+    - `rows`: `(places, num_in)`, which entries of `source` come in; None where these are all in their order.
+    - `index`: `(places, num_out)`, where these stand in the value.
+    """
+
+    source: Step
+    weight: Constant
+    rows: np.ndarray | None
+    index: np.ndarray
+
+    @property
+    def num_out(self) -> int:
+        return self.weight.value.shape[0]
+
+    @staticmethod
+    def of(step: Step) -> "Dense":
+        (contracted, batched) = step.params["dimension_numbers"]
+        assert not any(map(len, batched))
+        first = isinstance(step.arguments[0], Step)  # whether the input comes first
+        source, weight = step.arguments if first else step.arguments[::-1]
+        axes, weight_axes = contracted if first else contracted[::-1]
+        assert isinstance(source, Step) and isinstance(weight, Constant)
+        matrix = weight.view(lambda w: _matrix(w, weight_axes))
+        entries = _matrix(np.arange(source.size).reshape(source.shape), axes)
+        places = entries.shape[0]
+        out = np.arange(step.size)
+        index = out.reshape(places, -1) if first else out.reshape(-1, places).T
+        whole = np.array_equal(entries.ravel(), np.arange(source.size)) and source.shape == entries.shape
+        return Dense(source, matrix, None if whole else entries, index)
+
+
+def _matrix(x: np.ndarray, axes: Sequence[int]) -> np.ndarray:
+    """With these axes last, as one."""
+    x = np.moveaxis(x, axes, range(x.ndim - len(axes), x.ndim))
+    return x.reshape(-1, math.prod(x.shape[x.ndim - len(axes) :]))
+
+
+def _concatenated(arguments: list[Value], equation: JaxprEqn) -> Step | None:
+    """Pieces of one value, and zeros."""
+    pieces, base = [], None
+    for argument in arguments:
+        if isinstance(argument, Constant):
+            if argument.number != 0:
+                return None
+            pieces.append(np.full(np.shape(argument.value), -1))
+            continue
+        own, index = argument, np.arange(argument.size).reshape(argument.shape)
+        if argument.kind == "move":
+            (own,), index = argument.inputs, _known(argument.index)
+        if base is not None and own is not base:
+            return None
+        base = own
+        pieces.append(index)
+    assert base is not None
+    index = np.concatenate(pieces, equation.params["dimension"])
+    if index.shape == base.shape and np.array_equal(index.ravel(), np.arange(base.size)):
+        return base
+    return _move(base, index, "concatenate", place_of(equation))
+
+
+# What is said of a place must be the reader's own code.
+_LIBRARIES = (sysconfig.get_paths()["purelib"], sysconfig.get_paths()["stdlib"], os.path.dirname(os.path.dirname(__file__)))
+
+
+def place_of(equation: JaxprEqn) -> str:
+    """Where in the model's source an equation comes from, to be printed behind its name."""
+    stack = str(equation.source_info.name_stack)
+    traceback = equation.source_info.traceback
+    within = f" in {stack}" if stack else ""
+    for frame in () if traceback is None else traceback.frames:
+        if frame.file_name.startswith(_LIBRARIES) or frame.file_name.startswith("<frozen"):
+            continue
+        return f" at {os.path.basename(frame.file_name)}:{frame.line_num}, {frame.function_name}{within}"
+    return within

@@ -1,0 +1,164 @@
+"""Models of any library that JAX can trace, as networks."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike
+
+from .._layers.layer import AbstractLayer
+from .._layers.weights import AbstractWeights, as_weights
+from .._networks.network import Network
+from .graph import Step, steps_of
+from .parts import all_weights, Function, Mask, Part, Slot, Times
+from .reading import Reader
+
+Model = Callable[..., Any]
+
+
+class Parameters(NamedTuple):
+    """The arrays of a model, and the model that has such arrays."""
+
+    leaves: list[Array]
+    rebuild: Callable[[list[Array]], Any]
+    names: list[str]
+
+
+class Reading(NamedTuple):
+    """A model as a network, and where its parameters stand."""
+
+    net: Network
+    slots: list[Slot]
+    parameters: "Parameters"
+
+
+def from_model(model: Model, x: ArrayLike, weights: str | AbstractWeights = "auto") -> Network:
+    """The random network whose widths, activations and scales are those of a model that JAX can trace.
+
+    The model is traced at `x`. Weights are told by what it does with them, not by their names: matrix products, circular
+    convolutions, and patches; functions of every entry become one activation between weights, a named one if its values
+    are the same; what does to vectors what a norm does is a norm.
+
+    **Arguments:**
+
+    - `model`: a function of one example, such as an Equinox module, a Flax NNX module, or
+        `functools.partial(apply, parameters)` of Flax, Haiku or functions of your own.
+    - `x`: one example, or several along a first axis, if the model takes but one. Their mean square is the network's
+        `q0`, and their mean its `mean0`.
+    - `weights`: the law that the weights shall have; `"auto"` for that which they look like: orthogonal, or Gaussian.
+
+    **Returns:** a `Network`. Its widths are those of one position where layers act on all positions alike, as
+    convolutions do, and units of all positions where a layer tells them apart.
+
+    **Raises:** `ValueError` naming the step, and where it stands in the model's source, if it does something that cannot
+    be read, or if `x` is none that the model takes.
+    """
+    return read(model, x, weights).net
+
+
+def read(model: Model, x: ArrayLike, weights: str | AbstractWeights = "auto") -> Reading:
+    law = None if isinstance(weights, str) and weights == "auto" else as_weights(weights)
+    parameters = _parameters(model)
+    examples, source, output = _traced(parameters, x)
+    reader = Reader(source, output)
+    parts = [part for part in reader.parts if not _is_nothing(part)]
+    first = next(all_weights(parts), None)
+    if first is None:
+        raise ValueError("`model` must have weights that its output depends on.")
+    slots = [slot for part in parts for slot in part.slots()]
+    _check_used_once(slots)
+    width = source.size if reader.whole else first.weight.value.shape[1]
+    layers = []
+    for part in parts:
+        layers.append(_made(part, law, reader.whole, width, layers))
+    seen = np.asarray(examples, float) + reader.shift
+    q0 = float(np.mean(np.square(seen)))
+    if not 0 < q0 < np.inf:
+        raise ValueError("`x` must be finite and not all 0.")
+    dtype = jnp.result_type(*(slot.parts[0].value.dtype for slot in slots if slot.kind == "weights" and slot.parts[0]))
+    given = jnp.asarray(q0, dtype), jnp.asarray(np.mean(seen), dtype)
+    return Reading(Network(width, layers, *given, shape=source.shape), slots, parameters)
+
+
+def _parameters(model: Model) -> Parameters:
+    if not callable(model):
+        raise ValueError(f"`model` must be a function of one example, got {type(model).__name__}.")
+    is_partial = type(model) is functools.partial
+    tree = (model.func, model.args, model.keywords) if is_partial else model
+    arrays, rest = eqx.partition(tree, eqx.is_array)
+    paths, structure = jax.tree_util.tree_flatten_with_path(arrays)
+
+    def rebuild(leaves: list[Array]) -> Any:
+        tree = eqx.combine(jax.tree.unflatten(structure, leaves), rest)
+        return functools.partial(tree[0], *tree[1], **tree[2]) if is_partial else tree
+
+    return Parameters([leaf for _, leaf in paths], rebuild, [jax.tree_util.keystr(path) for path, _ in paths])
+
+
+def _traced(parameters: Parameters, x: ArrayLike) -> tuple[np.ndarray, Step, Step]:
+    """Examples, and the first and the last step of what becomes of one."""
+
+    def function(leaves: list[Array], x: Array) -> Any:
+        return parameters.rebuild(leaves)(x)
+
+    leaves = parameters.leaves
+    given = jnp.asarray(x)
+    if not jnp.issubdtype(given.dtype, jnp.floating):
+        raise ValueError(f"`x` must be an array of real numbers, got {given.dtype}.")
+    try:
+        source, outputs = steps_of(function, leaves, given)
+    except Exception as error:  # whatever the model raises for an example of another shape
+        if given.ndim < 2:
+            raise ValueError(f"`model` must take `x`, of shape {given.shape}; it raised: {error}") from error
+        try:
+            source, outputs = steps_of(function, leaves, given[0])
+        except Exception:
+            raise ValueError(
+                f"`model` must take `x`, of shape {given.shape}, or its first entry; it raised: {error}"
+            ) from error
+    if len(outputs) != 1 or not isinstance(outputs[0], Step):
+        raise ValueError("`model` must return one array, which depends on `x`.")
+    return np.asarray(given), source, outputs[0]
+
+
+def _is_nothing(part: Part) -> bool:
+    return isinstance(part, Times) and part.factor == 1 and (part.part is None or part.part.origin is None)
+
+
+def _check_used_once(slots: list[Slot]) -> None:
+    """**Raises:** `ValueError` if two layers share weights, of which no two are free."""
+    used: dict[int, str] = {}
+    for slot in slots:
+        origin = slot.parts[0].origin if slot.kind == "weights" and slot.parts[0] is not None else None
+        if origin is None:
+            continue
+        first = int(origin.flat[0])
+        if first in used:
+            raise ValueError(
+                f"`model` uses the same weights twice,{used[first]} and{slot.place}: layers that share weights are not "
+                "free of each other."
+            )
+        used[first] = slot.place
+
+
+def _made(
+    part: Part, law: AbstractWeights | None, whole: bool, width: int, before: list[AbstractLayer]
+) -> AbstractLayer:
+    """The layer that a part is.
+
+    **Raises:** `ValueError` if it does not fit behind the others.
+    """
+    try:
+        layer = part.layer(law, whole)
+        if isinstance(part, Function | Mask):
+            Network(width, [*before, layer])
+        return layer
+    except ValueError as error:
+        message = str(error)
+        if message.startswith("`model`"):
+            raise
+        raise ValueError(f"`model`: what stands{part.place} is out of place. {message.removeprefix('`layers`: ')}") from error

@@ -1,0 +1,556 @@
+"""From the steps of a function to parts of a network, in series and in parallel."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .functions import known_function
+from .graph import Constant, Dense, Step, Value
+from .parts import Function, Gate, Mask, Norm, Part, Sum, Times, Weights
+
+# By which share of their mean gains may differ, and offsets by which share of the gain. Such gains would add 0.01 to the
+# relative variance of a spectrum, to which Gaussian weights add 1.
+ALIKE = 0.05
+
+# Steps are compared with norms at so many vectors of about this size, next to which what norms add to the variance is
+# nothing; and by how much the two may differ.
+_NUM_TRIED, _LARGE, _NORM = 8, 1e3, 1e-3
+
+# What is said of steps that mix units, after their names.
+_REASONS = {
+    "dot_general": "multiplies two values that depend on the input, as attention does: these are not free",
+    "concatenate": "puts different values side by side; what can be read adds them up",
+    "reduce_max": "takes a maximum, as softmax and pooling do",
+    "reduce_window": "is pooling, which can't be read; patches, convolutions whose stride is their kernel, can",
+    "reduce_window_max": "is pooling, which can't be read; patches, convolutions whose stride is their kernel, can",
+    "reduce_window_sum": "is pooling, which can't be read; patches, convolutions whose stride is their kernel, can",
+    "reduce_sum": "sums or averages units, and is no layer norm or RMS norm; pooling can't be read",
+    "sort": "sorts units",
+    "while": "is a loop whose number of turns is not known; a `scan` or a Python loop can be read",
+    "cond": "depends on a condition that depends on the input",
+}
+
+
+@dataclasses.dataclass
+class _Layout:
+    """Of each entry of a value, which position and which unit of it that is; None before any weights told them apart.
+
+    `index`: where entries come from if they are not all there once, as behind padding.
+    """
+
+    positions: np.ndarray | None = None
+    units: np.ndarray | None = None
+    index: np.ndarray | None = None
+    step: Step | None = None
+
+    @property
+    def number(self) -> int:
+        return 1 if self.positions is None else int(self.positions.max()) + 1
+
+    def moved(self, step: Step) -> "_Layout":
+        assert step.index is not None
+        index, (before,) = step.index, step.inputs
+        if index.size != before.size or not np.array_equal(np.sort(index, None), np.arange(index.size)):
+            return dataclasses.replace(self, index=index, step=step)
+        if self.positions is None or self.units is None:
+            return self
+        return _Layout(self.positions.ravel()[index], self.units.ravel()[index])
+
+
+class Reader:
+    """Reads parts between steps.
+
+    - `whole`: whether a layer tells positions from each other, so that units of all of them are counted.
+    - `shift`: what is added to the input before anything else.
+    """
+
+    def __init__(self, source: Step, output: Step):
+        self.source, self.whole, self.shift = source, False, np.zeros(())
+        self.steps = _reached(output)
+        self.order = {step: k for k, step in enumerate(self.steps)}
+        self.before: dict[Step, Step] = {source: source}
+        for step in self.steps[1:]:
+            self.before[step] = functools.reduce(self._common, step.inputs)
+        self.parts, layout = self.series(source, output, _Layout())
+        if layout.index is not None:
+            raise _incomplete(layout.step)
+
+    def _common(self, one: Step, other: Step) -> Step:
+        """The last step that all ways to both go through."""
+        while one is not other:
+            if self.order[one] > self.order[other]:
+                one = self.before[one]
+            else:
+                other = self.before[other]
+        return one
+
+    def _between(self, start: Step, end: Step) -> list[Step]:
+        """All steps on ways from one to the other, the last one included, the first not."""
+        found, waiting = {end}, [end]
+        while waiting:
+            for step in waiting.pop().inputs:
+                if step is not start and step not in found:
+                    found.add(step)
+                    waiting.append(step)
+        return sorted(found, key=self.order.__getitem__)
+
+    def series(self, start: Step, end: Step, layout: _Layout) -> tuple[list[Part], _Layout]:
+        """The parts between two steps, of which all ways to the second go through the first."""
+        chain = [end]
+        while chain[-1] is not start:
+            chain.append(self.before[chain[-1]])
+        chain.reverse()
+        parts: list[Part] = []
+        run: list[tuple[Step, Step]] = []  # entry by entry
+        for before, step in zip(chain[:-1], chain[1:], strict=True):
+            between = self._between(before, step)
+            if len(between) == 1 and step.kind == "move":
+                if layout.index is not None:
+                    raise _incomplete(layout.step)
+                layout = layout.moved(step)
+                continue
+            if layout.index is not None and step.kind != "convolution":
+                raise _incomplete(layout.step)
+            if all(inner.kind == "entries" for inner in between):
+                if len(between) == 1 and self._constant(step, parts, run, layout):
+                    continue
+                self._check_uniform(between)
+                run.append((before, step))
+                continue
+            parts += self._entries(run)
+            run = []
+            part, layout = self._part(before, step, between, layout)
+            parts += part
+        return [*parts, *self._entries(run)], layout
+
+    def _part(self, before: Step, step: Step, between: list[Step], layout: _Layout) -> tuple[list[Part], _Layout]:
+        weighty = any(inner.kind in ("dense", "convolution") for inner in between)
+        if len(between) == 1:
+            if step.kind == "dense":
+                return self._dense(step, layout)
+            if step.kind == "convolution":
+                return self._convolution(step, layout)
+        elif not weighty:
+            norm = _norm(before, step, between)
+            if norm is not None:
+                return [norm], layout
+        elif step.name in ("add", "add_any", "sub") and len(step.inputs) == 2:
+            return self._sum(before, step, layout)
+        elif step.name == "mul" and len(step.inputs) == 2:
+            return self._gate(before, step, layout)
+        culprit = next((inner for inner in between if inner.kind == "mixing"), step)
+        reason = _REASONS.get(culprit.name, "mixes units in a way that can't be read")
+        raise ValueError(
+            f"`model`: {culprit} {reason}. What can be read: weights, functions of every entry, layer and RMS norms, "
+            "dropout, gates, sums of branches, scales, circular convolutions and patches."
+        )
+
+    # Weights
+
+    def _dense(self, step: Step, layout: _Layout) -> tuple[list[Part], _Layout]:
+        dense = Dense.of(step)
+        rows = np.arange(dense.source.size).reshape(dense.index.shape[0], -1) if dense.rows is None else dense.rows
+        number, positions = rows.shape[0], layout.positions
+        stride, weight = 1, dense.weight
+        if positions is not None:
+            seen = positions.ravel()[rows]
+            if number == 1:
+                self.whole |= layout.number > 1
+            elif np.all(seen == seen[:, :1]):
+                pass
+            elif len({frozenset(own) for own in seen.tolist()}) * len(set(seen[0].tolist())) == layout.number:
+                stride = len(set(seen[0].tolist()))
+            else:
+                raise ValueError(
+                    f"`model`: {step} mixes positions by weights that all units share, as an MLP-Mixer does: slopes at "
+                    "different positions are not free of these. What can be read acts on the units of each position, on "
+                    "patches, or on all units of all positions."
+                )
+        bigger = stride > 1
+        if bigger:
+            weight = weight.view(lambda w: w.reshape(w.shape[0], -1, stride))
+        part = Weights(place=step.place, weight=weight, positions=(number,), stride=bigger)
+        where, units = np.empty(step.size, int), np.empty(step.size, int)
+        where[dense.index] = np.arange(number)[:, None]
+        units[dense.index] = np.arange(dense.num_out)
+        return [part], _Layout(where.reshape(step.shape), units.reshape(step.shape))
+
+    def _convolution(self, step: Step, layout: _Layout) -> tuple[list[Part], _Layout]:
+        params, (source,), weight = step.params, step.inputs, step.arguments[1]
+        assert isinstance(weight, Constant)
+        numbers = params["dimension_numbers"]
+        index = np.arange(source.size).reshape(source.shape) if layout.index is None else layout.index
+        index = np.transpose(index, numbers.lhs_spec)
+        kernel = weight.view(lambda w: np.transpose(w, numbers.rhs_spec))
+        size, strides = kernel.value.shape[2:], tuple(params["window_strides"])
+        index = np.pad(index, [(0, 0), (0, 0), *params["padding"]], constant_values=-1)
+        patches = strides == size and max(size) > 1
+        if params["feature_group_count"] * params["batch_group_count"] > 1:
+            raise ValueError(f"`model`: {step} has groups, or acts on each channel alone, which can't be read.")
+        if {*params["lhs_dilation"], *params["rhs_dilation"]} != {1} or (not patches and set(strides) != {1}):
+            raise ValueError(
+                f"`model`: {step} has strides or dilation, which can't be read. What can be: convolutions of stride 1, "
+                "and patches, whose stride is their kernel."
+            )
+        behind = tuple(step.shape[axis] for axis in numbers.out_spec[2:])
+        inside = tuple(n * stride for n, stride in zip(behind, strides, strict=True))
+        window = index[(..., *(slice(n) for n in inside))]
+        around = np.pad(window, [(0, 0), (0, 0), *((0, n - m) for n, m in zip(index.shape[2:], inside, strict=True))], "wrap")
+        complete = np.array_equal(np.sort(window, None), np.arange(window.size))
+        if not complete or not np.array_equal(around, index):
+            raise ValueError(
+                f"`model`: {step} must have circular padding, so that all positions are alike: "
+                '`padding_mode="CIRCULAR"` of Equinox, `padding="CIRCULAR"` of Flax, `padding_mode="circular"` of PyTorch.'
+            )
+        if layout.positions is not None:
+            seen = layout.positions.ravel()[window]
+            if not np.all(seen == seen[:, :1]):
+                raise ValueError(f"`model`: {step} acts along an axis of units, not of positions.")
+        number = math.prod(behind)
+        part = Weights(place=step.place, weight=kernel, positions=behind, stride=patches)
+        shape = (step.shape[numbers.out_spec[0]], kernel.value.shape[0], *behind)
+        where = np.broadcast_to(np.arange(shape[0] * number).reshape(shape[0], 1, *behind), shape)
+        units = np.broadcast_to(np.arange(shape[1]).reshape(1, -1, *(1 for _ in behind)), shape)
+        back = np.argsort(numbers.out_spec)
+        return [part], _Layout(np.transpose(where, back), np.transpose(units, back))
+
+    # Several branches
+
+    def _sum(self, before: Step, step: Step, layout: _Layout) -> tuple[list[Part], _Layout]:
+        branches: list[list[Part]] = []
+        skip, skipped = 0.0, None
+        behind = layout
+        for term, sign in self._terms(before, step, 1.0):
+            parts, own = self.series(before, term, layout)
+            if own.index is not None:
+                raise _incomplete(own.step)
+            if all(isinstance(part, Times) for part in parts):
+                skip += sign * math.prod(part.factor for part in parts if isinstance(part, Times))
+                skipped = parts[0].part if len(parts) == 1 and isinstance(parts[0], Times) else None
+            elif not any(part.vanishes for part in parts):
+                parts = parts if sign == 1 else [*parts, Times(place=step.place, factor=sign, part=None)]
+                branches.append(parts)
+            behind = own if own.positions is not None else behind
+            if layout.positions is not None and not np.array_equal(own.positions, behind.positions):
+                raise ValueError(f"`model`: {step} adds values whose positions are not in the same order.")
+        times = Times(place=step.place, factor=skip, part=skipped)
+        if not branches:
+            return ([] if skip == 1 else [times]), behind
+        return [Sum(place=step.place, branches=branches, skip=times if skip else None)], behind
+
+    def _terms(self, before: Step, step: Step, sign: float) -> list[tuple[Step, float]]:
+        if step is before or step.name not in ("add", "add_any", "sub") or len(step.inputs) != 2:
+            return [(step, sign)]
+        if self.before[step] is not before:
+            return [(step, sign)]
+        one, other = step.inputs
+        second = -sign if step.name == "sub" else sign
+        return [*self._terms(before, one, sign), *self._terms(before, other, second)]
+
+    def _gate(self, before: Step, step: Step, layout: _Layout) -> tuple[list[Part], _Layout]:
+        (one, behind), (other, _) = (self.series(before, factor, layout) for factor in step.inputs)
+        value, gate = (one, other) if len(one) < len(other) else (other, one)
+        match value, gate:
+            case [Weights() as own], [Weights() as gating, Function(activation=activation)]:
+                return [Gate(place=step.place, value=own, gate=gating, activation=activation)], behind
+            case [Weights() as own], [Weights() as gating]:
+                activation = known_function(lambda x: x)
+                return [Gate(place=step.place, value=own, gate=gating, activation=activation)], behind
+            case _:
+                raise ValueError(
+                    f"`model`: {step} multiplies two values that depend on the input. What can be read: `phi(A x) * (B x)`, "
+                    "with a function of every entry between dense weights and the product."
+                )
+
+    # Entry by entry
+
+    def _constant(self, step: Step, parts: list[Part], run: list[tuple[Step, Step]], layout: _Layout) -> bool:
+        """Reads a step that adds or multiplies a constant into the last part, if it belongs there."""
+        constants = [a for a in step.arguments if isinstance(a, Constant)]
+        if step.name in ("add", "add_any", "sub") and len(constants) == 1:
+            sign = -1.0 if step.name == "sub" and step.arguments[1] is constants[0] else 1.0
+            if step.name == "sub" and step.arguments[0] is constants[0]:
+                return False
+            return self._shift(step, scaled(constants[0], sign), parts, run, layout)
+        if step.name == "select_n" or (step.name == "mul" and len(constants) == 1 and _is_mask(constants[0])):
+            rate = _rate(step, run)
+            if rate is None:
+                return False
+            keep, before = rate
+            if before:
+                run.pop()
+            parts += self._entries(run)
+            run.clear()
+            parts.append(Mask(place=step.place, rate=1 - keep))
+            return True
+        if step.name == "mul" and len(constants) == 1 and np.size(constants[0].value) > 1 and not run:
+            last = parts[-1] if parts else None
+            factor = _alike(step, constants[0])
+            if isinstance(last, Norm) and last.parts[0] is None and last.offset == 0 and factor > 0:
+                last.gain, last.parts = last.gain * factor, (scaled(constants[0], last.gain), last.parts[1])
+                return True
+        return False
+
+    def _shift(
+        self, step: Step, shift: Constant, parts: list[Part], run: list[tuple[Step, Step]], layout: _Layout
+    ) -> bool:
+        scale, behind = 1.0, [*parts]
+        for one in self._scales(run) or ():
+            scale *= one.factor
+        if run and self._scales(run) is None:
+            return self._no_vector(step, shift)
+        while behind and isinstance(behind[-1], Times):
+            scale *= behind.pop().factor
+        last = behind[-1] if behind else None
+        if isinstance(last, Weights) and last.bias is None and layout.units is not None and scale:
+            bias = _per_unit(shift, layout)
+            if bias is None:
+                raise ValueError(
+                    f"`model`: {step} adds another bias at every position, such as positional encodings; biases must be "
+                    "those of units."
+                )
+            last.bias = scaled(bias, 1 / scale)
+            return True
+        if isinstance(last, Norm) and not run and last.parts[1] is None:
+            values = np.asarray(shift.value, float)
+            if np.max(np.abs(values - values.mean())) > 3 * ALIKE * last.gain:
+                raise ValueError(
+                    f"`model`: {step}: the biases of a norm must be alike, within 5 % of its gain: its offset is one "
+                    "number."
+                )
+            last.offset, last.parts = float(values.mean()), (last.parts[0], shift if values.ndim else None)
+            return True
+        if not parts and not run:
+            self.shift = self.shift + np.asarray(shift.value)
+            return True
+        return self._no_vector(step, shift)
+
+    def _no_vector(self, step: Step, shift: Constant) -> bool:
+        """Whether there is nothing to read."""
+        if shift.number is None:
+            raise ValueError(
+                f"`model`: {step} adds biases that do not follow weights or a norm. What can be read has them there."
+            )
+        return shift.number == 0
+
+    def _check_uniform(self, between: list[Step]) -> None:
+        for step in between:
+            if not _is_scale(step) and any(isinstance(a, Constant) and a.number is None for a in step.arguments):
+                raise ValueError(
+                    f"`model`: {step} has another parameter for every unit. Activations must have one per layer."
+                )
+
+    def _scales(self, run: list[tuple[Step, Step]]) -> list[Times] | None:
+        """A run that does nothing but multiply by numbers."""
+        if all(_is_scale(step) and before in step.inputs for before, step in run):
+            return [_times(step) for _, step in run]
+        return None
+
+    def _entries(self, run: list[tuple[Step, Step]]) -> list[Part]:
+        """The scales and the activation that a run of steps is."""
+        if not run:
+            return []
+        first = next((k for k, (_, step) in enumerate(run) if not _is_scale(step)), len(run))
+        last = next((k for k in range(len(run), first, -1) if not _is_scale(run[k - 1][1])), first)
+        ahead, behind = ([_times(step) for _, step in own] for own in (run[:first], run[last:]))
+        if first == last:
+            return [*ahead, *behind]
+        uniform = all(part.part is None for part in (*ahead, *behind))
+        for start, end in {(0, len(run)), (0, last), (first, len(run)), (first, last)} if uniform else {(first, last)}:
+            activation = known_function(self._function(run[start:end]), named=True)
+            if activation is not None:
+                return [*ahead[:start], Function(place=run[start][1].place, activation=activation), *behind[end - last :]]
+        activation = known_function(self._function(run[first:last]))
+        assert activation is not None
+        return [*ahead, Function(place=run[first][1].place, activation=activation), *behind]
+
+    def _function(self, run: list[tuple[Step, Step]]) -> Callable[[Any], Any]:
+        start, end = run[0][0], run[-1][1]
+        steps = self._between(start, end)
+
+        def function(x: Any) -> Any:
+            values: dict[Step, Any] = {start: x}
+
+            def of(argument: Value) -> Any:
+                if isinstance(argument, Step):
+                    return values[argument]
+                value = np.ravel(argument.value)[0]
+                floating = jnp.issubdtype(value.dtype, jnp.floating)
+                return jnp.full(jnp.shape(x), value, x.dtype if floating else value.dtype)
+
+            for step in steps:
+                arguments = [of(argument) for argument in step.arguments]
+                cast = step.name == "convert_element_type" and jnp.issubdtype(step.params["new_dtype"], jnp.floating)
+                values[step] = jnp.asarray(arguments[0], x.dtype) if cast else step.apply(*arguments)
+            return values[end]
+
+        return function
+
+
+def _reached(output: Step) -> list[Step]:
+    """All steps that a value depends on, each behind those that it depends on itself."""
+    found: dict[Step, None] = {}
+    waiting = [output]
+    while waiting:
+        step = waiting[-1]
+        missing = [before for before in step.inputs if before not in found]
+        if step in found or not missing:
+            found.setdefault(waiting.pop())
+        else:
+            waiting += missing
+    return list(found)
+
+
+def _incomplete(step: Step | None) -> ValueError:
+    return ValueError(
+        f"`model`: {step} leaves out entries, repeats them, or pads them, which can't be read but for the circular padding "
+        "of a convolution."
+    )
+
+
+def scaled(constant: Constant, factor: float) -> Constant:
+    return Constant(np.asarray(constant.value) * factor, constant.origin, constant.factor * factor)
+
+
+def _per_unit(shift: Constant, layout: _Layout) -> Constant | None:
+    """What is added to each unit, if it is the same at all positions."""
+    units = layout.units
+    assert units is not None
+    _, first = np.unique(units, return_index=True)
+    own = shift.view(lambda x: np.broadcast_to(x, units.shape).ravel()[first])
+    same = np.array_equal(np.asarray(own.value)[units], np.broadcast_to(shift.value, units.shape))
+    return own if same else None
+
+
+def _is_scale(step: Step) -> bool:
+    """Whether a step multiplies by a constant."""
+    constants = [a for a in step.arguments if isinstance(a, Constant)]
+    if step.name == "neg":
+        return True
+    if step.name not in ("mul", "div") or len(constants) != 1 or _is_mask(constants[0]):
+        return False
+    return step.name == "mul" or step.arguments[1] is constants[0]
+
+
+def _times(step: Step) -> Times:
+    if step.name == "neg":
+        return Times(place=step.place, factor=-1.0, part=None)
+    (constant,) = (a for a in step.arguments if isinstance(a, Constant))
+    factor = _alike(step, constant)
+    if step.name == "mul":
+        return Times(place=step.place, factor=factor, part=constant if constant.origin is not None else None)
+    return Times(place=step.place, factor=1 / factor, part=None)
+
+
+def _alike(step: Step, constant: Constant) -> float:
+    values = np.asarray(constant.value, float)
+    mean = float(values.mean())
+    if not np.std(values) <= ALIKE * abs(mean):
+        raise ValueError(
+            f"`model`: {step} must multiply all units by factors that are alike, within 5 % of their mean: gains that "
+            "differ from unit to unit are no multiple of the identity, as which they are read."
+        )
+    return mean
+
+
+def _is_mask(constant: Constant) -> bool:
+    """Whether some entries are 0 and all others equal."""
+    values = np.asarray(constant.value)
+    alive = values != 0
+    return 0 < np.count_nonzero(alive) < values.size and np.ptp(values[alive].astype(float)) == 0
+
+
+def _rate(step: Step, run: list[tuple[Step, Step]]) -> tuple[float, bool] | None:
+    """What dropout keeps, and whether the step before divides by it."""
+    constants = [a for a in step.arguments if isinstance(a, Constant)]
+    if step.name == "mul":
+        values = np.asarray(constants[0].value, float)
+        factor = float(values.max() if values.max() > 0 else values.min())
+        return (1 / factor, False) if factor > 1 else _divided(float(np.mean(values != 0)), values.size, run)
+    which, *cases = step.arguments
+    if not isinstance(which, Constant) or len(cases) != 2 or not _is_mask(which):
+        return None
+    zero = [isinstance(case, Constant) and case.number == 0 for case in cases]
+    if sum(zero) != 1:
+        return None
+    share = float(np.mean(np.asarray(which.value, bool) != zero[1]))
+    return _divided(share, np.size(which.value), run)
+
+
+def _divided(share: float, number: int, run: list[tuple[Step, Step]]) -> tuple[float, bool] | None:
+    if not run or not _is_scale(run[-1][1]):
+        return None
+    keep = 1 / _times(run[-1][1]).factor
+    near = 6 * (share * (1 - share) / number) ** 0.5
+    return (keep, True) if 0 < keep < 1 and abs(keep - share) <= near else None
+
+
+def _norm(before: Step, step: Step, between: list[Step]) -> Norm | None:
+    """What steps are if they do what a norm does, told by what they make of random vectors."""
+    if step.shape != before.shape or before.size < 2:
+        return None
+    rng = np.random.default_rng(0)
+    sizes = _LARGE * (1 + np.arange(_NUM_TRIED)) / _NUM_TRIED
+    dtype = jnp.result_type(float)
+    tried = [s * (rng.standard_normal(before.shape) + rng.standard_normal()) for s in sizes]
+    try:
+        found = np.stack([_evaluate(before, step, between, jnp.asarray(x, dtype)) for x in tried]).astype(float)
+    except (TypeError, ValueError):
+        return None
+    axes = {tuple(range(len(before.shape))), (len(before.shape) - 1,), (0,)}
+    axes |= {tuple(inner.params["axes"]) for inner in between if "axes" in inner.params}
+    for over in axes:
+        if max(over) >= len(before.shape):
+            continue
+        for centred in (True, False):
+            normal = np.stack([_normalised(x, over, centred) for x in tried])
+            gains, offsets = _fit(normal, found)
+            if np.max(np.abs(found - gains * normal - offsets)) <= _NORM * np.max(np.abs(gains)):
+                return _with_gain(step, between, centred, gains, offsets)
+    return None
+
+
+def _normalised(x: np.ndarray, axes: tuple[int, ...], centred: bool) -> np.ndarray:
+    x = x - x.mean(axes, keepdims=True) if centred else x
+    return x / np.sqrt(np.mean(np.square(x), axes, keepdims=True))
+
+
+def _fit(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The line that is nearest to all, for every unit."""
+    dx, dy = x - x.mean(0), y - y.mean(0)
+    slope = np.sum(dx * dy, 0) / np.sum(dx * dx, 0)
+    return slope, y.mean(0) - slope * x.mean(0)
+
+
+def _with_gain(step: Step, between: list[Step], centred: bool, gains: np.ndarray, offsets: np.ndarray) -> Norm:
+    mean = float(gains.mean())
+    if np.std(gains) > ALIKE * abs(mean) or np.std(offsets) > ALIKE * abs(mean):
+        raise ValueError(
+            f"`model`: {step}: a norm must have gains that are alike, and biases, too, within 5 % of the gain: with "
+            "gains that differ from unit to unit, it is no multiple of the identity, as which norms are read."
+        )
+
+    def parameter(name: str) -> Constant | None:
+        constants = (a for inner in between if inner.name == name for a in inner.arguments if isinstance(a, Constant))
+        return next((a for a in constants if a.origin is not None and np.size(a.value) > 1), None)
+
+    gain = parameter("mul")
+    if gain is not None:
+        gain = scaled(gain, mean / float(np.mean(gain.value)))
+
+    offset = float(offsets.mean())
+    offset = 0.0 if abs(offset) < _NORM * abs(mean) else offset
+    return Norm(place=step.place, centred=centred, gain=mean, offset=offset, parts=(gain, parameter("add")))
+
+
+def _evaluate(start: Step, end: Step, steps: list[Step], x: Any) -> Any:
+    values = {start: x}
+    for step in steps:
+        values[step] = step.value([values[before] for before in step.inputs])
+    return np.asarray(values[end])

@@ -1,0 +1,153 @@
+"""Models with their parameters drawn anew."""
+
+import math
+import warnings
+from collections.abc import Iterator
+from typing import Any, NamedTuple, TypeVar
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PRNGKeyArray
+
+from .._finite.sampling import sample_network, with_positions
+from .._layers.conv import CircularConv, PatchLinear
+from .._layers.gated import GatedLinear
+from .._layers.scale import Times
+from .._networks.branches import Branches
+from .._networks.mlp import MLP
+from .._networks.network import Network
+from .._networks.resnet import ResNet
+from .equinox import redrawn
+from .model import Parameters, read
+from .parts import Slot
+
+Model = TypeVar("Model")
+
+# Numbers of the code must agree with those of a network to this.
+_SAME = 1e-5
+
+
+def reinitialize(model: Model, net: MLP | ResNet | Network, key: PRNGKeyArray) -> Model:
+    """A model with its parameters redrawn from `net` (host).
+
+    **Arguments:**
+
+    - `model`: what `net` was read from by `jfree.from_model`, an Equinox or Flax NNX module, say; or any Equinox module
+        whose `eqx.nn.Linear` layers have, in their order, the shapes of the weights of `net`, but for a common factor.
+        Of a `jfree.ResidualMLP` the blocks are redrawn.
+    - `net`: what to draw from, tuned or not. Of one that was read from the model, gains, offsets and scales are written,
+        too.
+    - `key`: of `jax.random`.
+
+    **Returns:** the model, with shapes and dtypes as they were.
+
+    **Warns:** if weights of the model were not read, and are left as they are: which ones.
+
+    **Raises:** `ValueError` if number or shapes of the weights differ from those of `net`, if a layer has no bias where
+    `net` has `sigma_b > 0`, or if what is to be written is no parameter of the model.
+    """
+    if not isinstance(net, Network) or net.shape is None:
+        return redrawn(model, net, key)
+    written = write(model, net, key)
+    if written.left:
+        warnings.warn(f"`model` keeps weights that were not read: {', '.join(written.left)}.", stacklevel=2)
+    return written.model
+
+
+class Written(NamedTuple):
+    """A model, in how many of its arrays something was written, and the names of weights that were not read."""
+
+    model: Any
+    num_written: int
+    left: list[str]
+
+
+def write(model: Any, net: Network, key: PRNGKeyArray) -> Written:
+    """A model that `net` was read from, with its parameters redrawn."""
+    assert net.shape is not None
+    reading = read(model, np.ones(net.shape, np.float32))
+    spread, _ = with_positions(net)
+    sampled = sample_network(spread, key, float(reading.net.width / net.width))
+    return _written(reading.slots, _check_alike(reading.slots, list(_values(sampled))), reading.parameters)
+
+
+def _values(module: Any) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """The parameters of modules that were sampled, in the order of slots."""
+    match module:
+        case eqx.nn.Sequential():
+            for layer in module.layers:
+                yield from _values(layer)
+        case Branches():
+            for branch in module.branches:
+                for layer in branch:
+                    yield from _values(layer)
+            yield "sum", (1.0 if module.skip is None else module.skip, module.scale)
+        case GatedLinear():
+            yield from _values(module.value)
+            yield from _values(module.gate)
+        case CircularConv() | PatchLinear():
+            yield from _values(module.conv)
+        case eqx.nn.Linear() | eqx.nn.Conv():
+            yield "weights", (module.weight, 0.0 if module.bias is None else module.bias)
+        case eqx.nn.LayerNorm() | eqx.nn.RMSNorm():
+            assert module.weight is not None
+            yield "norm", (module.weight.ravel()[0], 0.0 if module.bias is None else module.bias.ravel()[0])
+        case Times():
+            yield "scale", (module.factor,)
+        case _:
+            pass
+
+
+def _check_alike(slots: list[Slot], found: list[tuple[str, tuple[Any, ...]]]) -> list[tuple[Any, ...]]:
+    """New values for all slots.
+
+    **Raises:** `ValueError` if the network has other layers than the model.
+    """
+    mine = [_shape(slot.parts[0].value) for slot in slots if slot.kind == "weights" and slot.parts[0] is not None]
+    expected = [_shape(values[0]) for kind, values in found if kind == "weights"]
+    if mine != expected or [slot.kind for slot in slots] != [kind for kind, _ in found]:
+        raise ValueError(f"`model` must have the layers of `net`, of shapes {expected}, got {mine}.")
+    return [values for _, values in found]
+
+
+def _shape(weight: Any) -> tuple[int, ...]:
+    """Of a kernel that is 1 everywhere that of a matrix."""
+    return weight.shape[:2] if math.prod(weight.shape[2:]) == 1 else weight.shape
+
+
+def _written(slots: list[Slot], found: list[tuple[Any, ...]], parameters: Parameters) -> Written:
+    arrays: dict[int, np.ndarray] = {}
+    starts = np.cumsum([0, *(leaf.size for leaf in parameters.leaves)])
+    for slot, values in zip(slots, found, strict=True):
+        for part, number, value in zip(slot.parts, slot.numbers, values, strict=True):
+            if part is None or part.origin is None:
+                _check_kept(slot, number, value)
+                continue
+            origin = part.origin.ravel()
+            value = np.broadcast_to(np.ravel(np.asarray(value, float)), origin.shape) / part.factor
+            owner = np.searchsorted(starts, origin, "right") - 1
+            for k in np.unique(owner).tolist():
+                own = owner == k
+                array = arrays.setdefault(k, np.array(parameters.leaves[k]))
+                array.reshape(-1)[origin[own] - starts[k]] = value[own]
+    leaves = [jnp.asarray(arrays.get(k, leaf)) for k, leaf in enumerate(parameters.leaves)]
+    left = [
+        name
+        for k, (name, leaf) in enumerate(zip(parameters.names, leaves, strict=True))
+        if k not in arrays and leaf.ndim > 1 and jnp.issubdtype(leaf.dtype, jnp.floating)
+    ]
+    return Written(parameters.rebuild(leaves), len(arrays), left)
+
+
+def _check_kept(slot: Slot, number: float, value: Any) -> None:
+    """**Raises:** `ValueError` if a value is to be another one than it is, and is no parameter."""
+    if np.allclose(np.asarray(value, float), number, rtol=_SAME, atol=_SAME * (number == 0)):
+        return
+    if slot.kind == "weights":
+        what = "parameters of its own" if math.isnan(number) else "biases, as `net` has `sigma_b` > 0,"
+        raise ValueError(f"`model` must have {what} for the weights{slot.place}.")
+    raise ValueError(
+        f"`model` must have a parameter for the {slot.kind}{slot.place}: it has the number {number:.6g} there, and `net` "
+        "another."
+    )
