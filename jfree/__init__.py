@@ -17,6 +17,7 @@ from ._interop.equinox import (
     to_equinox as to_equinox,
 )
 from ._interop.model import from_model as from_model
+from ._interop.torch import from_torch as from_torch, reinitialize_torch_ as reinitialize_torch_
 from ._interop.writing import reinitialize as reinitialize
 from ._layers.weights import Gaussian as Gaussian, Orthogonal as Orthogonal
 from ._meanfield.fixed_points import (

@@ -22,6 +22,10 @@ _ENTRYWISE = frozenset(
 )
 
 
+class Unreadable(ValueError):
+    """What a model does that cannot be read."""
+
+
 class Constant(NamedTuple):
     """What does not depend on the input.
 
@@ -319,7 +323,7 @@ def _move(whole: Step, index: np.ndarray, name: str, place: str) -> Step:
             return whole
 
     def apply(x: Any) -> Any:
-        return jnp.where(index < 0, 0, jnp.ravel(x)[np.maximum(index, 0)])
+        return np.where(index < 0, 0, np.ravel(x)[np.maximum(index, 0)])
 
     return Step("move", name, (whole,), index.shape, place, apply, index=index)
 
@@ -424,6 +428,9 @@ def _concatenated(arguments: list[Value], equation: JaxprEqn) -> Step | None:
     return _move(base, index, "concatenate", place_of(equation))
 
 
+# Ahead of the name of a scope that tells the place itself.
+GIVEN = "@"
+
 # What is said of a place must be the reader's own code.
 _LIBRARIES = (sysconfig.get_paths()["purelib"], sysconfig.get_paths()["stdlib"], os.path.dirname(os.path.dirname(__file__)))
 
@@ -431,6 +438,8 @@ _LIBRARIES = (sysconfig.get_paths()["purelib"], sysconfig.get_paths()["stdlib"],
 def place_of(equation: JaxprEqn) -> str:
     """Where in the model's source an equation comes from, to be printed behind its name."""
     stack = str(equation.source_info.name_stack)
+    if GIVEN in stack:
+        return stack.rpartition(GIVEN)[2]
     traceback = equation.source_info.traceback
     within = f" in {stack}" if stack else ""
     for frame in () if traceback is None else traceback.frames:

@@ -13,8 +13,8 @@ from jaxtyping import Array, ArrayLike
 from .._layers.layer import AbstractLayer
 from .._layers.weights import AbstractWeights, as_weights
 from .._networks.network import Network
-from .graph import Step, steps_of
-from .parts import all_weights, Function, Mask, Part, Slot, Times
+from .graph import Step, steps_of, Unreadable
+from .parts import all_weights, Part, Slot, Times
 from .reading import Reader
 
 Model = Callable[..., Any]
@@ -57,12 +57,11 @@ def from_model(model: Model, x: ArrayLike, weights: str | AbstractWeights = "aut
     **Raises:** `ValueError` naming the step, and where it stands in the model's source, if it does something that cannot
     be read, or if `x` is none that the model takes.
     """
-    return read(model, x, weights).net
+    return read(parameters_of(model), x, weights).net
 
 
-def read(model: Model, x: ArrayLike, weights: str | AbstractWeights = "auto") -> Reading:
+def read(parameters: Parameters, x: ArrayLike, weights: str | AbstractWeights = "auto") -> Reading:
     law = None if isinstance(weights, str) and weights == "auto" else as_weights(weights)
-    parameters = _parameters(model)
     examples, source, output = _traced(parameters, x)
     reader = Reader(source, output)
     parts = [part for part in reader.parts if not _is_nothing(part)]
@@ -72,19 +71,17 @@ def read(model: Model, x: ArrayLike, weights: str | AbstractWeights = "auto") ->
     slots = [slot for part in parts for slot in part.slots()]
     _check_used_once(slots)
     width = source.size if reader.whole else first.weight.value.shape[1]
-    layers = []
-    for part in parts:
-        layers.append(_made(part, law, reader.whole, width, layers))
+    layers = [_made(part, law, reader.whole) for part in parts]
     seen = np.asarray(examples, float) + reader.shift
     q0 = float(np.mean(np.square(seen)))
     if not 0 < q0 < np.inf:
         raise ValueError("`x` must be finite and not all 0.")
     dtype = jnp.result_type(*(slot.parts[0].value.dtype for slot in slots if slot.kind == "weights" and slot.parts[0]))
     given = jnp.asarray(q0, dtype), jnp.asarray(np.mean(seen), dtype)
-    return Reading(Network(width, layers, *given, shape=source.shape), slots, parameters)
+    return Reading(_network(width, layers, given, source.shape, parts), slots, parameters)
 
 
-def _parameters(model: Model) -> Parameters:
+def parameters_of(model: Model) -> Parameters:
     if not callable(model):
         raise ValueError(f"`model` must be a function of one example, got {type(model).__name__}.")
     is_partial = type(model) is functools.partial
@@ -105,28 +102,31 @@ def _traced(parameters: Parameters, x: ArrayLike) -> tuple[np.ndarray, Step, Ste
     def function(leaves: list[Array], x: Array) -> Any:
         return parameters.rebuild(leaves)(x)
 
-    leaves = parameters.leaves
     given = jnp.asarray(x)
     if not jnp.issubdtype(given.dtype, jnp.floating):
         raise ValueError(f"`x` must be an array of real numbers, got {given.dtype}.")
-    try:
-        source, outputs = steps_of(function, leaves, given)
-    except Exception as error:  # whatever the model raises for an example of another shape
-        if given.ndim < 2:
-            raise ValueError(f"`model` must take `x`, of shape {given.shape}; it raised: {error}") from error
+    # Several, of which one is kept; one; and several where the model takes but one.
+    candidates = [given[:1], given, given[0]] if given.ndim > 1 else [given]
+    errors: list[Exception] = []
+    for candidate in candidates:
         try:
-            source, outputs = steps_of(function, leaves, given[0])
-        except Exception:
-            raise ValueError(
-                f"`model` must take `x`, of shape {given.shape}, or its first entry; it raised: {error}"
-            ) from error
+            source, outputs = steps_of(function, parameters.leaves, candidate)
+            break
+        except Unreadable:
+            raise
+        except Exception as error:  # whatever the model raises for an example of another shape
+            errors.append(error)
+    else:
+        error = errors[len(errors) // 2]
+        raise ValueError(f"`model` must take `x`, of shape {given.shape}, or one of several; it raised: {error}") from error
     if len(outputs) != 1 or not isinstance(outputs[0], Step):
         raise ValueError("`model` must return one array, which depends on `x`.")
     return np.asarray(given), source, outputs[0]
 
 
 def _is_nothing(part: Part) -> bool:
-    return isinstance(part, Times) and part.factor == 1 and (part.part is None or part.part.origin is None)
+    """A factor that is 1 but for what a norm adds to a variance, and no parameter."""
+    return isinstance(part, Times) and abs(part.factor - 1) < 1e-4 and part.part is None
 
 
 def _check_used_once(slots: list[Slot]) -> None:
@@ -145,20 +145,29 @@ def _check_used_once(slots: list[Slot]) -> None:
         used[first] = slot.place
 
 
-def _made(
-    part: Part, law: AbstractWeights | None, whole: bool, width: int, before: list[AbstractLayer]
-) -> AbstractLayer:
-    """The layer that a part is.
-
-    **Raises:** `ValueError` if it does not fit behind the others.
-    """
+def _made(part: Part, law: AbstractWeights | None, whole: bool) -> AbstractLayer:
     try:
-        layer = part.layer(law, whole)
-        if isinstance(part, Function | Mask):
-            Network(width, [*before, layer])
-        return layer
+        return part.layer(law, whole)
     except ValueError as error:
-        message = str(error)
-        if message.startswith("`model`"):
-            raise
-        raise ValueError(f"`model`: what stands{part.place} is out of place. {message.removeprefix('`layers`: ')}") from error
+        raise _out_of_place(part, error) from error
+
+
+def _network(
+    width: int, layers: list[AbstractLayer], given: tuple[Array, Array], shape: tuple[int, ...], parts: list[Part]
+) -> Network:
+    try:
+        return Network(width, layers, *given, shape=shape)
+    except ValueError:
+        for number, part in enumerate(parts, 1):
+            try:
+                Network(width, layers[:number], *given)
+            except ValueError as error:
+                raise _out_of_place(part, error) from error
+        raise
+
+
+def _out_of_place(part: Part, error: ValueError) -> ValueError:
+    message = str(error)
+    if message.startswith("`model`"):
+        return error
+    return ValueError(f"`model`: what stands{part.place} is out of place. {message.removeprefix('`layers`: ')}")

@@ -4,14 +4,15 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..activations._base import AbstractActivation
 from .functions import known_function
-from .graph import Constant, Dense, Step, Value
+from .graph import Constant, Dense, Step, Unreadable, Value
 from .parts import Function, Gate, Mask, Norm, Part, Sum, Times, Weights
 
 # By which share of their mean gains may differ, and offsets by which share of the gain. Such gains would add 0.01 to the
@@ -63,6 +64,12 @@ class _Layout:
         return _Layout(self.positions.ravel()[index], self.units.ravel()[index])
 
 
+_WEIGHTS = ("dense", "convolution")
+
+# How many single steps are looked at behind one that mixes units, whether all together are a norm.
+_LONGEST_NORM = 3
+
+
 class Reader:
     """Reads parts between steps.
 
@@ -72,6 +79,7 @@ class Reader:
 
     def __init__(self, source: Step, output: Step):
         self.source, self.whole, self.shift = source, False, np.zeros(())
+        self.known: dict[Any, Any] = {}  # what steps like some that were seen before do
         self.steps = _reached(output)
         self.order = {step: k for k, step in enumerate(self.steps)}
         self.before: dict[Step, Step] = {source: source}
@@ -102,13 +110,14 @@ class Reader:
 
     def series(self, start: Step, end: Step, layout: _Layout) -> tuple[list[Part], _Layout]:
         """The parts between two steps, of which all ways to the second go through the first."""
-        chain = [end]
-        while chain[-1] is not start:
-            chain.append(self.before[chain[-1]])
-        chain.reverse()
+        ahead = [end]
+        while ahead[-1] is not start:
+            ahead.append(self.before[ahead[-1]])
         parts: list[Part] = []
         run: list[tuple[Step, Step]] = []  # entry by entry
-        for before, step in zip(chain[:-1], chain[1:], strict=True):
+        step = ahead.pop()
+        while ahead:
+            before, step = step, ahead.pop()
             between = self._between(before, step)
             if len(between) == 1 and step.kind == "move":
                 if layout.index is not None:
@@ -125,31 +134,40 @@ class Reader:
                 continue
             parts += self._entries(run)
             run = []
-            part, layout = self._part(before, step, between, layout)
-            parts += part
+            if len(between) > 1 and not any(inner.kind in _WEIGHTS for inner in between):
+                norm, step = self._norm(before, step, ahead)
+                parts.append(norm)
+            else:
+                part, layout = self._part(before, step, layout)
+                parts += part
         return [*parts, *self._entries(run)], layout
 
-    def _part(self, before: Step, step: Step, between: list[Step], layout: _Layout) -> tuple[list[Part], _Layout]:
-        weighty = any(inner.kind in ("dense", "convolution") for inner in between)
-        if len(between) == 1:
-            if step.kind == "dense":
+    def _part(self, before: Step, step: Step, layout: _Layout) -> tuple[list[Part], _Layout]:
+        several = len(step.inputs) == 2
+        match step.kind, step.name:
+            case "dense", _:
                 return self._dense(step, layout)
-            if step.kind == "convolution":
+            case "convolution", _:
                 return self._convolution(step, layout)
-        elif not weighty:
-            norm = _norm(before, step, between)
+            case "entries", "add" | "add_any" | "sub" if several:
+                return self._sum(before, step, layout)
+            case "entries", "mul" if several:
+                return self._gate(before, step, layout)
+            case _:
+                raise _mixes(self._between(before, step))
+
+    def _norm(self, before: Step, step: Step, ahead: list[Step]) -> tuple[Norm, Step]:
+        """A norm behind a step, and its own last step; the mean may be taken off first."""
+        for end in [step, *reversed(ahead[-_LONGEST_NORM:])]:
+            between = self._between(before, end)
+            if any(inner.kind in _WEIGHTS for inner in between):
+                break
+            norm = self._once(before, between, lambda end=end, between=between: _norm(before, end, between))
             if norm is not None:
-                return [norm], layout
-        elif step.name in ("add", "add_any", "sub") and len(step.inputs) == 2:
-            return self._sum(before, step, layout)
-        elif step.name == "mul" and len(step.inputs) == 2:
-            return self._gate(before, step, layout)
-        culprit = next((inner for inner in between if inner.kind == "mixing"), step)
-        reason = _REASONS.get(culprit.name, "mixes units in a way that can't be read")
-        raise ValueError(
-            f"`model`: {culprit} {reason}. What can be read: weights, functions of every entry, layer and RMS norms, "
-            "dropout, gates, sums of branches, scales, circular convolutions and patches."
-        )
+                while step is not end:
+                    step = ahead.pop()
+                return _with_parameters(norm, step, between), step
+        raise _mixes(self._between(before, step))
 
     # Weights
 
@@ -158,24 +176,20 @@ class Reader:
         rows = np.arange(dense.source.size).reshape(dense.index.shape[0], -1) if dense.rows is None else dense.rows
         number, positions = rows.shape[0], layout.positions
         stride, weight = 1, dense.weight
-        if positions is not None:
-            seen = positions.ravel()[rows]
-            if number == 1:
-                self.whole |= layout.number > 1
-            elif np.all(seen == seen[:, :1]):
-                pass
-            elif len({frozenset(own) for own in seen.tolist()}) * len(set(seen[0].tolist())) == layout.number:
-                stride = len(set(seen[0].tolist()))
-            else:
-                raise ValueError(
+        if positions is not None and number == 1:
+            self.whole |= layout.number > 1
+        elif positions is not None:
+            stride = layout.number // number
+            own = np.sort(positions.ravel()[rows], 1).reshape(number, stride, -1) if stride * number == layout.number else None
+            if own is None or np.any(own != own[:, :, :1]):
+                raise Unreadable(
                     f"`model`: {step} mixes positions by weights that all units share, as an MLP-Mixer does: slopes at "
                     "different positions are not free of these. What can be read acts on the units of each position, on "
                     "patches, or on all units of all positions."
                 )
-        bigger = stride > 1
-        if bigger:
+        if stride > 1:
             weight = weight.view(lambda w: w.reshape(w.shape[0], -1, stride))
-        part = Weights(place=step.place, weight=weight, positions=(number,), stride=bigger)
+        part = Weights(place=step.place, weight=weight, positions=(number,), stride=stride > 1)
         where, units = np.empty(step.size, int), np.empty(step.size, int)
         where[dense.index] = np.arange(number)[:, None]
         units[dense.index] = np.arange(dense.num_out)
@@ -192,9 +206,9 @@ class Reader:
         index = np.pad(index, [(0, 0), (0, 0), *params["padding"]], constant_values=-1)
         patches = strides == size and max(size) > 1
         if params["feature_group_count"] * params["batch_group_count"] > 1:
-            raise ValueError(f"`model`: {step} has groups, or acts on each channel alone, which can't be read.")
+            raise Unreadable(f"`model`: {step} has groups, or acts on each channel alone, which can't be read.")
         if {*params["lhs_dilation"], *params["rhs_dilation"]} != {1} or (not patches and set(strides) != {1}):
-            raise ValueError(
+            raise Unreadable(
                 f"`model`: {step} has strides or dilation, which can't be read. What can be: convolutions of stride 1, "
                 "and patches, whose stride is their kernel."
             )
@@ -204,14 +218,14 @@ class Reader:
         around = np.pad(window, [(0, 0), (0, 0), *((0, n - m) for n, m in zip(index.shape[2:], inside, strict=True))], "wrap")
         complete = np.array_equal(np.sort(window, None), np.arange(window.size))
         if not complete or not np.array_equal(around, index):
-            raise ValueError(
+            raise Unreadable(
                 f"`model`: {step} must have circular padding, so that all positions are alike: "
                 '`padding_mode="CIRCULAR"` of Equinox, `padding="CIRCULAR"` of Flax, `padding_mode="circular"` of PyTorch.'
             )
         if layout.positions is not None:
             seen = layout.positions.ravel()[window]
             if not np.all(seen == seen[:, :1]):
-                raise ValueError(f"`model`: {step} acts along an axis of units, not of positions.")
+                raise Unreadable(f"`model`: {step} acts along an axis of units, not of positions.")
         number = math.prod(behind)
         part = Weights(place=step.place, weight=kernel, positions=behind, stride=patches)
         shape = (step.shape[numbers.out_spec[0]], kernel.value.shape[0], *behind)
@@ -238,7 +252,7 @@ class Reader:
                 branches.append(parts)
             behind = own if own.positions is not None else behind
             if layout.positions is not None and not np.array_equal(own.positions, behind.positions):
-                raise ValueError(f"`model`: {step} adds values whose positions are not in the same order.")
+                raise Unreadable(f"`model`: {step} adds values whose positions are not in the same order.")
         times = Times(place=step.place, factor=skip, part=skipped)
         if not branches:
             return ([] if skip == 1 else [times]), behind
@@ -263,7 +277,7 @@ class Reader:
                 activation = known_function(lambda x: x)
                 return [Gate(place=step.place, value=own, gate=gating, activation=activation)], behind
             case _:
-                raise ValueError(
+                raise Unreadable(
                     f"`model`: {step} multiplies two values that depend on the input. What can be read: `phi(A x) * (B x)`, "
                     "with a function of every entry between dense weights and the product."
                 )
@@ -311,7 +325,7 @@ class Reader:
         if isinstance(last, Weights) and last.bias is None and layout.units is not None and scale:
             bias = _per_unit(shift, layout)
             if bias is None:
-                raise ValueError(
+                raise Unreadable(
                     f"`model`: {step} adds another bias at every position, such as positional encodings; biases must be "
                     "those of units."
                 )
@@ -320,7 +334,7 @@ class Reader:
         if isinstance(last, Norm) and not run and last.parts[1] is None:
             values = np.asarray(shift.value, float)
             if np.max(np.abs(values - values.mean())) > 3 * ALIKE * last.gain:
-                raise ValueError(
+                raise Unreadable(
                     f"`model`: {step}: the biases of a norm must be alike, within 5 % of its gain: its offset is one "
                     "number."
                 )
@@ -334,7 +348,7 @@ class Reader:
     def _no_vector(self, step: Step, shift: Constant) -> bool:
         """Whether there is nothing to read."""
         if shift.number is None:
-            raise ValueError(
+            raise Unreadable(
                 f"`model`: {step} adds biases that do not follow weights or a norm. What can be read has them there."
             )
         return shift.number == 0
@@ -342,7 +356,7 @@ class Reader:
     def _check_uniform(self, between: list[Step]) -> None:
         for step in between:
             if not _is_scale(step) and any(isinstance(a, Constant) and a.number is None for a in step.arguments):
-                raise ValueError(
+                raise Unreadable(
                     f"`model`: {step} has another parameter for every unit. Activations must have one per layer."
                 )
 
@@ -363,12 +377,36 @@ class Reader:
             return [*ahead, *behind]
         uniform = all(part.part is None for part in (*ahead, *behind))
         for start, end in {(0, len(run)), (0, last), (first, len(run)), (first, last)} if uniform else {(first, last)}:
-            activation = known_function(self._function(run[start:end]), named=True)
+            activation = self._activation(run[start:end], named=True)
             if activation is not None:
                 return [*ahead[:start], Function(place=run[start][1].place, activation=activation), *behind[end - last :]]
-        activation = known_function(self._function(run[first:last]))
+        activation = self._activation(run[first:last], named=False)
         assert activation is not None
         return [*ahead, Function(place=run[first][1].place, activation=activation), *behind]
+
+    def _once(self, start: Step, steps: list[Step], found: Callable[[], Any]) -> Any:
+        """What steps do, if others of the same kind and with the same numbers have not told."""
+        numbered = {start: 0} | {step: k for k, step in enumerate(steps, 1)}
+
+        def described(argument: Value) -> Any:
+            if isinstance(argument, Step):
+                return numbered[argument]
+            value = np.asarray(argument.value)
+            return value.shape, value.dtype.name, value.tobytes()
+
+        def told(step: Step) -> Any:
+            index = None if step.index is None else step.index.tobytes()
+            return step.name, step.shape, str(step.params), index, tuple(map(described, step.arguments))
+
+        key = start.shape, *map(told, steps)
+        if key not in self.known:
+            self.known[key] = found()
+        return self.known[key]
+
+    def _activation(self, run: list[tuple[Step, Step]], named: bool) -> AbstractActivation | None:
+        steps = self._between(run[0][0], run[-1][1])
+        activation = self._once(run[0][0], steps, lambda: known_function(self._function(run), named=True))
+        return activation if named or activation is not None else known_function(self._function(run))
 
     def _function(self, run: list[tuple[Step, Step]]) -> Callable[[Any], Any]:
         start, end = run[0][0], run[-1][1]
@@ -407,8 +445,17 @@ def _reached(output: Step) -> list[Step]:
     return list(found)
 
 
-def _incomplete(step: Step | None) -> ValueError:
-    return ValueError(
+def _mixes(steps: list[Step]) -> Unreadable:
+    culprit = next((step for step in steps if step.kind == "mixing"), steps[-1])
+    reason = _REASONS.get(culprit.name, "mixes units in a way that can't be read")
+    return Unreadable(
+        f"`model`: {culprit} {reason}. What can be read: weights, functions of every entry, layer and RMS norms, "
+        "dropout, gates, sums of branches, scales, circular convolutions and patches."
+    )
+
+
+def _incomplete(step: Step | None) -> Unreadable:
+    return Unreadable(
         f"`model`: {step} leaves out entries, repeats them, or pads them, which can't be read but for the circular padding "
         "of a convolution."
     )
@@ -452,7 +499,7 @@ def _alike(step: Step, constant: Constant) -> float:
     values = np.asarray(constant.value, float)
     mean = float(values.mean())
     if not np.std(values) <= ALIKE * abs(mean):
-        raise ValueError(
+        raise Unreadable(
             f"`model`: {step} must multiply all units by factors that are alike, within 5 % of their mean: gains that "
             "differ from unit to unit are no multiple of the identity, as which they are read."
         )
@@ -491,28 +538,33 @@ def _divided(share: float, number: int, run: list[tuple[Step, Step]]) -> tuple[f
     return (keep, True) if 0 < keep < 1 and abs(keep - share) <= near else None
 
 
-def _norm(before: Step, step: Step, between: list[Step]) -> Norm | None:
-    """What steps are if they do what a norm does, told by what they make of random vectors."""
+class _Normed(NamedTuple):
+    """What a norm does to vectors."""
+
+    centred: bool
+    gains: np.ndarray
+    offsets: np.ndarray
+
+
+def _norm(before: Step, step: Step, between: list[Step]) -> _Normed | None:
+    """What steps do if it is what a norm does, told by what they make of random vectors."""
     if step.shape != before.shape or before.size < 2:
         return None
     rng = np.random.default_rng(0)
     sizes = _LARGE * (1 + np.arange(_NUM_TRIED)) / _NUM_TRIED
     dtype = jnp.result_type(float)
     tried = [s * (rng.standard_normal(before.shape) + rng.standard_normal()) for s in sizes]
-    try:
-        found = np.stack([_evaluate(before, step, between, jnp.asarray(x, dtype)) for x in tried]).astype(float)
-    except (TypeError, ValueError):
-        return None
+    found = np.stack([_evaluate(before, step, between, jnp.asarray(x, dtype)) for x in tried]).astype(float)
     axes = {tuple(range(len(before.shape))), (len(before.shape) - 1,), (0,)}
     axes |= {tuple(inner.params["axes"]) for inner in between if "axes" in inner.params}
     for over in axes:
-        if max(over) >= len(before.shape):
+        if max(over) >= len(before.shape) or math.prod(before.shape[axis] for axis in over) == 1:
             continue
         for centred in (True, False):
             normal = np.stack([_normalised(x, over, centred) for x in tried])
             gains, offsets = _fit(normal, found)
             if np.max(np.abs(found - gains * normal - offsets)) <= _NORM * np.max(np.abs(gains)):
-                return _with_gain(step, between, centred, gains, offsets)
+                return _Normed(centred, gains, offsets)
     return None
 
 
@@ -528,10 +580,11 @@ def _fit(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return slope, y.mean(0) - slope * x.mean(0)
 
 
-def _with_gain(step: Step, between: list[Step], centred: bool, gains: np.ndarray, offsets: np.ndarray) -> Norm:
+def _with_parameters(norm: _Normed, step: Step, between: list[Step]) -> Norm:
+    centred, gains, offsets = norm
     mean = float(gains.mean())
     if np.std(gains) > ALIKE * abs(mean) or np.std(offsets) > ALIKE * abs(mean):
-        raise ValueError(
+        raise Unreadable(
             f"`model`: {step}: a norm must have gains that are alike, and biases, too, within 5 % of the gain: with "
             "gains that differ from unit to unit, it is no multiple of the identity, as which norms are read."
         )

@@ -19,7 +19,7 @@ from .._networks.mlp import MLP
 from .._networks.network import Network
 from .._networks.resnet import ResNet
 from .equinox import redrawn
-from .model import Parameters, read
+from .model import Parameters, parameters_of, read
 from .parts import Slot
 
 Model = TypeVar("Model")
@@ -49,10 +49,15 @@ def reinitialize(model: Model, net: MLP | ResNet | Network, key: PRNGKeyArray) -
     """
     if not isinstance(net, Network) or net.shape is None:
         return redrawn(model, net, key)
-    written = write(model, net, key)
-    if written.left:
-        warnings.warn(f"`model` keeps weights that were not read: {', '.join(written.left)}.", stacklevel=2)
+    written = write(parameters_of(model), net, key)
+    warn_left(written)
     return written.model
+
+
+def warn_left(written: "Written") -> None:
+    """**Warns:** of what was left alone."""
+    if written.left:
+        warnings.warn(f"`model` keeps weights that were not read: {', '.join(written.left)}.", stacklevel=3)
 
 
 class Written(NamedTuple):
@@ -63,13 +68,13 @@ class Written(NamedTuple):
     left: list[str]
 
 
-def write(model: Any, net: Network, key: PRNGKeyArray) -> Written:
+def write(parameters: Parameters, net: Network, key: PRNGKeyArray) -> Written:
     """A model that `net` was read from, with its parameters redrawn."""
     assert net.shape is not None
-    reading = read(model, np.ones(net.shape, np.float32))
+    reading = read(parameters, np.ones(net.shape, np.float32))
     spread, _ = with_positions(net)
     sampled = sample_network(spread, key, float(reading.net.width / net.width))
-    return _written(reading.slots, _check_alike(reading.slots, list(_values(sampled))), reading.parameters)
+    return _written(reading.slots, _check_alike(reading.slots, list(_values(sampled))), parameters)
 
 
 def _values(module: Any) -> Iterator[tuple[str, tuple[Any, ...]]]:
