@@ -11,6 +11,12 @@ from . import (
 )
 from ._finite.diagnosis import diagnose as diagnose, Diagnosis as Diagnosis, signal_spread as signal_spread
 from ._finite.sampling import sample_weights as sample_weights
+from ._initialize import (
+    Account as Account,
+    initialize as initialize,
+    initialize_torch_ as initialize_torch_,
+    Report as Report,
+)
 from ._interop.equinox import (
     from_equinox as from_equinox,
     ResidualMLP as ResidualMLP,

@@ -17,6 +17,7 @@ from . import objectives
 from ._finite.diagnosis import alarm
 from ._networks.abstract import AbstractNetwork, as_network
 from ._networks.mlp import MLP
+from ._networks.network import Network
 from ._networks.nonlinearity import too_linear
 from ._numerics.arrays import inexact_asarray, is_concrete, Reals
 from ._numerics.checks import integer
@@ -119,8 +120,8 @@ def tune(
     - `stop_at`: stops once the objective is not above this. It also stops where objective or gradient is not finite.
     - `q0`: mean squares of inputs, if the objective is to be the mean over several, such as quantiles of those of data;
         `jfree.objectives.over_inputs` takes the worst.
-    - `nonlinearity`: the sum of `jfree.nonlinearity` that an `MLP` keeps, every layer its part: a network that is
-        linear is isometric for nothing. 0 lets it be.
+    - `nonlinearity`: the sum of `jfree.nonlinearity` that an `MLP` or a `Network` keeps, every layer its part: a network
+        that is linear is isometric for nothing. 0 lets it be.
 
     **Returns:** a `TuneResult`, with the best network on the way.
 
@@ -147,7 +148,7 @@ def tune(
         where,
         objective if q0 is None else objectives.over_inputs(objective, q0),
         _unconstrained if constraint is None else constraint,
-        jnp.asarray(nonlinearity) if nonlinearity and isinstance(net, MLP) else None,
+        jnp.asarray(nonlinearity) if nonlinearity and isinstance(net, MLP | Network) else None,
         _with_extra_args(optimizer),
     )
     value = _checked(problem, start)
@@ -237,7 +238,7 @@ class _Problem(eqx.Module):
         """What is minimised, and the objective."""
         net = self.network(parameters)
         value = self.objective(net)
-        if self.nonlinearity is None or not isinstance(net, MLP):
+        if self.nonlinearity is None or not isinstance(net, MLP | Network):
             return value, value
         return value + too_linear(net, self.nonlinearity).astype(value.dtype), value
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 from .._layers.kinds import Kinds
 from .._layers.weights import Gaussian, Orthogonal
 from .._meanfield.moments import in_range, MeanField
-from .._networks.abstract import AbstractNetwork, as_network
+from .._networks.abstract import AbstractNetwork, as_network, propagate
 from .._networks.mlp import MLP
 from .._networks.network import Network
 from .._networks.resnet import ResNet
@@ -54,11 +54,15 @@ def signal_spread(net: AbstractNetwork, width: int | None = None) -> Float[Array
     N_l`, less where orthogonal weights keep the norm, and the layers after it pass that on: to first order the squares
     of these add up, times those of `d log q_L / d log E phi_l^2`. Within 10% of samples where it is below 0.5.
 
-    **Arguments:** an `MLP`, and its largest width, the others in their ratios to it; by default `net.widths` are meant.
+    **Arguments:** an `MLP`, or a `Network` that is one, and its largest width, the others in their ratios to it; by default `net.widths` are meant.
 
-    **Raises:** `ValueError` if `net` is not an `MLP`, or `width` is not a positive integer.
+    **Raises:** `ValueError` if `net` is none, or `width` is not a positive integer.
     """
-    net, field = _sized(net, width)
+    plain = _sized(net, width)
+    return _signal_spread(plain, plain.propagate())
+
+
+def _signal_spread(net: MLP, field: MeanField) -> Float[Array, ""]:
     noise, passed_on = _noise(net, field)
     return jnp.sqrt(jnp.sum(noise * jnp.square(passed_on * field.elasticity[1:])))
 
@@ -69,7 +73,11 @@ def slope_spread(net: AbstractNetwork, width: int | None = None) -> Float[Array,
 
     **Arguments** and **Raises:** as for `signal_spread`.
     """
-    net, field = _sized(net, width)
+    plain = _sized(net, width)
+    return _slope_spread(plain, plain.propagate())
+
+
+def _slope_spread(net: MLP, field: MeanField) -> Float[Array, ""]:
     noise, passed_on = _noise(net, field)
     q = in_range(field.q)
     moments = Kinds.of(net.activations).every(lambda phi, q: phi.slope_moment(q))
@@ -86,14 +94,19 @@ def slope_spread(net: AbstractNetwork, width: int | None = None) -> Float[Array,
     return jnp.sqrt(jnp.sum(noise * jnp.square(passed_on * later[1:])))
 
 
-def _sized(net: AbstractNetwork, width: int | None) -> tuple[MLP, MeanField]:
-    if not isinstance(net, MLP):
+def _as_mlp(net: AbstractNetwork) -> MLP | None:
+    """The same network, if it is an MLP."""
+    return net.as_mlp() if isinstance(net, Network) else net if isinstance(net, MLP) else None
+
+
+def _sized(net: AbstractNetwork, width: int | None) -> MLP:
+    plain = _as_mlp(net)
+    if plain is None:
         raise ValueError(f"`net` must be an MLP, got {type(net).__name__}.")
     if width is not None:
-        widths = net.widths * (integer("width", width) / jnp.max(net.widths))
-        sized: MLP = eqx.tree_at(lambda n: n.widths, net, widths)
-        return sized, sized.propagate()
-    return net, net.propagate()
+        widths = plain.widths * (integer("width", width) / jnp.max(plain.widths))
+        plain = eqx.tree_at(lambda n: n.widths, plain, widths)
+    return plain
 
 
 def _noise(net: MLP, field: MeanField) -> tuple[Float[Array, " hidden"], Float[Array, " hidden"]]:
@@ -138,6 +151,13 @@ def _slope_moments(activation: AbstractActivation, q: Float[Array, ""]) -> tuple
     x, measure = gaussian_measure(q, _NUM_NODES)
     square = jnp.square(activation.derivative(x))
     return jnp.sum(measure * square), jnp.sum(measure * jnp.square(square))
+
+
+@eqx.filter_jit
+def _of_these_widths(net: MLP) -> tuple[Array, Array, Array]:
+    """Both spreads, and what the mean logarithm loses."""
+    field = net.propagate()
+    return _signal_spread(net, field), _slope_spread(net, field), _log_loss(net, field)
 
 
 class Diagnosis(Shown):
@@ -236,7 +256,7 @@ def alarm(net: AbstractNetwork, q0: Float[Array, " inputs"]) -> str | None:
 def sample_alarm(net: MLP | ResNet | Network, width: int | None) -> str | None:
     """The same of finite widths, and how much samples differ where that is much (host)."""
     fault = alarm(net, jnp.atleast_1d(net.q0))
-    if fault or not isinstance(net, MLP):
+    if fault or _as_mlp(net) is None:
         return fault
     spread = signal_spread(net, width)
     if not spread > _ALIKE:
@@ -269,14 +289,16 @@ def diagnose(net: AbstractNetwork, q0: ArrayLike | Sequence[float] | None = None
     **Raises:** `ValueError` if some `q0` is not positive and finite.
     """
     net = as_network(net)
-    field = net.propagate()
+    plain = _as_mlp(net)
+    net = net if plain is None else plain
+    field = propagate(net)
     q, chi_q = field.q[-1:], _typical(field.chi_q)
     if q0 is not None:
         inputs = check(floats("q0", q0, jnp.result_type(float)), positive, "`q0` must be positive and finite.")
         q, chi_q = _last_variances(net, jnp.atleast_1d(inputs))
     signal = slope = loss = jnp.full_like(field.q[0], jnp.nan)
-    if isinstance(net, MLP):
-        signal, slope, loss = signal_spread(net), slope_spread(net), _log_loss(net, field)
+    if plain is not None:
+        signal, slope, loss = _of_these_widths(plain)
     spectrum = jacobian_spectrum(net)
     _, variance = log_moments(spectrum.curve)
     return Diagnosis(

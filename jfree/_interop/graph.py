@@ -59,7 +59,7 @@ class Step:
         a function of every entry; `mixing`, anything else.
     - `name`: of the primitive.
     - `arguments`: steps and constants, in the order that the primitive takes them in.
-    - `shape`: of the value.
+    - `shape`, `dtype`: of the value.
     - `index`: of a `move`, where each entry comes from, -1 for a zero.
     """
 
@@ -67,6 +67,7 @@ class Step:
     name: str
     arguments: tuple["Step | Constant", ...]
     shape: tuple[int, ...]
+    dtype: Any
     place: str
     apply: Callable[..., Any]
     params: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -100,7 +101,7 @@ def steps_of(function: Callable[..., Any], parameters: Sequence[Any], x: Any) ->
         Constant(_plain(p), np.arange(start, start + np.size(p)).reshape(np.shape(p)))
         for p, start in zip(parameters, offsets[:-1], strict=True)
     ]
-    source = Step("input", "the input", (), np.shape(x), "", lambda: x)
+    source = Step("input", "the input", (), np.shape(x), x.dtype, "", lambda: x)
     outputs = _run(closed.jaxpr, [Constant(_plain(c)) for c in closed.consts], [*constants, source])
     return source, outputs
 
@@ -131,6 +132,10 @@ def _equation(equation: JaxprEqn, arguments: list[Value]) -> list[Value]:
         return _run(inner[0], [Constant(_plain(c)) for c in inner[1]], arguments)
     if not steps:
         return _of_constants(equation, [a for a in arguments if isinstance(a, Constant)])
+    if name == "convert_element_type" and all(
+        jnp.issubdtype(dtype, jnp.floating) for dtype in (steps[0].dtype, equation.params["new_dtype"])
+    ):
+        return [steps[0]]
     if name == "split":
         cuts = np.cumsum([0, *equation.params["sizes"]])
         axis, (whole,) = equation.params["axis"], steps
@@ -149,11 +154,15 @@ def _equation(equation: JaxprEqn, arguments: list[Value]) -> list[Value]:
     kind = _kind(name, equation.params, arguments)
     place = place_of(equation)
     return [
-        Step(kind, name, tuple(arguments), tuple(var.aval.shape), place, apply, dict(equation.params))
+        Step(kind, name, tuple(arguments), *_described(var), place, apply, dict(equation.params))
         if len(equation.outvars) == 1
-        else Step("mixing", name, tuple(arguments), tuple(var.aval.shape), place, lambda *x, k=k: apply(*x)[k])
+        else Step("mixing", name, tuple(arguments), *_described(var), place, lambda *x, k=k: apply(*x)[k])
         for k, var in enumerate(equation.outvars)
     ]
+
+
+def _described(var: Any) -> tuple[tuple[int, ...], Any]:
+    return tuple(var.aval.shape), var.aval.dtype
 
 
 def _kind(name: str, params: dict[str, Any], arguments: list[Value]) -> str:
@@ -168,7 +177,13 @@ def _kind(name: str, params: dict[str, Any], arguments: list[Value]) -> str:
 
 
 def _bind(equation: JaxprEqn, *arguments: Any) -> Any:
-    return equation.primitive.bind(*map(jnp.asarray, arguments), **equation.params)
+    """In one precision, as casts from one to another are no steps."""
+    arrays = [jnp.asarray(x) for x in arguments]
+    floating = [x for x in arrays if jnp.issubdtype(x.dtype, jnp.floating)]
+    if len({x.dtype for x in floating}) > 1:
+        dtype = jnp.result_type(*floating)
+        arrays = [x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x for x in arrays]
+    return equation.primitive.bind(*arrays, **equation.params)
 
 
 def _inner(equation: JaxprEqn, arguments: list[Value]) -> tuple[Jaxpr, Sequence[Any]] | None:
@@ -214,10 +229,11 @@ def _entry(value: Value, k: int) -> Value:
 
 
 def _stacked(values: list[Value]) -> Value:
-    shape = (len(values), *np.shape(values[0].value if isinstance(values[0], Constant) else values[0]))
-    if all(isinstance(v, Constant) for v in values):
-        return Constant(jnp.stack([jnp.asarray(v.value) for v in values if isinstance(v, Constant)]))
-    return Step("mixing", "scan", tuple(values), shape, "", lambda *x: jnp.stack(x))
+    steps = [value for value in values if isinstance(value, Step)]
+    if not steps:
+        return Constant(jnp.stack([jnp.asarray(value.value) for value in values if isinstance(value, Constant)]))
+    shape = (len(values), *steps[0].shape)
+    return Step("mixing", "scan", tuple(values), shape, steps[0].dtype, "", lambda *x: jnp.stack(x))
 
 
 def _of_constants(equation: JaxprEqn, arguments: list[Constant]) -> list[Value]:
@@ -325,7 +341,7 @@ def _move(whole: Step, index: np.ndarray, name: str, place: str) -> Step:
     def apply(x: Any) -> Any:
         return np.where(index < 0, 0, np.ravel(x)[np.maximum(index, 0)])
 
-    return Step("move", name, (whole,), index.shape, place, apply, index=index)
+    return Step("move", name, (whole,), index.shape, whole.dtype, place, apply, index=index)
 
 
 def _selected(whole: Step, index: np.ndarray) -> Step | None:
@@ -357,6 +373,7 @@ def _selected(whole: Step, index: np.ndarray) -> Step | None:
         whole.name,
         (first, weight),
         rows.shape,
+        whole.dtype,
         whole.place,
         lambda x, w: x @ w.T,
         {"dimension_numbers": (((1,), (1,)), ((), ()))},

@@ -192,12 +192,18 @@ class Sum(Part):
         return [*inner, Slot("sum", self.place, parts, numbers)]
 
     def layer(self, law: AbstractWeights | None, whole: bool) -> AbstractLayer:
-        skip = 1 if self.skip is None or self.skip.factor == 1 else self.skip.factor
         if self.is_residual:
             branch, scale = self._scaled()
-            return Residual(_layers(branch, law, whole), skip, 1 if scale is None else scale.factor)
+            return Residual(_layers(branch, law, whole), _factor(self.skip), _factor(scale))
         branches = [_layers(branch, law, whole) for branch in self.branches]
-        return Parallel(branches, 0.0 if self.skip is None else skip)
+        return Parallel(branches, 0.0 if self.skip is None else _factor(self.skip))
+
+
+def _factor(times: Times | None) -> float | np.ndarray:
+    """An array where it is a parameter, which may be tuned."""
+    if times is None:
+        return 1.0
+    return times.factor if times.part is None else np.asarray(times.factor)
 
 
 def _layers(parts: list[Part], law: AbstractWeights | None, whole: bool) -> list[AbstractLayer]:

@@ -423,9 +423,7 @@ class Reader:
                 return jnp.full(jnp.shape(x), value, x.dtype if floating else value.dtype)
 
             for step in steps:
-                arguments = [of(argument) for argument in step.arguments]
-                cast = step.name == "convert_element_type" and jnp.issubdtype(step.params["new_dtype"], jnp.floating)
-                values[step] = jnp.asarray(arguments[0], x.dtype) if cast else step.apply(*arguments)
+                values[step] = step.apply(*(of(argument) for argument in step.arguments))
             return values[end]
 
         return function
@@ -552,9 +550,8 @@ def _norm(before: Step, step: Step, between: list[Step]) -> _Normed | None:
         return None
     rng = np.random.default_rng(0)
     sizes = _LARGE * (1 + np.arange(_NUM_TRIED)) / _NUM_TRIED
-    dtype = jnp.result_type(float)
     tried = [s * (rng.standard_normal(before.shape) + rng.standard_normal()) for s in sizes]
-    found = np.stack([_evaluate(before, step, between, jnp.asarray(x, dtype)) for x in tried]).astype(float)
+    found = np.stack([_evaluate(before, step, between, jnp.asarray(x, before.dtype)) for x in tried]).astype(float)
     axes = {tuple(range(len(before.shape))), (len(before.shape) - 1,), (0,)}
     axes |= {tuple(inner.params["axes"]) for inner in between if "axes" in inner.params}
     for over in axes:

@@ -19,7 +19,7 @@ from .._layers.weights import AbstractWeights
 from .._networks.network import Network
 from .graph import GIVEN, Unreadable
 from .model import Parameters, read
-from .writing import warn_left, write
+from .writing import warn_left, write, Written
 
 if TYPE_CHECKING:
     import torch
@@ -44,8 +44,7 @@ def from_torch(
     **Raises:** `ImportError` without PyTorch; `ValueError` as `jfree.from_model`, and where the module cannot be
     exported.
     """
-    examples = _examples(x)
-    return read(_parameters(module, examples), examples, weights).net
+    return read(parameters_of_torch(module), examples_of(x), weights).net
 
 
 def reinitialize_torch_(module: "torch.nn.Module", net: Network, seed: int) -> "torch.nn.Module":
@@ -63,14 +62,18 @@ def reinitialize_torch_(module: "torch.nn.Module", net: Network, seed: int) -> "
     """
     if not isinstance(net, Network) or net.shape is None:
         raise ValueError("`net` must be a `Network` that `jfree.from_torch` read from the module.")
-    example = np.ones(net.shape, np.float32)
-    written = write(_parameters(module, example), net, jax.random.key(seed))
-    own = dict(module.named_parameters())
-    with _torch().no_grad():
-        for name, value in written.model.items():
-            own[name].copy_(_torch().from_numpy(np.array(value)))
+    written = write(parameters_of_torch(module), net, jax.random.key(seed))
+    assign_(module, written)
     warn_left(written)
     return module
+
+
+def assign_(module: "torch.nn.Module", written: Written) -> None:
+    """Copies new values into the parameters of a module."""
+    own = dict(module.named_parameters())
+    with _torch().no_grad():
+        for name, value in written.model.arrays.items():
+            own[name].copy_(_torch().from_numpy(np.array(value)))
 
 
 @contextlib.contextmanager
@@ -91,7 +94,7 @@ def _torch() -> Any:
         raise ImportError("PyTorch modules need PyTorch: install `torch`.") from error
 
 
-def _examples(x: Any) -> np.ndarray:
+def examples_of(x: Any) -> np.ndarray:
     torch = _torch()
     return x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
 
@@ -101,9 +104,6 @@ class _Function:
 
     def __init__(self, module: Any, arrays: dict[str, Array]):
         self.module, self.arrays = module, arrays
-
-    def items(self) -> Any:
-        return self.arrays.items()
 
     def __call__(self, x: Array) -> Any:
         torch = _torch()
@@ -135,7 +135,7 @@ class _Function:
         raise AssertionError("an exported program has an output")
 
 
-def _parameters(module: Any, x: np.ndarray) -> Parameters:
+def parameters_of_torch(module: Any) -> Parameters:
     torch = _torch()
     if not isinstance(module, torch.nn.Module):
         raise ValueError(f"`module` must be a `torch.nn.Module`, got {type(module).__name__}.")

@@ -8,13 +8,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from .._calculus.curve import Curve
+from .._layers.activation import Activation
 from .._layers.conv import AbstractConv
+from .._layers.dense import Dense
 from .._layers.layer import AbstractLayer, Entries
 from .._meanfield.moments import MeanField
 from .._numerics.arrays import common_dtype
 from .._numerics.checks import cast, mean_of_input, positive, scalar
 from .._numerics.show import counted, number, runs, Table
+from ..activations._base import AbstractActivation
+from ..activations._two_slopes import Linear
 from .abstract import AbstractNetwork
+from .mlp import MLP
 from .stacked import joined, StackedNetwork, unrolled
 
 
@@ -83,6 +88,22 @@ class Network(AbstractNetwork):
             new = layer.new_width()
             widths.append(widths[-1] if new is None else new)
         return widths
+
+    def as_mlp(self) -> MLP | None:
+        """The same network, if it is an MLP: dense layers, each with an activation behind it at most."""
+        dense: list[Dense] = []
+        activations: list[AbstractActivation] = []
+        for layer in unrolled(self.layers):
+            match layer:
+                case Dense():
+                    dense.append(layer)
+                    activations.append(Linear())
+                case Activation(activation=activation, keep=None) if activations and isinstance(activations[-1], Linear):
+                    activations[-1] = activation
+                case _:
+                    return None
+        sigma_w, sigma_b = (jnp.stack([getattr(layer, name) for layer in dense]) for name in ("sigma_w", "sigma_b"))
+        return MLP(jnp.stack([self.width, *(layer.width for layer in dense)]), activations, [layer.weights for layer in dense], sigma_w, sigma_b, self.q0)
 
     def propagate(self) -> MeanField:
         """Per layer `q`, the mean square of what comes in; `phi2`, that of what goes out; `chi`, by what squared

@@ -4,25 +4,40 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._layers.activation import Activation
 from .._layers.kinds import Kinds
 from .._meanfield.moments import in_range
 from .._numerics.quadrature import gaussian_measure
 from ..activations._base import AbstractActivation
 from ..activations._two_slopes import Linear
 from .mlp import MLP
+from .network import Network
+from .stacked import joined
 
 _NUM_NODES = 400
 
 
-def nonlinearity(net: MLP) -> Float[Array, " layers"]:
-    """Of every layer, the share of the variance of its activations that is no linear function of its preactivations:
+def nonlinearity(net: MLP | Network) -> Float[Array, " layers"]:
+    """Of every activation, the share of its variance that is no linear function of its preactivations:
     `1 - q (E phi'(h))^2 / Var phi(h)`, `h ~ N(0, q)`, from 0 to 1.
 
-    **Raises:** `ValueError` if `net` is not an `MLP`.
+    Those within branches of a `Network` are not counted.
+
+    **Raises:** `ValueError` if `net` is neither an `MLP` nor a `Network`.
     """
-    if not isinstance(net, MLP):
-        raise ValueError(f"`net` must be an MLP, got {type(net).__name__}.")
-    return Kinds.of(net.activations).every(_unexplained)(in_range(net.propagate().q))
+    if not isinstance(net, MLP | Network):
+        raise ValueError(f"`net` must be an MLP or a Network, got {type(net).__name__}.")
+    activations, q = _activations(net)
+    return Kinds.of(activations).every(_unexplained)(in_range(q)) if activations else jnp.zeros(0, q.dtype)
+
+
+def _activations(net: MLP | Network) -> tuple[list[AbstractActivation], Float[Array, " layers"]]:
+    """With the variances of what comes in."""
+    q = net.propagate().q
+    if isinstance(net, MLP):
+        return list(net.activations), q
+    found = [(k, layer) for k, layer in enumerate(joined(net.layers)) if isinstance(layer, Activation)]
+    return [layer.activation for _, layer in found], q[jnp.asarray([k for k, _ in found], int)]
 
 
 def _unexplained(activation: AbstractActivation, q: Float[Array, ""]) -> Array:
@@ -34,11 +49,11 @@ def _unexplained(activation: AbstractActivation, q: Float[Array, ""]) -> Array:
     return jnp.where(variance > 0, jnp.sum(measure * jnp.square(rest)) / jnp.where(variance > 0, variance, 1), 0)
 
 
-def too_linear(net: MLP, least: Array) -> Float[Array, ""]:
+def too_linear(net: MLP | Network, least: Array) -> Float[Array, ""]:
     """0 where every nonlinear layer has its part of what all together shall have at `least`, and else the sum of the
     squared logarithms of what is missing.
     """
-    counts = jnp.asarray([not isinstance(activation, Linear) for activation in net.activations])
+    counts = jnp.asarray([not isinstance(activation, Linear) for activation in _activations(net)[0]], bool)
     share = jnp.maximum(nonlinearity(net), jnp.finfo(net.q0.dtype).tiny)
     missing = jnp.log(least / jnp.maximum(jnp.sum(counts), 1)) - jnp.log(share)
     return jnp.sum(jnp.square(jnp.where(counts, jax.nn.relu(missing), 0)))
