@@ -12,8 +12,8 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 from . import objectives
 from ._finite.diagnosis import diagnose, Diagnosis
 from ._interop.model import Parameters, parameters_of, read
-from ._interop.torch import assign_, examples_of, parameters_of_torch
 from ._interop.parts import Slot
+from ._interop.torch import assign_, examples_of, parameters_of_torch
 from ._interop.writing import write, Written
 from ._layers.dense import Dense
 from ._layers.weights import AbstractWeights

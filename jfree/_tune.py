@@ -120,8 +120,8 @@ def tune(
     - `stop_at`: stops once the objective is not above this. It also stops where objective or gradient is not finite.
     - `q0`: mean squares of inputs, if the objective is to be the mean over several, such as quantiles of those of data;
         `jfree.objectives.over_inputs` takes the worst.
-    - `nonlinearity`: the sum of `jfree.nonlinearity` that an `MLP` or a `Network` keeps, every layer its part: a network
-        that is linear is isometric for nothing. 0 lets it be.
+    - `nonlinearity`: the sum of `jfree.nonlinearity` that an `MLP` or a `Network` keeps, every layer its part: a
+        network that is linear is isometric for nothing. 0 lets it be.
 
     **Returns:** a `TuneResult`, with the best network on the way.
 

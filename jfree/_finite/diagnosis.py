@@ -54,7 +54,8 @@ def signal_spread(net: AbstractNetwork, width: int | None = None) -> Float[Array
     N_l`, less where orthogonal weights keep the norm, and the layers after it pass that on: to first order the squares
     of these add up, times those of `d log q_L / d log E phi_l^2`. Within 10% of samples where it is below 0.5.
 
-    **Arguments:** an `MLP`, or a `Network` that is one, and its largest width, the others in their ratios to it; by default `net.widths` are meant.
+    **Arguments:** an `MLP`, or a `Network` that is one, and its largest width, the others in their ratios to it; by
+    default `net.widths` are meant.
 
     **Raises:** `ValueError` if `net` is none, or `width` is not a positive integer.
     """

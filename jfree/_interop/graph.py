@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 import os
 import sysconfig
@@ -55,8 +56,8 @@ class Constant(NamedTuple):
 class Step:
     """One step from values that depend on the input to another such value.
 
-    - `kind`: `input`; `dense`, weights that act on some axes; `convolution`; `move`, entries in other places; `entries`,
-        a function of every entry; `mixing`, anything else.
+    - `kind`: `input`; `dense`, weights that act on some axes; `convolution`; `move`, entries in other places;
+        `entries`, a function of every entry; `mixing`, anything else.
     - `name`: of the primitive.
     - `arguments`: steps and constants, in the order that the primitive takes them in.
     - `shape`, `dtype`: of the value.
@@ -139,7 +140,7 @@ def _equation(equation: JaxprEqn, arguments: list[Value]) -> list[Value]:
     if name == "split":
         cuts = np.cumsum([0, *equation.params["sizes"]])
         axis, (whole,) = equation.params["axis"], steps
-        pieces = [np.arange(start, end) for start, end in zip(cuts[:-1], cuts[1:], strict=True)]
+        pieces = [np.arange(start, end) for start, end in itertools.pairwise(cuts)]
         return [moved(whole, lambda x, k=k: np.take(x, k, axis), equation) for k in pieces]
     if name == "concatenate":
         joined = _concatenated(arguments, equation)
@@ -406,7 +407,8 @@ class Dense:
         first = isinstance(step.arguments[0], Step)  # whether the input comes first
         source, weight = step.arguments if first else step.arguments[::-1]
         axes, weight_axes = contracted if first else contracted[::-1]
-        assert isinstance(source, Step) and isinstance(weight, Constant)
+        assert isinstance(source, Step)
+        assert isinstance(weight, Constant)
         matrix = weight.view(lambda w: _matrix(w, weight_axes))
         entries = _matrix(np.arange(source.size).reshape(source.shape), axes)
         places = entries.shape[0]
@@ -449,7 +451,11 @@ def _concatenated(arguments: list[Value], equation: JaxprEqn) -> Step | None:
 GIVEN = "@"
 
 # What is said of a place must be the reader's own code.
-_LIBRARIES = (sysconfig.get_paths()["purelib"], sysconfig.get_paths()["stdlib"], os.path.dirname(os.path.dirname(__file__)))
+_LIBRARIES = (
+    sysconfig.get_paths()["purelib"],
+    sysconfig.get_paths()["stdlib"],
+    os.path.dirname(os.path.dirname(__file__)),
+)
 
 
 def place_of(equation: JaxprEqn) -> str:

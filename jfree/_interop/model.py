@@ -39,9 +39,9 @@ class Reading(NamedTuple):
 def from_model(model: Model, x: ArrayLike, weights: str | AbstractWeights = "auto") -> Network:
     """The random network whose widths, activations and scales are those of a model that JAX can trace.
 
-    The model is traced at `x`. Weights are told by what it does with them, not by their names: matrix products, circular
-    convolutions, and patches; functions of every entry become one activation between weights, a named one if its values
-    are the same; what does to vectors what a norm does is a norm.
+    The model is traced at `x`. Weights are told by what it does with them, not by their names: matrix products,
+    circular convolutions, and patches. Functions of every entry become one activation between weights, a named one if
+    its values are the same. What does to vectors what a norm does is a norm.
 
     **Arguments:**
 
@@ -54,7 +54,7 @@ def from_model(model: Model, x: ArrayLike, weights: str | AbstractWeights = "aut
     **Returns:** a `Network`. Its widths are those of one position where layers act on all positions alike, as
     convolutions do, and units of all positions where a layer tells them apart.
 
-    **Raises:** `ValueError` naming the step, and where it stands in the model's source, if it does something that cannot
+    **Raises:** `ValueError` naming the step, and where it stands in the model's source, if it does something that can't
     be read, or if `x` is none that the model takes.
     """
     return read(parameters_of(model), x, weights).net
@@ -81,11 +81,12 @@ def read(parameters: Parameters, x: ArrayLike, weights: str | AbstractWeights = 
     return Reading(_network(width, layers, given, source.shape, parts), slots, parameters)
 
 
-def parameters_of(model: Model) -> Parameters:
+def parameters_of(model: Any) -> Parameters:
     if not callable(model):
         raise ValueError(f"`model` must be a function of one example, got {type(model).__name__}.")
     is_partial = type(model) is functools.partial
-    tree = (model.func, model.args, model.keywords) if is_partial else model
+    parts: Any = model
+    tree = (parts.func, parts.args, parts.keywords) if is_partial else model
     arrays, rest = eqx.partition(tree, eqx.is_array)
     paths, structure = jax.tree_util.tree_flatten_with_path(arrays)
 
@@ -105,6 +106,8 @@ def _traced(parameters: Parameters, x: ArrayLike) -> tuple[np.ndarray, Step, Ste
     given = jnp.asarray(x)
     if not jnp.issubdtype(given.dtype, jnp.floating):
         raise ValueError(f"`x` must be an array of real numbers, got {given.dtype}.")
+    dtypes = [leaf.dtype for leaf in parameters.leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    given = given.astype(jnp.result_type(*dtypes)) if dtypes else given
     # Several, of which one is kept; one; and several where the model takes but one.
     candidates = [given[:1], given, given[0]] if given.ndim > 1 else [given]
     errors: list[Exception] = []
@@ -118,7 +121,9 @@ def _traced(parameters: Parameters, x: ArrayLike) -> tuple[np.ndarray, Step, Ste
             errors.append(error)
     else:
         error = errors[len(errors) // 2]
-        raise ValueError(f"`model` must take `x`, of shape {given.shape}, or one of several; it raised: {error}") from error
+        raise ValueError(
+            f"`model` must take `x`, of shape {given.shape}, or one of several; it raised: {error}"
+        ) from error
     if len(outputs) != 1 or not isinstance(outputs[0], Step):
         raise ValueError("`model` must return one array, which depends on `x`.")
     return np.asarray(given), source, outputs[0]

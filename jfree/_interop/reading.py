@@ -6,17 +6,17 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ..activations._base import AbstractActivation
+from ..activations._two_slopes import Linear
 from .functions import known_function
 from .graph import Constant, Dense, Step, Unreadable, Value
 from .parts import Function, Gate, Mask, Norm, Part, Sum, Times, Weights
 
-# By which share of their mean gains may differ, and offsets by which share of the gain. Such gains would add 0.01 to the
-# relative variance of a spectrum, to which Gaussian weights add 1.
+# By which share of their mean gains may differ, and offsets by which share of the gain. Such gains would add 0.01 to
+# the relative variance of a spectrum, to which Gaussian weights add 1.
 ALIKE = 0.05
 
 # Steps are compared with norms at so many vectors of about this size, next to which what norms add to the variance is
@@ -180,12 +180,16 @@ class Reader:
             self.whole |= layout.number > 1
         elif positions is not None:
             stride = layout.number // number
-            own = np.sort(positions.ravel()[rows], 1).reshape(number, stride, -1) if stride * number == layout.number else None
+            own = (
+                np.sort(positions.ravel()[rows], 1).reshape(number, stride, -1)
+                if stride * number == layout.number
+                else None
+            )
             if own is None or np.any(own != own[:, :, :1]):
                 raise Unreadable(
                     f"`model`: {step} mixes positions by weights that all units share, as an MLP-Mixer does: slopes at "
-                    "different positions are not free of these. What can be read acts on the units of each position, on "
-                    "patches, or on all units of all positions."
+                    "different positions are not free of these. What can be read acts on the units of each position, "
+                    "on patches, or on all units of all positions."
                 )
         if stride > 1:
             weight = weight.view(lambda w: w.reshape(w.shape[0], -1, stride))
@@ -215,12 +219,15 @@ class Reader:
         behind = tuple(step.shape[axis] for axis in numbers.out_spec[2:])
         inside = tuple(n * stride for n, stride in zip(behind, strides, strict=True))
         window = index[(..., *(slice(n) for n in inside))]
-        around = np.pad(window, [(0, 0), (0, 0), *((0, n - m) for n, m in zip(index.shape[2:], inside, strict=True))], "wrap")
+        around = np.pad(
+            window, [(0, 0), (0, 0), *((0, n - m) for n, m in zip(index.shape[2:], inside, strict=True))], "wrap"
+        )
         complete = np.array_equal(np.sort(window, None), np.arange(window.size))
         if not complete or not np.array_equal(around, index):
             raise Unreadable(
                 f"`model`: {step} must have circular padding, so that all positions are alike: "
-                '`padding_mode="CIRCULAR"` of Equinox, `padding="CIRCULAR"` of Flax, `padding_mode="circular"` of PyTorch.'
+                '`padding_mode="CIRCULAR"` of Equinox, `padding="CIRCULAR"` of Flax, `padding_mode="circular"` of '
+                "PyTorch."
             )
         if layout.positions is not None:
             seen = layout.positions.ravel()[window]
@@ -251,7 +258,7 @@ class Reader:
                 parts = parts if sign == 1 else [*parts, Times(place=step.place, factor=sign, part=None)]
                 branches.append(parts)
             behind = own if own.positions is not None else behind
-            if layout.positions is not None and not np.array_equal(own.positions, behind.positions):
+            if layout.positions is not None and not np.array_equal(_known(own.positions), _known(behind.positions)):
                 raise Unreadable(f"`model`: {step} adds values whose positions are not in the same order.")
         times = Times(place=step.place, factor=skip, part=skipped)
         if not branches:
@@ -269,18 +276,17 @@ class Reader:
 
     def _gate(self, before: Step, step: Step, layout: _Layout) -> tuple[list[Part], _Layout]:
         (one, behind), (other, _) = (self.series(before, factor, layout) for factor in step.inputs)
-        value, gate = (one, other) if len(one) < len(other) else (other, one)
-        match value, gate:
-            case [Weights() as own], [Weights() as gating, Function(activation=activation)]:
-                return [Gate(place=step.place, value=own, gate=gating, activation=activation)], behind
-            case [Weights() as own], [Weights() as gating]:
-                activation = known_function(lambda x: x)
-                return [Gate(place=step.place, value=own, gate=gating, activation=activation)], behind
+        match sorted((one, other), key=len):
+            case [[Weights() as value], [Weights() as gate, *rest]]:
+                activation = Linear() if not rest else getattr(rest[0], "activation", None)
+                if activation is not None and len(rest) < 2:
+                    return [Gate(place=step.place, value=value, gate=gate, activation=activation)], behind
             case _:
-                raise Unreadable(
-                    f"`model`: {step} multiplies two values that depend on the input. What can be read: `phi(A x) * (B x)`, "
-                    "with a function of every entry between dense weights and the product."
-                )
+                pass
+        raise Unreadable(
+            f"`model`: {step} multiplies two values that depend on the input. What can be read: `phi(A x) * (B x)`, "
+            "with a function of every entry between dense weights and the product."
+        )
 
     # Entry by entry
 
@@ -319,15 +325,16 @@ class Reader:
             scale *= one.factor
         if run and self._scales(run) is None:
             return self._no_vector(step, shift)
-        while behind and isinstance(behind[-1], Times):
-            scale *= behind.pop().factor
-        last = behind[-1] if behind else None
+        last = behind.pop() if behind else None
+        while isinstance(last, Times):
+            scale *= last.factor
+            last = behind.pop() if behind else None
         if isinstance(last, Weights) and last.bias is None and layout.units is not None and scale:
             bias = _per_unit(shift, layout)
             if bias is None:
                 raise Unreadable(
-                    f"`model`: {step} adds another bias at every position, such as positional encodings; biases must be "
-                    "those of units."
+                    f"`model`: {step} adds another bias at every position, such as positional encodings; biases must "
+                    "be those of units."
                 )
             last.bias = scaled(bias, 1 / scale)
             return True
@@ -340,7 +347,7 @@ class Reader:
                 )
             last.offset, last.parts = float(values.mean()), (last.parts[0], shift if values.ndim else None)
             return True
-        if not parts and not run:
+        if step.inputs[0] is self.source:
             self.shift = self.shift + np.asarray(shift.value)
             return True
         return self._no_vector(step, shift)
@@ -379,7 +386,11 @@ class Reader:
         for start, end in {(0, len(run)), (0, last), (first, len(run)), (first, last)} if uniform else {(first, last)}:
             activation = self._activation(run[start:end], named=True)
             if activation is not None:
-                return [*ahead[:start], Function(place=run[start][1].place, activation=activation), *behind[end - last :]]
+                return [
+                    *ahead[:start],
+                    Function(place=run[start][1].place, activation=activation),
+                    *behind[end - last :],
+                ]
         activation = self._activation(run[first:last], named=False)
         assert activation is not None
         return [*ahead, Function(place=run[first][1].place, activation=activation), *behind]
@@ -443,6 +454,11 @@ def _reached(output: Step) -> list[Step]:
     return list(found)
 
 
+def _known(array: np.ndarray | None) -> np.ndarray:
+    assert array is not None
+    return array
+
+
 def _mixes(steps: list[Step]) -> Unreadable:
     culprit = next((step for step in steps if step.kind == "mixing"), steps[-1])
     reason = _REASONS.get(culprit.name, "mixes units in a way that can't be read")
@@ -454,8 +470,8 @@ def _mixes(steps: list[Step]) -> Unreadable:
 
 def _incomplete(step: Step | None) -> Unreadable:
     return Unreadable(
-        f"`model`: {step} leaves out entries, repeats them, or pads them, which can't be read but for the circular padding "
-        "of a convolution."
+        f"`model`: {step} leaves out entries, repeats them, or pads them, which can't be read but for the circular "
+        "padding of a convolution."
     )
 
 
@@ -508,7 +524,7 @@ def _is_mask(constant: Constant) -> bool:
     """Whether some entries are 0 and all others equal."""
     values = np.asarray(constant.value)
     alive = values != 0
-    return 0 < np.count_nonzero(alive) < values.size and np.ptp(values[alive].astype(float)) == 0
+    return bool(0 < np.count_nonzero(alive) < values.size and np.ptp(values[alive].astype(float)) == 0)
 
 
 def _rate(step: Step, run: list[tuple[Step, Step]]) -> tuple[float, bool] | None:

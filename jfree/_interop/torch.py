@@ -167,11 +167,11 @@ def _name(node: Any) -> str:
 
 
 def _call(node: Any, arguments: Sequence[Any], options: dict[str, Any]) -> Any:
-    name = _name(node)
+    name = _name(node).removesuffix("_")
     if name not in _STEPS:
         raise Unreadable(
-            f"`model`: `{name}`{_place(node)} can't be read. What can be: linear layers, circular convolutions, patches, "
-            "activations, layer and RMS norms, dropout, gates, and sums."
+            f"`model`: `{name}`{_place(node)} can't be read. What can be: linear layers, circular convolutions, "
+            "patches, activations, layer and RMS norms, dropout, gates, and sums."
         )
     options = {key: value for key, value in options.items() if key not in _IGNORED}
     return _STEPS[name](*arguments, **options)
@@ -196,7 +196,11 @@ def _conv(
     groups: int = 1,
 ) -> Array:
     dims = weight.ndim - 2
-    each = lambda value: (value * dims if len(value) == 1 else tuple(value)) if isinstance(value, Sequence) else (value,) * dims  # noqa: E731
+
+    def each(value: Any) -> tuple[int, ...]:
+        values = tuple(value) if isinstance(value, Sequence) else (value,)
+        return values * dims if len(values) == 1 else values
+
     batched = x if x.ndim == weight.ndim else x[None]
     pads = padding.upper() if isinstance(padding, str) else [(p, p) for p in each(padding)]
     y = lax.conv_general_dilated(
@@ -213,7 +217,12 @@ def _pad(x: Array, pads: Sequence[int], mode: str = "constant", value: float | N
 
 
 def _layer_norm(
-    x: Array, shape: Sequence[int], weight: Array | None = None, bias: Array | None = None, eps: float = 1e-5, _: Any = 0
+    x: Array,
+    shape: Sequence[int],
+    weight: Array | None = None,
+    bias: Array | None = None,
+    eps: float = 1e-5,
+    _: Any = 0,
 ) -> Array:
     axes = tuple(range(x.ndim - len(shape), x.ndim))
     y = x - jnp.mean(x, axes, keepdims=True)
@@ -242,8 +251,8 @@ def _batch_norm(
 ) -> Array:
     if training or mean is None or variance is None:
         raise Unreadable(
-            "`model` must be in evaluation mode, `module.eval()`: in training a batch norm mixes the examples of a batch, so "
-            "that there is no Jacobian of one. A layer norm in its place can be read in both modes."
+            "`model` must be in evaluation mode, `module.eval()`: in training a batch norm mixes the examples of a "
+            "batch, so that there is no Jacobian of one. A layer norm in its place can be read in both modes."
         )
     shape = (-1, *(1,) * (x.ndim - 2))
     rate = lax.rsqrt(variance + eps)
@@ -314,7 +323,7 @@ def _self(x: Array, *_: Any, **__: Any) -> Array:
     return x
 
 
-# Steps of exported programs, in JAX.
+# Steps of exported programs, in JAX; those in place have an underscore more.
 _STEPS: dict[str, Callable[..., Any]] = {
     "abs": jnp.abs,
     "add": functools.partial(_scaled, jnp.add),
@@ -391,4 +400,3 @@ _STEPS: dict[str, Callable[..., Any]] = {
     "unsqueeze": jnp.expand_dims,
     "view": lambda x, shape: x.reshape(shape),
 }
-_STEPS |= {f"{name}_": step for name, step in _STEPS.items()}  # in place, which a program does not tell

@@ -36,8 +36,8 @@ def reinitialize(model: Model, net: MLP | ResNet | Network, key: PRNGKeyArray) -
     - `model`: what `net` was read from by `jfree.from_model`, an Equinox or Flax NNX module, say; or any Equinox module
         whose `eqx.nn.Linear` layers have, in their order, the shapes of the weights of `net`, but for a common factor.
         Of a `jfree.ResidualMLP` the blocks are redrawn.
-    - `net`: what to draw from, tuned or not. Of one that was read from the model, gains, offsets and scales are written,
-        too.
+    - `net`: what to draw from, tuned or not. Of one that was read from the model, gains, offsets and scales are
+        written, too.
     - `key`: of `jax.random`.
 
     **Returns:** the model, with shapes and dtypes as they were.
@@ -153,6 +153,6 @@ def _check_kept(slot: Slot, number: float, value: Any) -> None:
         what = "parameters of its own" if math.isnan(number) else "biases, as `net` has `sigma_b` > 0,"
         raise ValueError(f"`model` must have {what} for the weights{slot.place}.")
     raise ValueError(
-        f"`model` must have a parameter for the {slot.kind}{slot.place}: it has the number {number:.6g} there, and `net` "
-        "another."
+        f"`model` must have a parameter for the {slot.kind}{slot.place}: it has the number {number:.6g} there, and "
+        "`net` another."
     )

@@ -98,12 +98,21 @@ class Network(AbstractNetwork):
                 case Dense():
                     dense.append(layer)
                     activations.append(Linear())
-                case Activation(activation=activation, keep=None) if activations and isinstance(activations[-1], Linear):
+                case Activation(activation=activation, keep=None) if activations and isinstance(
+                    activations[-1], Linear
+                ):
                     activations[-1] = activation
                 case _:
                     return None
         sigma_w, sigma_b = (jnp.stack([getattr(layer, name) for layer in dense]) for name in ("sigma_w", "sigma_b"))
-        return MLP(jnp.stack([self.width, *(layer.width for layer in dense)]), activations, [layer.weights for layer in dense], sigma_w, sigma_b, self.q0)
+        return MLP(
+            jnp.stack([self.width, *(layer.width for layer in dense)]),
+            activations,
+            [layer.weights for layer in dense],
+            sigma_w,
+            sigma_b,
+            self.q0,
+        )
 
     def propagate(self) -> MeanField:
         """Per layer `q`, the mean square of what comes in; `phi2`, that of what goes out; `chi`, by what squared
