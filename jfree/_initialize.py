@@ -15,7 +15,8 @@ from ._interop.model import Parameters, parameters_of, read
 from ._interop.parts import Slot
 from ._interop.torch import assign_, examples_of, parameters_of_torch
 from ._interop.writing import write, Written
-from ._layers.dense import Dense
+from ._layers.dense import AbstractWeighted, Dense
+from ._layers.gated import Gated
 from ._layers.weights import AbstractWeights
 from ._networks.abstract import AbstractNetwork, propagate
 from ._networks.mlp import MLP
@@ -24,6 +25,7 @@ from ._numerics.show import number, Shown, Table
 from ._spectra import jacobian_spectrum
 from ._spectrum.outliers import Outliers
 from ._tune import tune, TuneResult
+from .plot import pyplot
 
 if TYPE_CHECKING:
     import torch
@@ -110,17 +112,17 @@ class Report(Shown):
         title = f"Wrote {self.num_written} arrays.{left}"
         return Table("\n".join([title, *words]), ("", "before", "after"), rows)
 
-    def plot(self, ax: "Axes | None" = None) -> "Axes":
-        """Draws the singular values' densities, before and after (host; needs matplotlib). Returns the axes.
+    def plot(self) -> "tuple[Axes, Axes]":
+        """Draws the densities of the singular values before and after, side by side (host; needs matplotlib). Returns
+        both axes.
 
         **Raises:** `ImportError` without matplotlib.
         """
-        for account, label in ((self.before, "before"), (self.after, "after")):
-            ax = jacobian_spectrum(account.net).plot(ax, "log", singular_values=True)
-            ax.lines[-1].set_label(label)
-        assert ax is not None
-        ax.legend(frameon=False)
-        return ax
+        _, (left, right) = pyplot().subplots(1, 2, figsize=(11, 4), layout="constrained")
+        for ax, account, title in ((left, self.before, "before"), (right, self.after, "after")):
+            jacobian_spectrum(account.net).plot(ax, "log", singular_values=True)
+            ax.set_title(title)
+        return left, right
 
 
 def initialize(
@@ -205,18 +207,28 @@ def _initialized(
     names = tuple(name for one in what for name in _LEAVES[one])
     net, slots, _ = read(parameters, x, weights)
     _check_parameters(slots, what)
-    q0 = _norms(x, net)
-    plain = net.as_mlp()
-    if plain is not None and set(what) <= {"weights", "biases"}:
-        tuned = tune(_started(plain), objective, _Leaves(names), steps=steps, progress=progress, q0=q0)
-        best = _with_scales(net, tuned.net)
-    else:
-        tuned = tune(net, objective, _Leaves(names), steps=steps, progress=progress, q0=q0)
-        best = tuned.net
-    assert isinstance(best, Network)
+    q0 = norms(x, net)
+    best, tuned = tuned_network(net, objective, names, steps, progress, q0)
     written = write(parameters, best, key)
     report = Report(Account.of(net, q0), Account.of(best, q0), tuned, written.num_written, tuple(written.left))
     return written, report
+
+
+def tuned_network(
+    net: Network,
+    objective: Objective,
+    names: tuple[str, ...],
+    steps: int,
+    progress: bool,
+    q0: Float[Array, " inputs"],
+) -> tuple[Network, TuneResult]:
+    """A network that was read, with its numbers of these names tuned; as an MLP, if it is one, in less time."""
+    plain = net.as_mlp() if set(names) <= {"sigma_w", "sigma_gate", "sigma_b"} else None
+    start = net if plain is None else _started(plain)
+    result = tune(start, objective, _Leaves(names), steps=steps, progress=progress, q0=q0)
+    best = result.net if plain is None else _with_scales(net, result.net)
+    assert isinstance(best, Network)
+    return best, result
 
 
 class _Leaves(eqx.Module):
@@ -263,6 +275,18 @@ def _with_scales(net: Network, tuned: AbstractNetwork) -> Network:
     return eqx.tree_at(lambda n: n.layers, net, tuple(map(own, net.layers)))
 
 
+def scales(net: Network) -> list[Array]:
+    """Of all weights, in the order of `jfree.sample_weights`; of a gate first that of the values."""
+    found: list[Array] = []
+    for layer in net.layers:
+        for part in layer.parts():
+            if isinstance(part, Gated):
+                found += [part.sigma_w, part.sigma_gate]
+            elif isinstance(part, AbstractWeighted):
+                found.append(part.sigma_w)
+    return found
+
+
 def _check_parameters(slots: list[Slot], what: Sequence[str]) -> None:
     """**Raises:** `ValueError` if the model has no parameter for something that is to be tuned."""
     needed = {"biases": ("weights", 1), "gains": ("norm", 0), "scales": ("scale", 0)}
@@ -274,7 +298,7 @@ def _check_parameters(slots: list[Slot], what: Sequence[str]) -> None:
                 raise ValueError(f"`what` must not have {one!r}: {slot.kind}{slot.place} have no such parameter.")
 
 
-def _norms(x: ArrayLike, net: Network) -> Float[Array, " inputs"]:
+def norms(x: ArrayLike, net: Network) -> Float[Array, " inputs"]:
     """Quantiles of the mean squares of examples, at 5, 50 and 95 %; of one, its own."""
     assert net.shape is not None
     examples = np.asarray(x, float).reshape(-1, int(np.prod(net.shape)))

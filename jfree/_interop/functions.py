@@ -128,10 +128,11 @@ def _with_parameter(fn: Function) -> Iterator[AbstractActivation]:
     """Candidates that agree with a function at as many points as they have parameters."""
     at = [-30.0, -1.0, 1.0, 2.0]
     left, low, high, twice = np.asarray(fn(jnp.asarray(at, jnp.result_type(float))), float).tolist()
-    if high > 0 and low != 0:
-        yield LeakyReLU(-low / high) if abs(high - 1) < _SAME else ELU(-left / high, high)
+    if abs(high - 1) < _SAME and low != 0:
+        yield LeakyReLU(-low)
+    if high > 0 and left < 0:
+        yield ELU(-left / high, high)
     if abs(high - 1) < _SAME and left < 0:
-        yield ELU(-left)
         yield CELU(-left)
     if 0 < high < 1:
         yield Swish(float(np.log(high / (1 - high))))

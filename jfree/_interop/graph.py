@@ -112,25 +112,35 @@ def _plain(value: Any) -> Any:
     return value if jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended) else np.asarray(value)
 
 
-def _run(jaxpr: Jaxpr, constants: Sequence[Value], arguments: Sequence[Value]) -> list[Value]:
+class _Call(NamedTuple):
+    """The function that is called, and where."""
+
+    name: str
+    place: str
+
+
+def _run(
+    jaxpr: Jaxpr, constants: Sequence[Value], arguments: Sequence[Value], call: _Call | None = None
+) -> list[Value]:
     known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *arguments], strict=True))
 
     def read(var: Any) -> Value:
         return Constant(np.asarray(var.val)) if isinstance(var, Literal) else known[var]
 
     for equation in jaxpr.eqns:
-        found = _equation(equation, [read(var) for var in equation.invars])
+        found = _equation(equation, [read(var) for var in equation.invars], _place(equation, call))
         known.update(zip(equation.outvars, found, strict=True))
     return [read(var) for var in jaxpr.outvars]
 
 
-def _equation(equation: JaxprEqn, arguments: list[Value]) -> list[Value]:
+def _equation(equation: JaxprEqn, arguments: list[Value], place: str) -> list[Value]:
     name, steps = equation.primitive.name, [a for a in arguments if isinstance(a, Step)]
     if name == "scan" and (steps or any(a.origin is not None for a in arguments if isinstance(a, Constant))):
-        return _unrolled(equation.params, arguments)
+        return _unrolled(equation.params, arguments, place)
     inner = _inner(equation, arguments)
     if inner is not None:
-        return _run(inner[0], [Constant(_plain(c)) for c in inner[1]], arguments)
+        call = _Call(equation.params.get("name", ""), place)
+        return _run(inner[0], [Constant(_plain(c)) for c in inner[1]], arguments, call)
     if not steps:
         return _of_constants(equation, [a for a in arguments if isinstance(a, Constant)])
     if name == "convert_element_type" and all(
@@ -141,19 +151,18 @@ def _equation(equation: JaxprEqn, arguments: list[Value]) -> list[Value]:
         cuts = np.cumsum([0, *equation.params["sizes"]])
         axis, (whole,) = equation.params["axis"], steps
         pieces = [np.arange(start, end) for start, end in itertools.pairwise(cuts)]
-        return [moved(whole, lambda x, k=k: np.take(x, k, axis), equation) for k in pieces]
+        return [moved(whole, lambda x, k=k: np.take(x, k, axis), name, place) for k in pieces]
     if name == "concatenate":
-        joined = _concatenated(arguments, equation)
+        joined = _concatenated(arguments, equation.params["dimension"], place)
         if joined is not None:
             return [joined]
     elif name in _VIEWS or name in _INDEXED:
         (whole,) = steps if steps[0] is arguments[0] and len(steps) == 1 else (None,)
         if whole is not None:
             rest = [a for a in arguments[1:] if isinstance(a, Constant)]
-            return [moved(whole, _view(equation, rest), equation)]
+            return [moved(whole, _view(equation, rest), name, place)]
     apply = functools.partial(_bind, equation)
     kind = _kind(name, equation.params, arguments)
-    place = place_of(equation)
     return [
         Step(kind, name, tuple(arguments), *_described(var), place, apply, dict(equation.params))
         if len(equation.outvars) == 1
@@ -206,7 +215,7 @@ def _inner(equation: JaxprEqn, arguments: list[Value]) -> tuple[Jaxpr, Sequence[
     return None
 
 
-def _unrolled(params: dict[str, Any], arguments: list[Value]) -> list[Value]:
+def _unrolled(params: dict[str, Any], arguments: list[Value], place: str) -> list[Value]:
     num_fixed, num_carried = params["num_consts"], params["num_carry"]
     closed = params["jaxpr"]
     fixed, carried = arguments[:num_fixed], arguments[num_fixed : num_fixed + num_carried]
@@ -215,8 +224,8 @@ def _unrolled(params: dict[str, Any], arguments: list[Value]) -> list[Value]:
     stacked: list[list[Value]] = []
     turns = range(params["length"])
     for turn in reversed(turns) if params["reverse"] else turns:
-        own = [_entry(value, turn) for value in slices]
-        carried = _run(closed.jaxpr, constants, [*fixed, *carried, *own])
+        own = [_entry(value, turn, place) for value in slices]
+        carried = _run(closed.jaxpr, constants, [*fixed, *carried, *own], _Call("", place))
         carried, out = carried[:num_carried], carried[num_carried:]
         stacked.append(out)
     if params["reverse"]:
@@ -224,9 +233,9 @@ def _unrolled(params: dict[str, Any], arguments: list[Value]) -> list[Value]:
     return [*carried, *(_stacked(list(values)) for values in zip(*stacked, strict=True))]
 
 
-def _entry(value: Value, k: int) -> Value:
+def _entry(value: Value, k: int, place: str) -> Value:
     """Of an axis that a scan runs over."""
-    return value.view(lambda x: x[k]) if isinstance(value, Constant) else moved(value, lambda x: x[k], None)
+    return value.view(lambda x: x[k]) if isinstance(value, Constant) else moved(value, lambda x: x[k], "scan", place)
 
 
 def _stacked(values: list[Value]) -> Value:
@@ -317,13 +326,11 @@ def _padded(x: np.ndarray, config: Sequence[tuple[int, int, int]], filled: float
     return np.pad(x, [(low, high) for low, high, _ in config], constant_values=-1)
 
 
-def moved(whole: Step, change: Callable[[np.ndarray], np.ndarray], equation: JaxprEqn | None) -> Step:
+def moved(whole: Step, change: Callable[[np.ndarray], np.ndarray], name: str, place: str) -> Step:
     """The value of a step with its entries in other places."""
     index = change(np.arange(whole.size).reshape(whole.shape))
     if index.shape == whole.shape and np.array_equal(index.ravel(), np.arange(whole.size)):
         return whole
-    place = "" if equation is None else place_of(equation)
-    name = "slice" if equation is None else equation.primitive.name
     if index.size < whole.size:
         part = _selected(whole, index)
         if part is not None:
@@ -424,7 +431,7 @@ def _matrix(x: np.ndarray, axes: Sequence[int]) -> np.ndarray:
     return x.reshape(-1, math.prod(x.shape[x.ndim - len(axes) :]))
 
 
-def _concatenated(arguments: list[Value], equation: JaxprEqn) -> Step | None:
+def _concatenated(arguments: list[Value], axis: int, place: str) -> Step | None:
     """Pieces of one value, and zeros."""
     pieces, base = [], None
     for argument in arguments:
@@ -441,10 +448,10 @@ def _concatenated(arguments: list[Value], equation: JaxprEqn) -> Step | None:
         base = own
         pieces.append(index)
     assert base is not None
-    index = np.concatenate(pieces, equation.params["dimension"])
+    index = np.concatenate(pieces, axis)
     if index.shape == base.shape and np.array_equal(index.ravel(), np.arange(base.size)):
         return base
-    return _move(base, index, "concatenate", place_of(equation))
+    return _move(base, index, "concatenate", place)
 
 
 # Ahead of the name of a scope that tells the place itself.
@@ -458,8 +465,10 @@ _LIBRARIES = (
 )
 
 
-def place_of(equation: JaxprEqn) -> str:
-    """Where in the model's source an equation comes from, to be printed behind its name."""
+def _place(equation: JaxprEqn, call: _Call | None) -> str:
+    """Where in the model's source an equation comes from, to be printed behind its name. What a library's function does
+    is found where it is called; what JAX remembers of its inside is an earlier call.
+    """
     stack = str(equation.source_info.name_stack)
     if GIVEN in stack:
         return stack.rpartition(GIVEN)[2]
@@ -468,5 +477,7 @@ def place_of(equation: JaxprEqn) -> str:
     for frame in () if traceback is None else traceback.frames:
         if frame.file_name.startswith(_LIBRARIES) or frame.file_name.startswith("<frozen"):
             continue
+        if call is not None and call.place and frame.function_name.split(".")[-1] != call.name:
+            return call.place
         return f" at {os.path.basename(frame.file_name)}:{frame.line_num}, {frame.function_name}{within}"
-    return within
+    return within if call is None else call.place

@@ -138,10 +138,12 @@ def _check_used_once(slots: list[Slot]) -> None:
     """**Raises:** `ValueError` if two layers share weights, of which no two are free."""
     used: dict[int, str] = {}
     for slot in slots:
-        origin = slot.parts[0].origin if slot.kind == "weights" and slot.parts[0] is not None else None
-        if origin is None:
+        weight = slot.parts[0] if slot.kind == "weights" else None
+        if weight is None:
             continue
-        first = int(origin.flat[0])
+        # Of arrays that are no parameters, by where they lie in memory.
+        address = -np.asarray(weight.value).__array_interface__["data"][0]
+        first = address if weight.origin is None else int(weight.origin.flat[0])
         if first in used:
             raise ValueError(
                 f"`model` uses the same weights twice,{used[first]} and{slot.place}: layers that share weights are not "

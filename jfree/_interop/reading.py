@@ -383,7 +383,8 @@ class Reader:
         if first == last:
             return [*ahead, *behind]
         uniform = all(part.part is None for part in (*ahead, *behind))
-        for start, end in {(0, len(run)), (0, last), (first, len(run)), (first, last)} if uniform else {(first, last)}:
+        tried = [(0, len(run)), (0, last), (first, len(run))] if uniform else []
+        for start, end in dict.fromkeys([*tried, (first, last)]):
             activation = self._activation(run[start:end], named=True)
             if activation is not None:
                 return [

@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import re
+import sys
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, TYPE_CHECKING
 
@@ -133,6 +134,12 @@ class _Function:
                 outputs = torch.fx.node.map_arg(node.args[0], values.__getitem__)
                 return outputs[0] if len(outputs) == 1 else outputs
         raise AssertionError("an exported program has an output")
+
+
+def is_torch(model: Any) -> bool:
+    """Whether it is a module of PyTorch, which is not loaded for the answer."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(model, torch.nn.Module)
 
 
 def parameters_of_torch(module: Any) -> Parameters:

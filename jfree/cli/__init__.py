@@ -1,4 +1,4 @@
-"""The command line: `jfree spectrum`, `jfree tune`, `jfree explore` and `jfree cache`."""
+"""The command line: `jfree spectrum`, `jfree tune`, `jfree check`, `jfree explore` and `jfree cache`."""
 
 import contextlib
 import io
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import tyro
 
 from ._cache import CacheCommand
+from ._check import CheckCommand
 from ._explore import ExploreCommand
 from ._spectrum import SpectrumCommand
 from ._tune import TuneCommand
@@ -56,10 +57,16 @@ def _keep_compiled() -> None:
         print(f"jfree: compiled programs are not kept: {error}", file=sys.stderr)
 
 
-def _parse(argv: Sequence[str]) -> SpectrumCommand | TuneCommand | ExploreCommand | CacheCommand:
+def _parse(argv: Sequence[str]) -> SpectrumCommand | TuneCommand | CheckCommand | ExploreCommand | CacheCommand:
     """tyro, its boxed errors unpacked."""
     message = io.StringIO()
-    commands = {"spectrum": SpectrumCommand, "tune": TuneCommand, "explore": ExploreCommand, "cache": CacheCommand}
+    commands = {
+        "spectrum": SpectrumCommand,
+        "tune": TuneCommand,
+        "check": CheckCommand,
+        "explore": ExploreCommand,
+        "cache": CacheCommand,
+    }
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff)
     try:
         with contextlib.redirect_stderr(message):

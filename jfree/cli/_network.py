@@ -184,8 +184,8 @@ def _override(table: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
 
 def _data(given: dict[str, Any], labelled: bool) -> Data:
     if "data" in given:
-        x, y = _read_data(given["data"], labelled)
-        return Data(x, y, "given" if "q0" in given else f"measured on {given['data']}", given["data"])
+        x, y = read_data(given["data"], labelled)
+        return Data(x.reshape(len(x), -1), y, "given" if "q0" in given else f"measured on {given['data']}", given["data"])
     if "q0" in given and not labelled:
         return Data(None, None, "given")
     from sklearn.datasets import load_digits
@@ -197,7 +197,8 @@ def _data(given: dict[str, Any], labelled: bool) -> Data:
     return Data(x, y, "given" if "q0" in given else "measured on scikit-learn's digits")
 
 
-def _read_data(path: Path, labelled: bool) -> tuple[np.ndarray, np.ndarray | None]:
+def read_data(path: Path, labelled: bool = False, argument: str = "data") -> tuple[np.ndarray, np.ndarray | None]:
+    """Inputs along a first axis, and their classes if they are `labelled`, which must be right."""
     try:
         with path.open("rb") as stream:
             file = np.load(stream)
@@ -210,19 +211,19 @@ def _read_data(path: Path, labelled: bool) -> tuple[np.ndarray, np.ndarray | Non
         arrays = "arrays x and y" if labelled else "array x"
         hint = "np.savez(path, x=x, y=y) makes such a file" if labelled else "np.savez(path, x=x) makes such a file"
         reason = "it is no .npz file" if "pickle" in str(error) else str(error)
-        raise ValueError(f"`data`: cannot read {arrays} from {path}: {reason}; {hint}.") from error
+        raise ValueError(f"`{argument}`: cannot read {arrays} from {path}: {reason}; {hint}.") from error
     if x.ndim < 2 or not x.size or x.dtype != np.float64:
-        raise ValueError(f"`data`: x in {path} must hold finite real numbers, a row per input; its shape is {x.shape}.")
+        raise ValueError(f"`{argument}`: x in {path} must hold finite real numbers, a row per input; its shape is {x.shape}.")
     if not np.all(np.isfinite(x)):
-        raise ValueError(f"`data`: x in {path} must be finite; {np.sum(~np.isfinite(x))} of its numbers are not.")
+        raise ValueError(f"`{argument}`: x in {path} must be finite; {np.sum(~np.isfinite(x))} of its numbers are not.")
     if not x.any():
-        raise ValueError(f"`data`: x in {path} must not be all 0.")
+        raise ValueError(f"`{argument}`: x in {path} must not be all 0.")
     if y is not None and (y.shape != x.shape[:1] or not np.issubdtype(y.dtype, np.integer)):
         got = f"its shape is {y.shape}, its dtype {y.dtype}"
-        raise ValueError(f"`data`: y in {path} must hold one class 0, 1, ... per row of x; {got}.")
+        raise ValueError(f"`{argument}`: y in {path} must hold one class 0, 1, ... per row of x; {got}.")
     if y is not None and not 0 <= y.min() <= y.max() < _MOST_CLASSES:
-        raise ValueError(f"`data`: y in {path} must hold classes from 0 to {_MOST_CLASSES - 1}.")
-    return x.reshape(len(x), -1), y
+        raise ValueError(f"`{argument}`: y in {path} must hold classes from 0 to {_MOST_CLASSES - 1}.")
+    return x, y
 
 
 def _mean_square(x: np.ndarray, path: Path | None) -> float:

@@ -88,9 +88,13 @@ def summarize(net: "MLP | Network", spectrum: "Spectrum") -> dict[str, Any]:
 
 def diagnosis(net: "MLP | Network", data: "Data") -> dict[str, Any]:
     """Numbers and words, for the data's own inputs."""
+    return diagnosis_of(net, data.mean_squares())
+
+
+def diagnosis_of(net: "MLP | Network", mean_squares: np.ndarray | None) -> dict[str, Any]:
     from .._finite.diagnosis import diagnose
 
-    found = diagnose(net, data.mean_squares())
+    found = diagnose(net, mean_squares)
     numbers = {field.name: np.asarray(getattr(found, field.name)).tolist() for field in dataclasses.fields(found)}
     return {**numbers, "trusted": bool(found.trusted), "words": found.words}
 
