@@ -22,7 +22,7 @@ from .graph import Constant
 
 # Matrices are orthogonal if `W^T W v` differs from a multiple of `v` by less than this share of what it would if they
 # were Gaussian.
-_ORTHOGONAL = 0.25
+_ORTHOGONAL = 0.01
 
 
 @dataclasses.dataclass
