@@ -62,8 +62,11 @@ def from_model(model: Model, x: ArrayLike, weights: str | AbstractWeights = "aut
 
 def read(parameters: Parameters, x: ArrayLike, weights: str | AbstractWeights = "auto") -> Reading:
     law = None if isinstance(weights, str) and weights == "auto" else as_weights(weights)
-    examples, source, output = _traced(parameters, x)
-    reader = Reader(source, output)
+    try:
+        examples, source, output = _traced(parameters, x)
+        reader = Reader(source, output)
+    except Unreadable as error:
+        raise ValueError(str(error)) from None
     parts = [part for part in reader.parts if not _is_nothing(part)]
     first = next(all_weights(parts), None)
     if first is None:

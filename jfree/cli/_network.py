@@ -185,7 +185,8 @@ def _override(table: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
 def _data(given: dict[str, Any], labelled: bool) -> Data:
     if "data" in given:
         x, y = read_data(given["data"], labelled)
-        return Data(x.reshape(len(x), -1), y, "given" if "q0" in given else f"measured on {given['data']}", given["data"])
+        source = "given" if "q0" in given else f"measured on {given['data']}"
+        return Data(x.reshape(len(x), -1), y, source, given["data"])
     if "q0" in given and not labelled:
         return Data(None, None, "given")
     from sklearn.datasets import load_digits
@@ -213,7 +214,8 @@ def read_data(path: Path, labelled: bool = False, argument: str = "data") -> tup
         reason = "it is no .npz file" if "pickle" in str(error) else str(error)
         raise ValueError(f"`{argument}`: cannot read {arrays} from {path}: {reason}; {hint}.") from error
     if x.ndim < 2 or not x.size or x.dtype != np.float64:
-        raise ValueError(f"`{argument}`: x in {path} must hold finite real numbers, a row per input; its shape is {x.shape}.")
+        holds = f"finite real numbers, a row per input; its shape is {x.shape}"
+        raise ValueError(f"`{argument}`: x in {path} must hold {holds}.")
     if not np.all(np.isfinite(x)):
         raise ValueError(f"`{argument}`: x in {path} must be finite; {np.sum(~np.isfinite(x))} of its numbers are not.")
     if not x.any():
