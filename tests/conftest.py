@@ -6,6 +6,7 @@ os.environ["JFREE_CACHE"] = "off"  # what is measured of compilation must not de
 # Tests compile much and run little, unless run in full.
 if not os.environ.get("JFREE_FULL"):
     flags = " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    flags += " --xla_cpu_parallel_codegen_split_count=1"
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + flags
 
 import jax

@@ -100,9 +100,9 @@ def test_a_weight_law_with_a_parameter(activation, weights):
         eigenvalues = jfree.empirical.fisher_eigenvalues(made(0.5), jax.random.key(1), num_samples=4)
         assert jfree.empirical.ks_distance(eigenvalues, fisher) < 0.03
     step = 1e-5
-    slope = jax.grad(lambda low: jfree.objectives.isometry(made(low)))(0.5)
-    difference = jfree.objectives.isometry(made(0.5 + step)) - jfree.objectives.isometry(made(0.5 - step))
-    np.testing.assert_allclose(slope, difference / (2 * step), rtol=1e-6)
+    isometry = jax.jit(lambda low: jfree.objectives.isometry(made(low)))
+    difference = isometry(0.5 + step) - isometry(0.5 - step)
+    np.testing.assert_allclose(jax.grad(isometry)(0.5), difference / (2 * step), rtol=1e-6)
     if weights == "all":
-        tuned = jfree.tune(made(0.5), where=lambda n: [w.low for w in n.weights], steps=30, progress=False)
+        tuned = jfree.tune(made(0.5), where=lambda n: [w.low for w in n.weights], steps=5, progress=False)
         assert tuned.history[-1] < tuned.history[0]
