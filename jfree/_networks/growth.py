@@ -48,11 +48,14 @@ def with_growth(layers: Layers, signal: Signal, growth: Array) -> tuple[Layers, 
 
 def _blocks(layers: Layers) -> list[Layers]:
     found: list[Layers] = []
-    alone = True
+    takes_more = False
     for layer in layers:
-        new = layer.new_width() is not None or layer.skips or isinstance(layer, Repeat)
-        found = [*found, (layer,)] if new or alone else [*found[:-1], (*found[-1], layer)]
-        alone = isinstance(layer, Repeat) or (layer.new_width() is None and (alone or layer.skips))
+        weighs, several = layer.new_width() is not None, isinstance(layer, Repeat)
+        if takes_more and not (weighs or several or layer.skips):
+            found[-1] += (layer,)
+        else:
+            found.append((layer,))
+            takes_more = weighs and not several
     return found
 
 
