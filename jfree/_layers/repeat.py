@@ -43,13 +43,16 @@ class Repeat(AbstractLayer):
 
         return eqx.partition(self.layers, differs)
 
-    def unrolled(self) -> tuple[AbstractLayer, ...]:
+    def _times(self) -> tuple[list[tuple[AbstractLayer, ...]], int]:
+        """The layers of every time, and how often: where no time differs from another, one stands for all."""
         own, shared = self.own_and_shared()
-        if jax.tree.leaves(own):
-            times = [eqx.combine(jax.tree.map(lambda x, k=k: x[k], own), shared) for k in range(self.number)]
-        else:
-            times = [self.layers] * self.number
-        return tuple(one for layers in times for layer in layers for one in layer.unrolled())
+        if not jax.tree.leaves(own):
+            return [self.layers], self.number
+        return [eqx.combine(jax.tree.map(lambda x, k=k: x[k], own), shared) for k in range(self.number)], 1
+
+    def unrolled(self) -> tuple[AbstractLayer, ...]:
+        times, number = self._times()
+        return tuple(one for layers in times for layer in layers for one in layer.unrolled()) * number
 
     @property
     def reads_mean(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -68,7 +71,8 @@ class Repeat(AbstractLayer):
         return sum(layer.num_laws for layer in self.unrolled())
 
     def parts(self) -> tuple[AbstractLayer, ...]:
-        return tuple(part for layer in self.unrolled() for part in layer.parts())
+        times, number = self._times()
+        return tuple(part for layers in times for layer in layers for part in layer.parts()) * number
 
     def new_width(self) -> Array | None:
         widths = (layer.new_width() for layer in self.unrolled())
