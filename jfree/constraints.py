@@ -98,11 +98,10 @@ def criticality(q: float | None = None, growth: float = 1.0) -> Constraint:
     negative `sigma_b^2` it is 0, and `q` is larger. NaN where no `sigma_w^2` between `exp(-40)` and `exp(40)`, or for
     blocks no such multiple of those they have, does it.
 
-    The blocks of a `Network` are: every time of a `Repeat`, as a whole; every `Residual` or `Parallel` outside of one
-    that skips its input; and other weights, with what stands behind them up to the next block. In each all weights
-    outside of branches, and the last of every branch, are multiplied by one factor: a `Repeat` then has a `sigma_w` for
-    each time. Beside a skip a branch can only add to gradients, `skip^2 + scale^2 ...`: take `growth = 1 + 1 / L` for
-    `L` blocks, and they grow by less than `e` in all of them.
+    The blocks of a `Network` are: every time of a `Repeat`, as a whole; outside of it, every layer with a skip; and all
+    other weights, with what stands behind them up to the next block. In each, all weights outside of branches, and the
+    last of every branch, are multiplied by one factor: a `Repeat` then has a `sigma_w` for each time. Beside a skip a
+    branch can only add to gradients: take `growth = 1 + 1 / L` for `L` blocks, and they grow by less than `e` in all.
 
     **Arguments:** a variance, and a factor, both dimensionless.
 
