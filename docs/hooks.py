@@ -17,6 +17,7 @@ _PLACES = {
     "CONTRIBUTING.md": "contributing.md",
     "LICENSE": "license.txt",
     "benchmarks/RESULTS.md": "results.md",
+    "notebooks/modern_blocks.ipynb": "notebooks/modern_blocks.ipynb",
     "notebooks/quickstart.ipynb": "notebooks/quickstart.ipynb",
     **{f"benchmarks/results/papers/{path.name}": f"results/papers/{path.name}" for path in _FIGURES},
 }

@@ -12,12 +12,14 @@ import numpy as np
 from jaxtyping import Array
 
 from ._layers.kinds import Kinds
+from ._layers.layer import Signal
 from ._layers.weights import centred_layers
 from ._meanfield.moments import seen_moment
 from ._networks.abstract import AbstractNetwork
+from ._networks.growth import variance_at_root, with_growth
 from ._networks.mlp import MLP
+from ._networks.network import Network
 from ._networks.resnet import ResNet
-from ._numerics.implicit import bisect, implicit_root, with_slope
 from .activations._base import AbstractActivation
 
 Constraint = Callable[[AbstractNetwork], AbstractNetwork]
@@ -88,39 +90,62 @@ def fixed_variance(q: float) -> Constraint:
     return constrain
 
 
-def criticality(q: float | None = None) -> Constraint:
-    """Sets `sigma_w` of an MLP such that `chi = sigma_w^2 E phi'(h)^2` is 1 in every layer, given `sigma_b`.
+def criticality(q: float | None = None, growth: float = 1.0) -> Constraint:
+    """Sets `sigma_w` such that squared gradients grow by `growth` in every layer of an MLP or block of a `Network`, by
+    default by 1, at the signal that it meets: `chi` of `jfree.propagate`, of an MLP `sigma_w^2 E phi'(h)^2`.
 
-    With `q`, sets `sigma_b`, too, such that all preactivations have variance `q`; where that would take a negative
-    `sigma_b^2` it is 0, and `q` is larger. NaN where no `sigma_w^2` between `exp(-40)` and `exp(40)` does it.
+    With `q`, sets `sigma_b` of an MLP, too, such that all preactivations have variance `q`; where that would take a
+    negative `sigma_b^2` it is 0, and `q` is larger. NaN where no `sigma_w^2` between `exp(-40)` and `exp(40)`, or for
+    blocks no such multiple of those they have, does it.
 
-    **Raises:** `ValueError` if `q` is not positive, or the network to be constrained is not an `MLP`.
+    The blocks of a `Network` are: every time of a `Repeat`, as a whole; outside of it, every layer with a skip; and all
+    other weights, with what stands behind them up to the next block. In each, all weights outside of branches, and the
+    last of every branch, are multiplied by one factor: a `Repeat` then has a `sigma_w` for each time. Beside a skip a
+    branch can only add to gradients: take `growth = 1 + 1 / L` for `L` blocks, and they grow by less than `e` in all.
+
+    **Arguments:** a variance, and a factor, both dimensionless.
+
+    **Raises:** `ValueError` if `q` or `growth` is not positive, the network to be constrained is neither an `MLP` nor a
+    `Network`, or `q` is given for a `Network`.
     """
     if q is not None:
         _positive("q", q)
+    _positive("growth", growth)
 
     def constrain(net: AbstractNetwork) -> AbstractNetwork:
-        net = _mlp("criticality", net)
-        sigma_b = jnp.broadcast_to(net.sigma_b, net.depth)
-
-        def layer(phi2: Array, xs: tuple[Array, Array]):
-            index, variance_b = xs
-            if q is not None:
-                variance_b = jnp.maximum(q - phi2 / _slope_moment(net.activations, index, jnp.full_like(phi2, q)), 0)
-            args = (phi2, variance_b, net.activations, index)
-            frozen = jax.lax.stop_gradient(args)
-            ends = jnp.asarray([-40.0, 40.0], phi2.dtype)
-            root = bisect(lambda v: _log_chi(v, *frozen), *ends)
-            found = jnp.abs(root) < 39.9
-            variance = jnp.where(found, jnp.exp(implicit_root(with_slope(_log_chi), root, args, found)), jnp.nan)
-            return _seen(net)(index, variance * phi2 + variance_b), (jnp.sqrt(variance), variance_b)
-
-        _, (sigma_w, variance_b) = jax.lax.scan(layer, net.q0, (jnp.arange(net.depth), jnp.square(sigma_b)))
+        if not isinstance(net, MLP | Network):
+            raise ValueError(f"`criticality` is for an MLP or a Network, got {type(net).__name__}.")
+        if isinstance(net, MLP):
+            return _critical_mlp(net, q, growth)
         if q is not None:
-            sigma_b = jnp.where(variance_b > 0, jnp.sqrt(jnp.where(variance_b > 0, variance_b, 1)), 0)
-        return eqx.tree_at(lambda n: (n.sigma_w, n.sigma_b), net, (sigma_w, sigma_b))
+            raise ValueError("`q` of `criticality` must not be given for a Network: it is for an MLP.")
+        return _critical_network(net, jnp.asarray(growth, net.q0.dtype))
 
     return constrain
+
+
+def _critical_mlp(net: MLP, q: float | None, growth: float) -> MLP:
+    sigma_b = jnp.broadcast_to(net.sigma_b, net.depth)
+
+    def layer(phi2: Array, xs: tuple[Array, Array]):
+        index, variance_b = xs
+        if q is not None:
+            slope = _slope_moment(net.activations, index, jnp.full_like(phi2, q))
+            variance_b = jnp.maximum(q - growth * phi2 / slope, 0)
+        args = (phi2, variance_b, net.activations, index, growth)
+        variance = variance_at_root(_log_excess, phi2, args)
+        return _seen(net)(index, variance * phi2 + variance_b), (jnp.sqrt(variance), variance_b)
+
+    _, (sigma_w, variance_b) = jax.lax.scan(layer, net.q0, (jnp.arange(net.depth), jnp.square(sigma_b)))
+    if q is not None:
+        sigma_b = jnp.where(variance_b > 0, jnp.sqrt(jnp.where(variance_b > 0, variance_b, 1)), 0)
+    return eqx.tree_at(lambda n: (n.sigma_w, n.sigma_b), net, (sigma_w, sigma_b))
+
+
+@eqx.filter_jit
+def _critical_network(net: Network, growth: Array) -> Network:
+    layers, _ = with_growth(net.layers, Signal(net.width, net.q0, net.mean0), growth)
+    return eqx.tree_at(lambda n: n.layers, net, layers)
 
 
 def stable(chi_q: float = 1.0) -> Constraint:
@@ -159,11 +184,17 @@ def _slope_moment(activations: tuple[AbstractActivation, ...], index: Array, q: 
     return Kinds.of(activations).at(lambda phi, q: phi.slope_moment(q))(index, q)
 
 
-def _log_chi(
-    log_variance: Array, phi2: Array, variance_b: Array, activations: tuple[AbstractActivation, ...], index: Array
+def _log_excess(
+    log_variance: Array,
+    phi2: Array,
+    variance_b: Array,
+    activations: tuple[AbstractActivation, ...],
+    index: Array,
+    growth: float,
 ) -> Array:
+    """Of `chi` over what it should be."""
     variance = jnp.exp(log_variance)
-    return jnp.log(variance * _slope_moment(activations, index, variance * phi2 + variance_b))
+    return jnp.log(variance * _slope_moment(activations, index, variance * phi2 + variance_b) / growth)
 
 
 def _mlp(name: str, net: AbstractNetwork) -> MLP:

@@ -147,6 +147,12 @@ def log_growth(operations: Sequence[AbstractOperation], zero: Float[Array, ""]) 
     return moments.log_mean
 
 
+def behind(layer: AbstractLayer, signal: Signal) -> Signal:
+    """The signal behind a layer, with its width."""
+    after, width = layer.forward(signal), layer.new_width()
+    return after if width is None else Signal(width, after.square, after.mean)
+
+
 def sampled_size(width: Array, scale: float) -> int:
     return max(1, round(float(width) * scale))
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from .._calculus.operation import AbstractOperation
 from .._numerics.checks import integer
-from .layer import AbstractLayer, Change, sample_all, Signal
+from .layer import AbstractLayer, behind, Change, sample_all, Signal
 
 
 class Repeat(AbstractLayer):
@@ -35,15 +35,24 @@ class Repeat(AbstractLayer):
             raise ValueError("`layers` of a `Repeat` must not be empty.")
         self.layers = tuple(layers)
 
-    def unrolled(self) -> tuple[AbstractLayer, ...]:
+    def own_and_shared(self) -> tuple[tuple[AbstractLayer, ...], tuple[AbstractLayer, ...]]:
+        """The layers with nothing but the leaves that hold one value for each time, and with all others."""
+
         def differs(leaf: object) -> bool:
             return eqx.is_array_like(leaf) and getattr(leaf, "shape", ())[:1] == (self.number,)
 
-        if any(map(differs, jax.tree.leaves(self.layers))):
-            times = [jax.tree.map(lambda x, k=k: x[k] if differs(x) else x, self.layers) for k in range(self.number)]
-        else:
-            times = [self.layers] * self.number
-        return tuple(one for layers in times for layer in layers for one in layer.unrolled())
+        return eqx.partition(self.layers, differs)
+
+    def _times(self) -> tuple[list[tuple[AbstractLayer, ...]], int]:
+        """The layers of every time, and how often: where no time differs from another, one stands for all."""
+        own, shared = self.own_and_shared()
+        if not jax.tree.leaves(own):
+            return [self.layers], self.number
+        return [eqx.combine(jax.tree.map(lambda x, k=k: x[k], own), shared) for k in range(self.number)], 1
+
+    def unrolled(self) -> tuple[AbstractLayer, ...]:
+        times, number = self._times()
+        return tuple(one for layers in times for layer in layers for one in layer.unrolled()) * number
 
     @property
     def reads_mean(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -62,7 +71,8 @@ class Repeat(AbstractLayer):
         return sum(layer.num_laws for layer in self.unrolled())
 
     def parts(self) -> tuple[AbstractLayer, ...]:
-        return tuple(part for layer in self.unrolled() for part in layer.parts())
+        times, number = self._times()
+        return tuple(part for layers in times for layer in layers for part in layer.parts()) * number
 
     def new_width(self) -> Array | None:
         widths = (layer.new_width() for layer in self.unrolled())
@@ -76,20 +86,20 @@ class Repeat(AbstractLayer):
 
     def forward(self, signal: Signal) -> Signal:
         for layer in self.unrolled():
-            signal = _behind(layer, signal)
+            signal = behind(layer, signal)
         return signal
 
     def change(self, signal: Signal, change: Change) -> Change:
         for layer in self.unrolled():
             change = layer.change(signal, change)
-            signal = _behind(layer, signal)
+            signal = behind(layer, signal)
         return change
 
     def operations(self, signal: Signal, refine: int) -> tuple[AbstractOperation | None, ...]:
         found: list[AbstractOperation | None] = []
         for layer in self.unrolled():
             found += layer.operations(signal, refine)
-            signal = _behind(layer, signal)
+            signal = behind(layer, signal)
         return tuple(found)
 
     def sample(self, size: int, scale: float, key: PRNGKeyArray, dtype: DTypeLike) -> Callable[..., Array]:
@@ -97,8 +107,3 @@ class Repeat(AbstractLayer):
 
     def row(self) -> tuple[str, str]:
         return "repeat", f"{self.number} times " + " > ".join(" ".join(layer.row()) for layer in self.layers)
-
-
-def _behind(layer: AbstractLayer, signal: Signal) -> Signal:
-    after, width = layer.forward(signal), layer.new_width()
-    return after if width is None else Signal(width, after.square, after.mean)

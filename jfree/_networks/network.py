@@ -63,11 +63,8 @@ class Network(AbstractNetwork):
         self.mean0 = mean_of_input(mean0, self.q0)
         self.shape = shape
         _check_positions(self.layers)
-        entries = Entries()
-        for layer in joined(self.layers):
-            entries = layer.receive(entries)
-        for layer, before in zip(unrolled(self.layers), self._widths(), strict=False):
-            layer.check_width(before)
+        _check_entries(joined(self.layers))
+        _check_widths(unrolled(self.layers), self._widths())
 
     def _stacked(self, pad: bool = False) -> StackedNetwork:
         return StackedNetwork.of(joined(self.layers), self.width, self.q0, self.mean0, pad)
@@ -138,6 +135,22 @@ class Network(AbstractNetwork):
             return None
         title = f"Network, {counted(self.depth, 'layer')}, width {number(self.width)}, q0 = {number(self.q0)}"
         return Table(title, ("layer", "kind", ""), runs([layer.row() for layer in self.layers]))
+
+
+# Both ask a layer that is there again and again once for all that comes in alike.
+
+
+def _check_entries(layers: Sequence[AbstractLayer]) -> None:
+    entries, known = Entries(), {}
+    for layer in layers:
+        case = id(layer), entries
+        known[case] = entries = known.get(case) or layer.receive(entries)
+
+
+def _check_widths(layers: Sequence[AbstractLayer], widths: Sequence[Array]) -> None:
+    pairs = {(id(layer), id(before)): (layer, before) for layer, before in zip(layers, widths, strict=False)}
+    for layer, before in pairs.values():
+        layer.check_width(before)
 
 
 def _check_positions(layers: Sequence[AbstractLayer]) -> None:
