@@ -24,7 +24,7 @@ from ._networks.network import Network
 from ._numerics.show import number, Shown, Table
 from ._spectra import jacobian_spectrum
 from ._spectrum.outliers import Outliers
-from ._tune import tune, TuneResult
+from ._tune import CAUTIOUS, tune, TuneResult
 from .plot import pyplot
 
 if TYPE_CHECKING:
@@ -225,7 +225,7 @@ def tuned_network(
     """A network that was read, with its numbers of these names tuned; as an MLP, if it is one, in less time."""
     plain = net.as_mlp() if set(names) <= {"sigma_w", "sigma_gate", "sigma_b"} else None
     start = net if plain is None else _started(plain)
-    result = tune(start, objective, _Leaves(names), steps=steps, progress=progress, q0=q0)
+    result = tune(start, objective, _Leaves(names), CAUTIOUS, steps=steps, progress=progress, q0=q0)
     best = result.net if plain is None else _with_scales(net, result.net)
     assert isinstance(best, Network)
     return best, result

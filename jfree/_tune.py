@@ -26,8 +26,9 @@ from ._numerics.show import counted, is_interactive, number, Shown
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Of the default optimiser: its first updates of logarithms, which fall to 0 as a cosine does.
-_LEARNING_RATE = 0.2
+# First updates of logarithms, which fall to 0 as a cosine does: by default, and where many layers have their own and all
+# want to go the same way.
+_LEARNING_RATE, _CAUTIOUS = 0.2, 0.05
 
 
 _CHUNK = 10  # steps between two looks at the progress
@@ -70,12 +71,12 @@ def _sigma_w(net: Any) -> Any:
     return net.sigma_w
 
 
-def _annealed() -> optax.GradientTransformationExtraArgs:
+def _annealed(learning_rate: float) -> optax.GradientTransformationExtraArgs:
     """Adam, with what is left of a cosine of the share of the steps that are done; one for any number of them."""
 
     def update(updates: Any, state: Any, params: Any = None, **known: Any):
         share = known["share"]
-        size = -0.5 * _LEARNING_RATE * (1 + jnp.cos(jnp.pi * share))
+        size = -0.5 * learning_rate * (1 + jnp.cos(jnp.pi * share))
         return jax.tree.map(lambda u: u * size.astype(u.dtype), updates), state
 
     # Gradients fall by orders of magnitude on the way: they must not be remembered for long.
@@ -83,7 +84,8 @@ def _annealed() -> optax.GradientTransformationExtraArgs:
     return optax.chain(adam, optax.GradientTransformationExtraArgs(optax.init_empty_state, update))
 
 
-_DEFAULT = _annealed()  # one for all calls: a new one is compiled anew
+# One each for all calls: a new one is compiled anew.
+_DEFAULT, CAUTIOUS = _annealed(_LEARNING_RATE), _annealed(_CAUTIOUS)
 
 
 def _unconstrained(net: AbstractNetwork) -> AbstractNetwork:

@@ -518,3 +518,57 @@ def test_process_exit_codes():
     failed = subprocess.run([*command, "spectrum", "--bogus"], capture_output=True, text=True)
     assert failed.returncode == 2
     assert failed.stderr.count("\n") == 1
+
+
+MODEL = """
+import equinox as eqx
+import jax
+
+calls = []
+
+def make():
+    return eqx.nn.MLP(8, 4, 16, 3, jax.nn.hard_tanh, key=jax.random.key(0))
+
+model = make()
+
+def broken():
+    raise RuntimeError("no weights here")
+
+def pooled():
+    return lambda x: x.reshape(2, -1).mean(0)
+"""
+
+
+@pytest.fixture
+def model_file(tmp_path):
+    path = tmp_path / "model.py"
+    path.write_text(MODEL)
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).normal(size=(20, 8)))
+    return path
+
+
+def test_check_prints_what_a_model_is_and_what_to_change(model_file, capsys):
+    data = ["--input", str(model_file.parent / "x.npz"), "--steps", "20"]
+    assert main(["check", f"{model_file}:make", *data]) == 0
+    printed = capsys.readouterr().out
+    for text in ("hard_tanh", "condition number", "The signal is stable", "factor e in", "sigma_w is", "take"):
+        assert text in printed
+    assert main(["check", f"{model_file}:model", *data, "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert [one["take"] > one["is"] for one in summary["tuned"]["sigma_w"]] == [True] * 4
+    assert summary["diagnosis"]["words"]
+
+
+@pytest.mark.parametrize(
+    ("model", "named"),
+    [
+        ("none", "must be FILE.py:NAME"),
+        ("{}:nothing", "raised AttributeError"),
+        ("{}:broken", "raised RuntimeError: no weights here"),
+        ("{}:pooled", "sums or averages units"),
+        ("{}:calls", "must be a function of one example"),
+    ],
+)
+def test_check_says_what_is_wrong_with_a_model(model_file, model, named, capsys):
+    assert main(["check", model.format(model_file), "--input", str(model_file.parent / "x.npz")]) == 2
+    assert named in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import functools
 import re
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -16,6 +17,10 @@ from jfree.layers import Activation, Conv, Dense, Dropout, Gated, LayerNorm, Par
 
 KEY = jax.random.key(0)
 GAUSSIAN = [Dense(32, "gaussian", 0.9, 0.1), Activation("relu"), Dense(16, "gaussian", 1.2)]
+
+
+def from_model(*args) -> Any:
+    return jfree.from_model(*args)
 
 
 def normal(*shape, key=KEY):
@@ -69,7 +74,7 @@ def test_layers_are_read_by_what_they_do(layers):
     """Whatever wrote them, they are what `from_equinox` finds by their classes."""
     net = jfree.Network(16, layers)
     model = jfree.to_equinox(net, KEY)
-    found = jfree.from_model(functools.partial(model, key=KEY), normal(16), "gaussian")
+    found = from_model(functools.partial(model, key=KEY), normal(16), "gaussian")
     expected = jfree.from_equinox(model, found.q0, "gaussian")
     expected = eqx.tree_at(lambda n: n.mean0, expected, found.mean0)
     for one, other in zip(*map(first_moments, (found, expected)), strict=True):
@@ -195,7 +200,7 @@ MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 def test_models_are_read_and_redrawn(name):
     model, x, expected = MODELS[name]
-    net = jfree.from_model(model, x)
+    net = from_model(model, x)
     assert kinds(net) == expected
     example = x if net.shape == x.shape else x.reshape(-1, *net.shape)[0]
     assert net.shape == example.shape
@@ -207,7 +212,7 @@ def test_models_are_read_and_redrawn(name):
     assert after.shape == before.shape
     assert after.dtype == before.dtype
     assert not np.any(np.isclose(before, after))
-    again = jfree.from_model(other, x)
+    again = from_model(other, x)
     assert kinds(again) == expected
     for own, drawn in zip(weights_of(net), weights_of(again), strict=True):
         assert np.isclose(own, drawn, rtol=0.25)
@@ -223,8 +228,8 @@ def weights_of(net):
 def test_written_weights_are_those_of_the_law(name):
     """Orthogonal ones to rounding, and convolutions delta-orthogonal."""
     model, x, _ = MODELS[name]
-    net = jfree.from_model(model, x, "orthogonal")
-    again = jfree.from_model(jfree.reinitialize(model, net, KEY), x)
+    net = from_model(model, x, "orthogonal")
+    again = from_model(jfree.reinitialize(model, net, KEY), x)
     laws = {type(part.weights).__name__ for layer in again.layers for part in layer.parts() if hasattr(part, "weights")}
     assert laws == {"Orthogonal"}
     assert_alike(without_biases(again), without_biases(net))
@@ -243,7 +248,7 @@ def test_scales_and_gains_are_written():
 
     parameters = normal(16, 16) / 4, jnp.full(16, 2.0), jnp.asarray(0.5)
     own = functools.partial(model, parameters)
-    net = jfree.from_model(own, normal(16))
+    net = from_model(own, normal(16))
     (block,) = net.layers
     assert isinstance(block, Residual)
     norm, _ = block.layers
@@ -281,7 +286,7 @@ def test_scales_and_gains_are_written():
 )
 def test_activations_are_known_by_their_values(function, expected):
     expected = Activation(expected).activation
-    _, found, _ = jfree.from_model(functools.partial(dense_between, function), normal(16)).layers
+    _, found, _ = from_model(functools.partial(dense_between, function), normal(16)).layers
     assert type(found.activation) is type(expected)
     for x, y in zip(jax.tree.leaves(found.activation), jax.tree.leaves(expected), strict=True):
         assert np.isclose(x, y, rtol=1e-4)
@@ -292,7 +297,7 @@ def dense_between(function, x):
 
 
 def test_other_activations_keep_their_kinks():
-    _, layer, _ = jfree.from_model(
+    _, layer, _ = from_model(
         functools.partial(dense_between, lambda x: jnp.abs(x - 0.5) + 0.1 * x**3 / (1 + x**2)), normal(16)
     ).layers
     assert isinstance(layer.activation, acts.FromFunction)
@@ -305,7 +310,7 @@ def test_other_activations_keep_their_kinks():
 
 
 def test_scales_beside_activations_are_layers():
-    net = jfree.from_model(functools.partial(dense_between, lambda x: 2**0.5 * jax.nn.relu(3 * x)), normal(16))
+    net = from_model(functools.partial(dense_between, lambda x: 2**0.5 * jax.nn.relu(3 * x)), normal(16))
     assert kinds(net) == ["Dense", "Scale", "Activation", "Scale", "Dense"]
     assert np.allclose([net.layers[1].factor, net.layers[3].factor], [3, 2**0.5])
 
@@ -321,7 +326,7 @@ def test_scales_beside_activations_are_layers():
     ],
 )
 def test_norms_are_known_by_what_they_do(norm):
-    net = jfree.from_model(lambda x: normal(8, 16) @ norm(normal(16, 16) @ x), normal(16))
+    net = from_model(lambda x: normal(8, 16) @ norm(normal(16, 16) @ x), normal(16))
     assert kinds(net) in (
         ["Dense", "LayerNorm", "Dense"],
         ["Dense", "RMSNorm", "Dense"],
@@ -339,7 +344,7 @@ def test_a_bottleneck_of_the_spectrum_is_seen():
         return lambda x: second @ (1.5 * jax.nn.relu(first @ (x / jnp.sqrt(jnp.mean(x**2))))) + 0.2 * x
 
     x = np.random.default_rng(9).normal(size=256)
-    spectrum = jfree.jacobian_spectrum(jfree.from_model(model(0), x))
+    spectrum = jfree.jacobian_spectrum(from_model(model(0), x))
     own = [np.linalg.svd(jax.jacobian(model(seed))(x), compute_uv=False) ** 2 for seed in range(4)]
     assert jfree.empirical.ks_distance(np.concatenate(own), spectrum) < 0.02
 
@@ -400,7 +405,7 @@ W = normal(16, 16)
 )
 def test_what_cannot_be_read_is_named(model, x, named):
     with pytest.raises(ValueError, match=named):
-        jfree.from_model(model, x)
+        from_model(model, x)
 
 
 def test_what_cannot_be_written_is_named():
@@ -409,7 +414,7 @@ def test_what_cannot_be_written_is_named():
         return 0.5 * ((weight - weight.mean()) @ x)
 
     own = functools.partial(model, (W, W))
-    net = jfree.from_model(own, normal(16))
+    net = from_model(own, normal(16))
     with pytest.raises(ValueError, match=r"parameters of its own for the weights at test_model.py"):
         jfree.reinitialize(own, net, KEY)
 
@@ -417,7 +422,7 @@ def test_what_cannot_be_written_is_named():
         return 0.5 * (parameters[0] @ x)
 
     own = functools.partial(scaled, (W, W))
-    net = jfree.from_model(own, normal(16))
+    net = from_model(own, normal(16))
     with pytest.warns(UserWarning, match=re.escape("not read: [1][0][1]")):
         jfree.reinitialize(own, net, KEY)
     louder = eqx.tree_at(lambda n: n.layers[1].factor, net, jnp.asarray(0.7))
@@ -428,7 +433,7 @@ def test_what_cannot_be_written_is_named():
         jfree.reinitialize(own, biased, KEY)
     with pytest.raises(ValueError, match="must have the layers of `net`"):
         jfree.reinitialize(eqx.nn.MLP(16, 5, 24, 2, key=KEY), net, KEY)
-    closed = jfree.from_model(lambda x: W @ x, normal(16))
+    closed = from_model(lambda x: W @ x, normal(16))
     with pytest.raises(ValueError, match="parameters of its own"):
         jfree.reinitialize(lambda x: W @ x, closed, KEY)
 
@@ -448,7 +453,7 @@ def test_flax_modules():
 
     model = nnx.Sequential(nnx.Linear(16, 32, rngs=nnx.Rngs(0)), FlaxBlock(32, nnx.Rngs(1)), FlaxBlock(32, nnx.Rngs(2)))
     x = normal(50, 16)
-    net = jfree.from_model(model, x)
+    net = from_model(model, x)
     assert kinds(net) == ["Dense", "Residual", "Residual"]
     assert [type(layer).__name__ for layer in net.layers[1].layers] == [
         "RMSNorm",
@@ -460,7 +465,7 @@ def test_flax_modules():
     assert np.isclose(net.layers[1].layers[4].rate, 0.2)
     other = jfree.reinitialize(model, net, KEY)
     assert isinstance(other, nnx.Sequential)
-    assert np.isclose(weights_of(jfree.from_model(other, x))[1], weights_of(net)[1], rtol=0.1)
+    assert np.isclose(weights_of(from_model(other, x))[1], weights_of(net)[1], rtol=0.1)
 
 
 def test_one_call():

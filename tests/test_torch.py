@@ -1,0 +1,182 @@
+"""PyTorch modules are read, and written in place."""
+
+import warnings
+
+import jax
+import numpy as np
+import pytest
+
+import jfree
+
+torch = pytest.importorskip("torch")
+nn = torch.nn
+F = torch.nn.functional
+KEY = jax.random.key(0)
+
+
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.widen = nn.Linear(width, 4 * width)
+        self.narrow = nn.Linear(4 * width, width)
+        self.dropout = nn.Dropout(0.1)
+
+    def forward(self, x):
+        return x + self.dropout(self.narrow(F.gelu(self.widen(self.norm(x)))))
+
+
+class Gated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.RMSNorm(32)
+        self.gate, self.value, self.out = nn.Linear(32, 48), nn.Linear(32, 48), nn.Linear(48, 32)
+        self.fused = nn.Linear(32, 64)
+
+    def forward(self, x):
+        y = self.out(F.silu(self.gate(self.norm(x))) * self.value(self.norm(x)))
+        return F.glu(self.fused(x + y))
+
+
+class ConvNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 2, 2)
+        self.first = nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular")
+        self.norm = nn.BatchNorm2d(8)
+        self.second = nn.Conv2d(8, 8, 3, padding="same", padding_mode="circular")
+        self.head = nn.Linear(128, 5)
+
+    def forward(self, x):
+        x = self.patches(x)
+        x = x + 0.5 * self.second(torch.relu(self.norm(self.first(x))))
+        return self.head(x.flatten(1))
+
+
+class Mixer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.units, self.positions = nn.Linear(32, 32), nn.Linear(16, 16)
+
+    def forward(self, x):
+        return self.positions(torch.tanh(self.units(x)).transpose(-1, -2)).transpose(-1, -2)
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(32, 32) for _ in range(3))
+
+    def forward(self, x):
+        return F.softmax(self.q(x) @ self.k(x).transpose(-1, -2), -1) @ self.v(x)
+
+
+def sequential(activation):
+    return nn.Sequential(nn.Linear(32, 48), activation, nn.Linear(48, 48), activation, nn.Linear(48, 5))
+
+
+def kinds(net):
+    return [type(layer).__name__ for layer in net.layers]
+
+
+MLP = ["Dense", "Activation"] * 2 + ["Dense"]
+MODULES = {
+    "tanh": (lambda: sequential(nn.Tanh()), (20, 32), MLP),
+    "relu": (lambda: sequential(nn.ReLU()), (20, 32), MLP),
+    "gelu": (lambda: sequential(nn.GELU()), (32,), MLP),
+    "blocks": (
+        lambda: nn.Sequential(nn.Linear(32, 24), Block(24), Block(24)),
+        (20, 32),
+        ["Dense", "Residual", "Residual"],
+    ),
+    "convolutions": (lambda: ConvNet().eval(), (7, 3, 8, 8), ["Patches", "Residual", "Dense"]),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_modules_are_read_and_redrawn(name):
+    make, shape, expected = MODULES[name]
+    module, x = make(), torch.randn(*shape)
+    net = jfree.from_torch(module, x)
+    assert kinds(net) == expected
+    assert np.isclose(net.q0, float((x**2).mean()), rtol=1e-5)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert jfree.reinitialize_torch_(module, net, 0) is module
+    changed = {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed >= {name for name, value in before.items() if name.endswith("weight") and value.ndim > 1}
+    again = jfree.from_torch(module, x)
+    for old, new in zip(weights_of(net), weights_of(again), strict=True):
+        assert np.isclose(old, new, rtol=0.2)
+    loss = module(x).square().mean()
+    loss.backward()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter -= 1e-2 * parameter.grad
+    assert module(x).square().mean() < loss
+
+
+def weights_of(net):
+    leaves, _ = jax.tree_util.tree_flatten_with_path(net.layers)
+    return [leaf for path, leaf in leaves if getattr(path[-1], "name", "") == "sigma_w"]
+
+
+def test_what_pytorch_computes():
+    """Its own functions, and those that stand for them here."""
+    functions = [nn.Tanh(), nn.ReLU(), nn.GELU(), nn.GELU("tanh"), nn.SiLU(), nn.ELU(), nn.SELU(), nn.CELU(), nn.Mish()]
+    functions += [nn.LeakyReLU(0.2), nn.PReLU(), nn.Hardtanh(), nn.ReLU6(), nn.Hardsigmoid(), nn.Hardswish()]
+    functions += [nn.Softplus(), nn.Softplus(2.0), nn.Sigmoid(), nn.LogSigmoid(), torch.sin, torch.erf]
+    functions += [nn.LayerNorm(32), nn.RMSNorm(32), nn.BatchNorm1d(32).eval(), nn.GLU(), nn.Softsign(), nn.Tanhshrink()]
+    x = torch.randn(3, 32)
+    for function in functions:
+        module = function if isinstance(function, nn.Module) else Called(function)
+        parameters = jfree._interop.torch.parameters_of_torch(module)
+        found = parameters.rebuild(parameters.leaves)(jax.numpy.asarray(x.numpy()))
+        assert np.allclose(found, module(x).detach().numpy(), atol=1e-5), function
+
+
+class Called(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "named"),
+    [
+        (Mixer, (4, 16, 32), "of `linear`, in positions, at test_torch.py:.* mixes positions"),
+        (Attention, (4, 16, 32), "of `matmul`, at test_torch.py:.* multiplies two values"),
+        (lambda: nn.TransformerEncoderLayer(32, 4), (4, 16, 32), "`scaled_dot_product_attention`, in self_attn"),
+        (ConvNet, (7, 3, 8, 8), "must be in evaluation mode"),
+        (lambda: nn.Conv2d(3, 4, 3, padding=1), (7, 3, 8, 8), "circular padding"),
+        (lambda: nn.Sequential(nn.Conv2d(3, 4, 2, 2), nn.AvgPool2d(2)), (7, 3, 8, 8), "`avg_pool2d`, in 1"),
+        (lambda: nn.Sequential(nn.Linear(32, 32), nn.Softmax(-1)), (7, 32), "`softmax`|takes a maximum"),
+        (lambda: nn.Linear(9, 3), (7, 32), r"must take `x`, of shape \(7, 32\)"),
+        (lambda: nn.Embedding(9, 3), (7,), "must take `x`"),
+        (lambda: 3, (7,), "must be a `torch.nn.Module`"),
+    ],
+)
+def test_what_cannot_be_read_is_named(make, shape, named):
+    with pytest.raises(ValueError, match=named):
+        jfree.from_torch(make(), torch.randn(*shape))
+
+
+def test_gates_are_read():
+    net = jfree.from_torch(Gated(), torch.randn(20, 32))
+    assert kinds(net) == ["Residual", "Gated"]
+    with pytest.raises(ValueError, match="read from the module"):
+        jfree.reinitialize_torch_(Gated(), jfree.MLP([32, 32], "relu"), 0)
+
+
+def test_one_call():
+    torch.manual_seed(0)
+    module = nn.Sequential(*[layer for _ in range(8) for layer in (nn.Linear(16, 16), nn.Hardtanh())], nn.Linear(16, 4))
+    report = jfree.initialize_torch_(module, torch.randn(20, 16), 0, weights="orthogonal", steps=30, progress=False)
+    assert report.before.singular_values[-1] < 0.1
+    x = torch.randn(16)
+    singular = torch.linalg.svdvals(torch.autograd.functional.jacobian(module, x))
+    assert 0.2 < singular.min() < singular.max() < 4
