@@ -26,8 +26,8 @@ from ._numerics.show import counted, is_interactive, number, Shown
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# First updates of logarithms, which fall to 0 as a cosine does: by default, and where many layers have their own and all
-# want to go the same way.
+# First updates of logarithms, which fall to 0 as a cosine does: by default, and where many layers have their own and
+# all want to go the same way.
 _LEARNING_RATE, _CAUTIOUS = 0.2, 0.05
 
 

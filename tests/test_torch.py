@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import jfree
+from jfree._interop.torch import parameters_of_torch
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
@@ -131,7 +132,7 @@ def test_what_pytorch_computes():
     x = torch.randn(3, 32)
     for function in functions:
         module = function if isinstance(function, nn.Module) else Called(function)
-        parameters = jfree._interop.torch.parameters_of_torch(module)
+        parameters = parameters_of_torch(module)
         found = parameters.rebuild(parameters.leaves)(jax.numpy.asarray(x.numpy()))
         assert np.allclose(found, module(x).detach().numpy(), atol=1e-5), function
 
@@ -169,7 +170,7 @@ def test_gates_are_read():
     net = jfree.from_torch(Gated(), torch.randn(20, 32))
     assert kinds(net) == ["Residual", "Gated"]
     with pytest.raises(ValueError, match="read from the module"):
-        jfree.reinitialize_torch_(Gated(), jfree.MLP([32, 32], "relu"), 0)
+        jfree.reinitialize_torch_(Gated(), jfree.Network(32, [jfree.layers.Dense(32)]), 0)
 
 
 def test_one_call():

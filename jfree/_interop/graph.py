@@ -62,6 +62,7 @@ class Step:
     - `arguments`: steps and constants, in the order that the primitive takes them in.
     - `shape`, `dtype`: of the value.
     - `index`: of a `move`, where each entry comes from, -1 for a zero.
+    - `moves`: those of this value, of which none is made twice.
     """
 
     kind: str
@@ -73,6 +74,7 @@ class Step:
     apply: Callable[..., Any]
     params: dict[str, Any] = dataclasses.field(default_factory=dict)
     index: np.ndarray | None = None
+    moves: dict[Any, "Step"] = dataclasses.field(default_factory=dict)
 
     @property
     def inputs(self) -> list["Step"]:
@@ -103,7 +105,7 @@ def steps_of(function: Callable[..., Any], parameters: Sequence[Any], x: Any) ->
         for p, start in zip(parameters, offsets[:-1], strict=True)
     ]
     source = Step("input", "the input", (), np.shape(x), x.dtype, "", lambda: x)
-    outputs = _run(closed.jaxpr, [Constant(_plain(c)) for c in closed.consts], [*constants, source])
+    outputs = _run(closed.jaxpr, [Constant(_plain(c)) for c in closed.consts], [*constants, source], _Call("", "", {}))
     return source, outputs
 
 
@@ -113,33 +115,32 @@ def _plain(value: Any) -> Any:
 
 
 class _Call(NamedTuple):
-    """The function that is called, and where."""
+    """The function that is called, and where; and all steps so far, of which none is taken twice."""
 
     name: str
     place: str
+    taken: dict[Any, list[Step]]
 
 
-def _run(
-    jaxpr: Jaxpr, constants: Sequence[Value], arguments: Sequence[Value], call: _Call | None = None
-) -> list[Value]:
+def _run(jaxpr: Jaxpr, constants: Sequence[Value], arguments: Sequence[Value], call: _Call) -> list[Value]:
     known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *arguments], strict=True))
 
     def read(var: Any) -> Value:
         return Constant(np.asarray(var.val)) if isinstance(var, Literal) else known[var]
 
     for equation in jaxpr.eqns:
-        found = _equation(equation, [read(var) for var in equation.invars], _place(equation, call))
+        found = _equation(equation, [read(var) for var in equation.invars], call._replace(place=_place(equation, call)))
         known.update(zip(equation.outvars, found, strict=True))
     return [read(var) for var in jaxpr.outvars]
 
 
-def _equation(equation: JaxprEqn, arguments: list[Value], place: str) -> list[Value]:
+def _equation(equation: JaxprEqn, arguments: list[Value], call: _Call) -> list[Value]:
     name, steps = equation.primitive.name, [a for a in arguments if isinstance(a, Step)]
     if name == "scan" and (steps or any(a.origin is not None for a in arguments if isinstance(a, Constant))):
-        return _unrolled(equation.params, arguments, place)
+        return _unrolled(equation.params, arguments, call._replace(name=""))
     inner = _inner(equation, arguments)
     if inner is not None:
-        call = _Call(equation.params.get("name", ""), place)
+        call = call._replace(name=equation.params.get("name", ""))
         return _run(inner[0], [Constant(_plain(c)) for c in inner[1]], arguments, call)
     if not steps:
         return _of_constants(equation, [a for a in arguments if isinstance(a, Constant)])
@@ -151,24 +152,38 @@ def _equation(equation: JaxprEqn, arguments: list[Value], place: str) -> list[Va
         cuts = np.cumsum([0, *equation.params["sizes"]])
         axis, (whole,) = equation.params["axis"], steps
         pieces = [np.arange(start, end) for start, end in itertools.pairwise(cuts)]
-        return [moved(whole, lambda x, k=k: np.take(x, k, axis), name, place) for k in pieces]
+        return [moved(whole, lambda x, k=k: np.take(x, k, axis), name, call.place) for k in pieces]
     if name == "concatenate":
-        joined = _concatenated(arguments, equation.params["dimension"], place)
+        joined = _concatenated(arguments, equation.params["dimension"], call.place)
         if joined is not None:
             return [joined]
     elif name in _VIEWS or name in _INDEXED:
         (whole,) = steps if steps[0] is arguments[0] and len(steps) == 1 else (None,)
         if whole is not None:
             rest = [a for a in arguments[1:] if isinstance(a, Constant)]
-            return [moved(whole, _view(equation, rest), name, place)]
+            return [moved(whole, _view(equation, rest), name, call.place)]
     apply = functools.partial(_bind, equation)
-    kind = _kind(name, equation.params, arguments)
-    return [
+    kind, place = _kind(name, equation.params, arguments), call.place
+    key = name, str(equation.params), *map(_identity, arguments)
+    if key in call.taken:
+        return [*call.taken[key]]
+    call.taken[key] = [
         Step(kind, name, tuple(arguments), *_described(var), place, apply, dict(equation.params))
         if len(equation.outvars) == 1
         else Step("mixing", name, tuple(arguments), *_described(var), place, lambda *x, k=k: apply(*x)[k])
         for k, var in enumerate(equation.outvars)
     ]
+    return [*call.taken[key]]
+
+
+def _identity(argument: Value) -> Any:
+    """What is equal for equal arguments."""
+    if isinstance(argument, Step):
+        return argument
+    if argument.origin is not None:
+        return argument.origin.tobytes(), argument.factor
+    value = np.asarray(argument.value)
+    return value.shape, value.dtype.name, value.tobytes()
 
 
 def _described(var: Any) -> tuple[tuple[int, ...], Any]:
@@ -215,7 +230,7 @@ def _inner(equation: JaxprEqn, arguments: list[Value]) -> tuple[Jaxpr, Sequence[
     return None
 
 
-def _unrolled(params: dict[str, Any], arguments: list[Value], place: str) -> list[Value]:
+def _unrolled(params: dict[str, Any], arguments: list[Value], call: _Call) -> list[Value]:
     num_fixed, num_carried = params["num_consts"], params["num_carry"]
     closed = params["jaxpr"]
     fixed, carried = arguments[:num_fixed], arguments[num_fixed : num_fixed + num_carried]
@@ -224,8 +239,8 @@ def _unrolled(params: dict[str, Any], arguments: list[Value], place: str) -> lis
     stacked: list[list[Value]] = []
     turns = range(params["length"])
     for turn in reversed(turns) if params["reverse"] else turns:
-        own = [_entry(value, turn, place) for value in slices]
-        carried = _run(closed.jaxpr, constants, [*fixed, *carried, *own], _Call("", place))
+        own = [_entry(value, turn, call.place) for value in slices]
+        carried = _run(closed.jaxpr, constants, [*fixed, *carried, *own], call)
         carried, out = carried[:num_carried], carried[num_carried:]
         stacked.append(out)
     if params["reverse"]:
@@ -346,10 +361,15 @@ def _move(whole: Step, index: np.ndarray, name: str, place: str) -> Step:
         if index.shape == whole.shape and np.array_equal(index.ravel(), np.arange(whole.size)):
             return whole
 
+    key = index.shape, index.tobytes()
+    if key in whole.moves:
+        return whole.moves[key]
+
     def apply(x: Any) -> Any:
         return np.where(index < 0, 0, np.ravel(x)[np.maximum(index, 0)])
 
-    return Step("move", name, (whole,), index.shape, whole.dtype, place, apply, index=index)
+    whole.moves[key] = Step("move", name, (whole,), index.shape, whole.dtype, place, apply, index=index)
+    return whole.moves[key]
 
 
 def _selected(whole: Step, index: np.ndarray) -> Step | None:
@@ -465,7 +485,7 @@ _LIBRARIES = (
 )
 
 
-def _place(equation: JaxprEqn, call: _Call | None) -> str:
+def _place(equation: JaxprEqn, call: _Call) -> str:
     """Where in the model's source an equation comes from, to be printed behind its name. What a library's function does
     is found where it is called; what JAX remembers of its inside is an earlier call.
     """
@@ -477,7 +497,7 @@ def _place(equation: JaxprEqn, call: _Call | None) -> str:
     for frame in () if traceback is None else traceback.frames:
         if frame.file_name.startswith(_LIBRARIES) or frame.file_name.startswith("<frozen"):
             continue
-        if call is not None and call.place and frame.function_name.split(".")[-1] != call.name:
+        if call.place and frame.function_name.split(".")[-1] != call.name:
             return call.place
         return f" at {os.path.basename(frame.file_name)}:{frame.line_num}, {frame.function_name}{within}"
-    return within if call is None else call.place
+    return call.place or within
