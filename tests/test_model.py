@@ -352,6 +352,21 @@ def test_a_bottleneck_of_the_spectrum_is_seen():
     assert jfree.empirical.ks_distance(np.concatenate(own), spectrum) < 0.02
 
 
+def test_measured_weights_are_those_of_the_model():
+    parameters = mlp_parameters(16, 24, 24, 5)
+    x = normal(16)
+    expected = jfree.from_weights([w.T for w, _ in parameters], [b for _, b in parameters], "tanh", x)
+    found = from_model(functools.partial(mlp, parameters), x, "measured")
+    assert jax.tree.all(jax.tree.map(lambda one, other: np.allclose(one, other, rtol=1e-9), found, expected))
+    doubled = from_model(lambda x: 2 * mlp(parameters, 0.5 * x) / 2, x, "measured")
+    halved = jfree.from_weights(
+        [0.5 * parameters[0][0].T, *(w.T for w, _ in parameters[1:])], [b for _, b in parameters], "tanh", x
+    )
+    assert np.allclose(doubled.propagate().chi, halved.propagate().chi)
+    with pytest.raises(ValueError, match="no measured law"):
+        from_model(Looped(16, KEY), x, "measured")
+
+
 def attention(x):
     q, k, v = (x @ normal(16, 16, key=jax.random.key(s)) for s in range(3))
     return jax.nn.softmax(q @ k.T) @ v

@@ -1,8 +1,9 @@
 """Models of any library that JAX can trace, as networks."""
 
 import functools
+import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import equinox as eqx
 import jax
@@ -12,9 +13,12 @@ from jaxtyping import Array, ArrayLike
 
 from .._layers.layer import AbstractLayer
 from .._layers.weights import AbstractWeights, as_weights
+from .._networks.measured import from_weights, MeasuredMLP
 from .._networks.network import Network
+from ..activations._base import AbstractActivation
+from ..activations._two_slopes import Linear
 from .graph import Step, steps_of, Unreadable
-from .parts import all_weights, Part, Slot, Times
+from .parts import all_weights, Function, Part, Slot, Times, Weights
 from .reading import Reader
 
 Model = Callable[..., Any]
@@ -36,7 +40,17 @@ class Reading(NamedTuple):
     parameters: "Parameters"
 
 
-def from_model(model: Model, x: ArrayLike, weights: str | AbstractWeights = "auto") -> Network:
+@overload
+def from_model(  # pyright: ignore[reportOverlappingOverload]
+    model: Model, x: ArrayLike, weights: Literal["measured"]
+) -> MeasuredMLP: ...
+
+
+@overload
+def from_model(model: Model, x: ArrayLike, weights: str | AbstractWeights = ...) -> Network: ...
+
+
+def from_model(model: Model, x: ArrayLike, weights: str | AbstractWeights = "auto") -> Network | MeasuredMLP:
     """The random network whose widths, activations and scales are those of a model that JAX can trace.
 
     The model is traced at `x`. Weights are told by what it does with them, not by their names: matrix products,
@@ -50,24 +64,27 @@ def from_model(model: Model, x: ArrayLike, weights: str | AbstractWeights = "aut
     - `x`: one example, or several along a first axis, if the model takes but one. Their mean square is the network's
         `q0`, and their mean its `mean0`.
     - `weights`: the law that the weights shall have; `"auto"` for that which they look like: orthogonal, or Gaussian.
+        `"measured"` takes the weights as they are, trained ones too, as `jfree.from_weights` does: of models that are
+        dense layers and activations, at one example.
 
-    **Returns:** a `Network`. Its widths are those of one position where layers act on all positions alike, as
-    convolutions do, and units of all positions where a layer tells them apart.
+    **Returns:** a `Network`, or what `jfree.from_weights` gives. Widths are those of one position where layers act on
+    all positions alike, as convolutions do, and units of all positions where a layer tells them apart.
 
     **Raises:** `ValueError` naming the step, and where it stands in the model's source, if it does something that can't
     be read, or if `x` is none that the model takes.
     """
-    return read(parameters_of(model), x, weights).net
+    return read_as(parameters_of(model), x, weights)
+
+
+def read_as(parameters: Parameters, x: ArrayLike, weights: str | AbstractWeights) -> Network | MeasuredMLP:
+    if isinstance(weights, str) and weights == "measured":
+        return _measured(parameters, x)
+    return read(parameters, x, weights).net
 
 
 def read(parameters: Parameters, x: ArrayLike, weights: str | AbstractWeights = "auto") -> Reading:
     law = None if isinstance(weights, str) and weights == "auto" else as_weights(weights)
-    try:
-        examples, source, output = _traced(parameters, x)
-        reader = Reader(source, output)
-    except Unreadable as error:
-        raise ValueError(str(error)) from None
-    parts = [part for part in reader.parts if not _is_nothing(part)]
+    examples, source, reader, parts = _parts(parameters, x)
     first = next(all_weights(parts), None)
     if first is None:
         raise ValueError("`model` must have weights that its output depends on.")
@@ -82,6 +99,48 @@ def read(parameters: Parameters, x: ArrayLike, weights: str | AbstractWeights = 
     dtype = jnp.result_type(*(slot.parts[0].value.dtype for slot in slots if slot.kind == "weights" and slot.parts[0]))
     given = jnp.asarray(q0, dtype), jnp.asarray(np.mean(seen), dtype)
     return Reading(_network(width, layers, given, source.shape, parts), slots, parameters)
+
+
+def _parts(parameters: Parameters, x: ArrayLike) -> tuple[np.ndarray, Step, Reader, list[Part]]:
+    """Examples, the first step, who reads, and what was read."""
+    try:
+        examples, source, output = _traced(parameters, x)
+        reader = Reader(source, output)
+    except Unreadable as error:
+        raise ValueError(str(error)) from None
+    return examples, source, reader, [part for part in reader.parts if not _is_nothing(part)]
+
+
+def _measured(parameters: Parameters, x: ArrayLike) -> MeasuredMLP:
+    """Weights and slopes as they are, numbers between them multiplied into the weights before or behind them."""
+    examples, source, reader, parts = _parts(parameters, x)
+    weights: list[np.ndarray] = []
+    biases: list[np.ndarray | None] = []
+    activations: list[AbstractActivation] = []
+    ahead, bent = 1.0, True
+    for part in parts:
+        match part:
+            case Weights(weight=weight, bias=bias, positions=positions) if not part.size and math.prod(positions) == 1:
+                weights.append(ahead * weight.value)
+                biases.append(None if bias is None else bias.value)
+                activations.append(Linear())
+                ahead, bent = 1.0, False
+            case Function(activation=activation) if not bent:
+                activations[-1], bent = activation, True
+            case Times(factor=factor) if bent:
+                ahead *= factor
+            case Times(factor=factor):
+                weights[-1], bias = factor * weights[-1], biases[-1]
+                biases[-1] = None if bias is None else factor * bias
+            case _:
+                raise ValueError(
+                    f"`model`: what stands{part.place} has no measured law: `weights` may be 'measured' where all are "
+                    "dense layers and activations."
+                )
+    if ahead != 1:
+        raise ValueError("`model`: a factor behind the last activation has no measured law.")
+    example = (examples.reshape(-1, *source.shape)[0] + reader.shift).ravel()
+    return from_weights(weights, biases, activations, example)
 
 
 def parameters_of(model: Any) -> Parameters:
