@@ -205,12 +205,12 @@ def _initialized(
     if isinstance(what, str) or unknown or not what:
         raise ValueError(f"`what` must be a sequence of {', '.join(map(repr, _LEAVES))}, got {what!r}.")
     names = tuple(name for one in what for name in _LEAVES[one])
-    net, slots, _ = read(parameters, x, weights)
+    net, slots, examples = read(parameters, x, weights)
     _check_parameters(slots, what)
-    q0 = norms(x, net)
+    q0 = norms(examples, net)
     best, tuned = tuned_network(net, objective, names, steps, progress, q0)
     written = write(parameters, best, key)
-    report = Report(Account.of(net, q0), Account.of(best, q0), tuned, written.num_written, tuple(written.left))
+    report = Report(Account.of(net, q0), Account.of(best, q0), tuned, len(written.names), tuple(written.left))
     return written, report
 
 
@@ -289,12 +289,11 @@ def scales(net: Network) -> list[Array]:
 
 def _check_parameters(slots: list[Slot], what: Sequence[str]) -> None:
     """**Raises:** `ValueError` if the model has no parameter for something that is to be tuned."""
-    needed = {"biases": ("weights", 1), "gains": ("norm", 0), "scales": ("scale", 0)}
+    needed = {("biases", "weights"): 1, ("gains", "norm"): 0, ("scales", "scale"): 0, ("scales", "sum"): 1}
     for one in what:
-        kind, place = needed.get(one, ("", 0))
         for slot in slots:
-            part = slot.parts[place] if slot.kind == kind else None
-            if slot.kind == kind and (part is None or part.origin is None):
+            part = slot.parts[needed.get((one, slot.kind), 0)]
+            if (one, slot.kind) in needed and (part is None or part.origin is None):
                 raise ValueError(f"`what` must not have {one!r}: {slot.kind}{slot.place} have no such parameter.")
 
 

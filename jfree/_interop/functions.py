@@ -134,7 +134,7 @@ def _with_parameter(fn: Function) -> Iterator[AbstractActivation]:
         yield ELU(-left / high, high)
     if abs(high - 1) < _SAME and left < 0:
         yield CELU(-left)
-    if 0 < high < 1:
+    if 0.5 < high < 1:
         yield Swish(float(np.log(high / (1 - high))))
     if abs(high) < 1 and high != 0 and abs(twice / high) < 2:
         yield Sine(float(np.arccos(twice / high / 2)))

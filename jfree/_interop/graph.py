@@ -23,6 +23,13 @@ _ENTRYWISE = frozenset(
 )
 
 
+# Primitives that call one program with their own arguments.
+_CALLS = frozenset(
+    "jit pjit closed_call core_call remat remat2 checkpoint custom_jvp_call custom_vjp_call "
+    "custom_vjp_call_jaxpr".split()
+)
+
+
 class Unreadable(ValueError):
     """What a model does that cannot be read."""
 
@@ -96,9 +103,8 @@ class Step:
 Value = Step | Constant
 
 
-def steps_of(function: Callable[..., Any], parameters: Sequence[Any], x: Any) -> tuple[Step, list[Value]]:
-    """The input of `function(parameters, x)`, and its outputs."""
-    closed = jax.make_jaxpr(function)(list(parameters), x)
+def steps_of(closed: ClosedJaxpr, parameters: Sequence[Any], x: Any) -> tuple[Step, list[Value]]:
+    """The input of a program of parameters and `x`, and its outputs."""
     offsets = np.cumsum([0, *(np.size(p) for p in parameters)])
     constants = [
         Constant(_plain(p), np.arange(start, start + np.size(p)).reshape(np.shape(p)))
@@ -157,7 +163,7 @@ def _equation(equation: JaxprEqn, arguments: list[Value], call: _Call) -> list[V
         joined = _concatenated(arguments, equation.params["dimension"], call.place)
         if joined is not None:
             return [joined]
-    elif name in _VIEWS or name in _INDEXED:
+    elif name in _VIEWS or (name in _INDEXED and not _fills(equation, arguments)):
         (whole,) = steps if steps[0] is arguments[0] and len(steps) == 1 else (None,)
         if whole is not None:
             rest = [a for a in arguments[1:] if isinstance(a, Constant)]
@@ -222,7 +228,7 @@ def _inner(equation: JaxprEqn, arguments: list[Value]) -> tuple[Jaxpr, Sequence[
             return None
         branch = equation.params["branches"][int(which.value)]
         return branch.jaxpr, branch.consts
-    for value in equation.params.values():
+    for value in equation.params.values() if equation.primitive.name in _CALLS else ():
         if isinstance(value, ClosedJaxpr):
             return value.jaxpr, value.consts
         if isinstance(value, Jaxpr):
@@ -266,8 +272,12 @@ def _of_constants(equation: JaxprEqn, arguments: list[Constant]) -> list[Value]:
     if first is not None and isinstance(first.value, np.ndarray):
         if name == "convert_element_type":
             return [Constant(first.value.astype(equation.params["new_dtype"]), first.origin, first.factor)]
-        if name in _VIEWS or (name in _INDEXED and first.origin is not None):
+        if name in _VIEWS:
             return [first.view(_view(equation, arguments[1:]))]
+        if name in _INDEXED and first.origin is not None:
+            origin = _view(equation, arguments[1:])(first.origin)
+            value = np.asarray(_bind(equation, *(a.value for a in arguments)))
+            return [Constant(value, None if np.any(origin < 0) else origin, first.factor)]
         if name == "concatenate" and all(a.origin is not None and a.factor == first.factor for a in arguments):
             axis = equation.params["dimension"]
             return [
@@ -330,14 +340,21 @@ def _view(equation: JaxprEqn, rest: list[Constant]) -> Callable[[np.ndarray], np
     if name in _VIEWS:
         return lambda x: _VIEWS[name](x, params)
     if name == "pad":
-        return lambda x: _padded(x, params["padding_config"], rest[0].number)
+        return lambda x: _padded(x, params["padding_config"])
     # Indices are shifted, so that 0 stands for what lies outside.
     return lambda x: np.asarray(_bind(equation, jnp.asarray(x) + 1, *(a.value for a in rest))) - 1
 
 
-def _padded(x: np.ndarray, config: Sequence[tuple[int, int, int]], filled: float | None) -> np.ndarray:
-    if filled != 0 or any(inside or min(low, high) < 0 for low, high, inside in config):
-        return np.full([1], -2)  # of another shape than expected, and of no use
+def _fills(equation: JaxprEqn, arguments: list[Value]) -> bool:
+    """Whether an equation pads with anything but zeros on the outside."""
+    if equation.primitive.name != "pad":
+        return False
+    filled, config = arguments[1], equation.params["padding_config"]
+    zeros = isinstance(filled, Constant) and filled.number == 0
+    return not zeros or any(inside or min(low, high) < 0 for low, high, inside in config)
+
+
+def _padded(x: np.ndarray, config: Sequence[tuple[int, int, int]]) -> np.ndarray:
     return np.pad(x, [(low, high) for low, high, _ in config], constant_values=-1)
 
 
@@ -374,6 +391,16 @@ def _move(whole: Step, index: np.ndarray, name: str, place: str) -> Step:
 
 def _selected(whole: Step, index: np.ndarray) -> Step | None:
     """Some units of a dense layer, or of functions of their entries, as a layer of fewer units."""
+    key = "selected", index.shape, index.tobytes()
+    if key not in whole.moves:
+        part = _selected_anew(whole, index)
+        if part is None:
+            return None
+        whole.moves[key] = part
+    return whole.moves[key]
+
+
+def _selected_anew(whole: Step, index: np.ndarray) -> Step | None:
     if whole.kind == "entries":
         parts: list[Value] = []
         for argument in whole.arguments:

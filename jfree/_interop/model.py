@@ -2,6 +2,7 @@
 
 import functools
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, overload
 
@@ -9,6 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array, ArrayLike
 
 from .._layers.layer import AbstractLayer
@@ -33,11 +35,11 @@ class Parameters(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """A model as a network, and where its parameters stand."""
+    """A model as a network, where its parameters stand, and what the network takes for examples."""
 
     net: Network
     slots: list[Slot]
-    parameters: "Parameters"
+    examples: np.ndarray
 
 
 @overload
@@ -84,12 +86,14 @@ def read_as(parameters: Parameters, x: ArrayLike, weights: str | AbstractWeights
 
 def read(parameters: Parameters, x: ArrayLike, weights: str | AbstractWeights = "auto") -> Reading:
     law = None if isinstance(weights, str) and weights == "auto" else as_weights(weights)
-    examples, source, reader, parts = _parts(parameters, x)
+    examples, source, reader, parts = parts_of(parameters, x)
+    if reader.vanished:
+        places = ",".join(dict.fromkeys(reader.vanished))
+        warnings.warn(f"`model` multiplies branches by 0, which are left out:{places}.", stacklevel=3)
     first = next(all_weights(parts), None)
     if first is None:
         raise ValueError("`model` must have weights that its output depends on.")
-    slots = [slot for part in parts for slot in part.slots()]
-    _check_used_once(slots)
+    slots = slots_of(parts)
     width = source.size if reader.whole else first.weight.value.shape[1]
     layers = [_made(part, law, reader.whole) for part in parts]
     seen = np.asarray(examples, float) + reader.shift
@@ -98,10 +102,10 @@ def read(parameters: Parameters, x: ArrayLike, weights: str | AbstractWeights = 
         raise ValueError("`x` must be finite and not all 0.")
     dtype = jnp.result_type(*(slot.parts[0].value.dtype for slot in slots if slot.kind == "weights" and slot.parts[0]))
     given = jnp.asarray(q0, dtype), jnp.asarray(np.mean(seen), dtype)
-    return Reading(_network(width, layers, given, source.shape, parts), slots, parameters)
+    return Reading(_network(width, layers, given, source.shape, parts), slots, seen)
 
 
-def _parts(parameters: Parameters, x: ArrayLike) -> tuple[np.ndarray, Step, Reader, list[Part]]:
+def parts_of(parameters: Parameters, x: ArrayLike) -> tuple[np.ndarray, Step, Reader, list[Part]]:
     """Examples, the first step, who reads, and what was read."""
     try:
         examples, source, output = _traced(parameters, x)
@@ -113,7 +117,7 @@ def _parts(parameters: Parameters, x: ArrayLike) -> tuple[np.ndarray, Step, Read
 
 def _measured(parameters: Parameters, x: ArrayLike) -> MeasuredMLP:
     """Weights and slopes as they are, numbers between them multiplied into the weights before or behind them."""
-    examples, source, reader, parts = _parts(parameters, x)
+    examples, source, reader, parts = parts_of(parameters, x)
     weights: list[np.ndarray] = []
     biases: list[np.ndarray | None] = []
     activations: list[AbstractActivation] = []
@@ -170,25 +174,34 @@ def _traced(parameters: Parameters, x: ArrayLike) -> tuple[np.ndarray, Step, Ste
         raise ValueError(f"`x` must be an array of real numbers, got {given.dtype}.")
     dtypes = [leaf.dtype for leaf in parameters.leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
     given = given.astype(jnp.result_type(*dtypes)) if dtypes else given
-    # Several, of which one is kept; one; and several where the model takes but one.
-    candidates = [given[:1], given, given[0]] if given.ndim > 1 else [given]
+    program, candidate = _program(function, parameters.leaves, given)
+    source, outputs = steps_of(program, parameters.leaves, candidate)
+    if len(outputs) != 1 or not isinstance(outputs[0], Step):
+        raise ValueError("`model` must return one array, which depends on `x`.")
+    return np.asarray(given), source, outputs[0]
+
+
+def _program(function: Callable[..., Any], leaves: list[Array], given: Array) -> tuple[ClosedJaxpr, Array]:
+    """The program of one of several examples that are taken at once; else of `given`; else of its first entry."""
+    candidates = [given, given[:1], given[0]] if given.ndim > 1 else [given]
+    programs: list[tuple[ClosedJaxpr, Array]] = []
     errors: list[Exception] = []
     for candidate in candidates:
         try:
-            source, outputs = steps_of(function, parameters.leaves, candidate)
-            break
+            programs.append((jax.make_jaxpr(function)(leaves, candidate), candidate))
         except Unreadable:
             raise
         except Exception as error:  # whatever the model raises for an example of another shape
             errors.append(error)
-    else:
-        error = errors[len(errors) // 2]
+    if not programs:
         raise ValueError(
-            f"`model` must take `x`, of shape {given.shape}, or one of several; it raised: {error}"
-        ) from error
-    if len(outputs) != 1 or not isinstance(outputs[0], Step):
-        raise ValueError("`model` must return one array, which depends on `x`.")
-    return np.asarray(given), source, outputs[0]
+            f"`model` must take `x`, of shape {given.shape}, or one of several; it raised: {errors[0]}"
+        ) from errors[0]
+    if len(programs) > 1 and programs[0][1] is given:
+        many, one = (program.out_avals[0].shape for program, _ in programs[:2])
+        if many and programs[1][1].ndim == given.ndim and (many[0], one) == (given.shape[0], (1, *many[1:])):
+            return programs[1]
+    return programs[0]
 
 
 def _is_nothing(part: Part) -> bool:
@@ -196,22 +209,33 @@ def _is_nothing(part: Part) -> bool:
     return isinstance(part, Times) and abs(part.factor - 1) < 1e-4 and part.part is None
 
 
-def _check_used_once(slots: list[Slot]) -> None:
-    """**Raises:** `ValueError` if two layers share weights, of which no two are free."""
-    used: dict[int, str] = {}
-    for slot in slots:
+def slots_of(parts: list[Part]) -> list[Slot]:
+    """Where the parameters of all parts stand.
+
+    **Raises:** `ValueError` if two layers share weights, of which no two are free.
+    """
+    slots = [slot for part in parts for slot in part.slots()]
+    read: list[tuple[np.ndarray, str]] = []  # of arrays that are no parameters
+    owner = np.zeros(0, int)
+    for number, slot in enumerate(slots, 1):
         weight = slot.parts[0] if slot.kind == "weights" else None
         if weight is None:
             continue
-        # Of arrays that are no parameters, by where they lie in memory.
-        address = -np.asarray(weight.value).__array_interface__["data"][0]
-        first = address if weight.origin is None else int(weight.origin.flat[0])
-        if first in used:
+        if weight.origin is None:
+            other = next((place for value, place in read if np.may_share_memory(value, weight.value)), None)
+            read.append((weight.value, slot.place))
+        else:
+            last = int(weight.origin.max())
+            owner = np.pad(owner, (0, max(0, last + 1 - owner.size)))
+            before = owner[weight.origin]
+            other = slots[int(before.max()) - 1].place if np.any(before) else None
+            owner[weight.origin] = number
+        if other is not None:
             raise ValueError(
-                f"`model` uses the same weights twice,{used[first]} and{slot.place}: layers that share weights are not "
-                "free of each other."
+                f"`model` uses the same weights twice,{other} and{slot.place}: layers that share weights are not free "
+                "of each other."
             )
-        used[first] = slot.place
+    return slots
 
 
 def _made(part: Part, law: AbstractWeights | None, whole: bool) -> AbstractLayer:

@@ -83,7 +83,12 @@ class Weights(Part):
         return sigma_w, 0.0 if self.bias is None else _root_mean_square(self.bias.value)
 
     def law(self, law: AbstractWeights | None) -> AbstractWeights:
-        return law if law is not None else Orthogonal() if _is_orthogonal(self.weight.value) else Gaussian()
+        return law if law is not None else Orthogonal() if self._is_orthogonal() else Gaussian()
+
+    def _is_orthogonal(self) -> bool:
+        """Patches as one matrix, convolutions where they are delta-orthogonal."""
+        weight = self.weight.value
+        return _is_orthogonal(weight.reshape(weight.shape[0], -1) if self.stride else weight)
 
     def layer(self, law: AbstractWeights | None, whole: bool) -> AbstractLayer:
         (sigma_w, sigma_b), channels, size = self.scales(), self.weight.value.shape[0], self.size

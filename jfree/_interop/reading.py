@@ -75,10 +75,14 @@ class Reader:
 
     - `whole`: whether a layer tells positions from each other, so that units of all of them are counted.
     - `shift`: what is added to the input before anything else.
+    - `vanished`: where branches are multiplied by 0.
+    - `fixed`: steps whose factors are not to be changed, as a bias stands behind them.
     """
 
     def __init__(self, source: Step, output: Step):
         self.source, self.whole, self.shift = source, False, np.zeros(())
+        self.vanished: list[str] = []
+        self.fixed: set[Step] = set()
         self.known: dict[Any, Any] = {}  # what steps like some that were seen before do
         self.steps = _reached(output)
         self.order = {step: k for k, step in enumerate(self.steps)}
@@ -135,7 +139,7 @@ class Reader:
             parts += self._entries(run)
             run = []
             if len(between) > 1 and not any(inner.kind in _WEIGHTS for inner in between):
-                norm, step = self._norm(before, step, ahead)
+                norm, step = self._norm(before, step, ahead, layout)
                 parts.append(norm)
             else:
                 part, layout = self._part(before, step, layout)
@@ -156,13 +160,18 @@ class Reader:
             case _:
                 raise _mixes(self._between(before, step))
 
-    def _norm(self, before: Step, step: Step, ahead: list[Step]) -> tuple[Norm, Step]:
+    def _norm(self, before: Step, step: Step, ahead: list[Step], layout: _Layout) -> tuple[Norm, Step]:
         """A norm behind a step, and its own last step; the mean may be taken off first."""
         for end in [step, *reversed(ahead[-_LONGEST_NORM:])]:
             between = self._between(before, end)
             if any(inner.kind in _WEIGHTS for inner in between):
                 break
             norm = self._once(before, between, lambda end=end, between=between: _norm(before, end, between))
+            if norm is not None and not _is_whole(norm.axes, layout):
+                raise Unreadable(
+                    f"`model`: {end} normalises some units of a position, or the same unit over positions, as group and "
+                    "instance norms do. What can be read normalises all units of a position, or of all positions."
+                )
             if norm is not None:
                 while step is not end:
                     step = ahead.pop()
@@ -222,17 +231,23 @@ class Reader:
         around = np.pad(
             window, [(0, 0), (0, 0), *((0, n - m) for n, m in zip(index.shape[2:], inside, strict=True))], "wrap"
         )
-        complete = np.array_equal(np.sort(window, None), np.arange(window.size))
+        base = source if layout.step is None else layout.step.inputs[0]
+        complete = np.array_equal(np.sort(window, None), np.arange(base.size))
         if not complete or not np.array_equal(around, index):
             raise Unreadable(
                 f"`model`: {step} must have circular padding, so that all positions are alike: "
                 '`padding_mode="CIRCULAR"` of Equinox, `padding="CIRCULAR"` of Flax, `padding_mode="circular"` of '
                 "PyTorch."
             )
-        if layout.positions is not None:
+        if layout.positions is not None and layout.number > 1:
             seen = layout.positions.ravel()[window]
             if not np.all(seen == seen[:, :1]):
                 raise Unreadable(f"`model`: {step} acts along an axis of units, not of positions.")
+        coming = index.shape[0] * math.prod(inside)
+        if layout.number == 1 < coming:
+            self.whole = True  # a dense layer has told positions from each other
+        elif layout.positions is not None and layout.number != coming:
+            raise Unreadable(f"`model`: {step} acts on other positions than the weights before it.")
         number = math.prod(behind)
         part = Weights(place=step.place, weight=kernel, positions=behind, stride=patches)
         shape = (step.shape[numbers.out_spec[0]], kernel.value.shape[0], *behind)
@@ -245,22 +260,30 @@ class Reader:
 
     def _sum(self, before: Step, step: Step, layout: _Layout) -> tuple[list[Part], _Layout]:
         branches: list[list[Part]] = []
-        skip, skipped = 0.0, None
+        skips: list[float] = []
+        skipped = None
         behind = layout
-        for term, sign in self._terms(before, step, 1.0):
+        terms = self._terms(before, step, 1.0)
+        for term, sign in terms:
             parts, own = self.series(before, term, layout)
             if own.index is not None:
                 raise _incomplete(own.step)
             if all(isinstance(part, Times) for part in parts):
-                skip += sign * math.prod(part.factor for part in parts if isinstance(part, Times))
-                skipped = parts[0].part if len(parts) == 1 and isinstance(parts[0], Times) else None
-            elif not any(part.vanishes for part in parts):
+                skips.append(sign * math.prod(part.factor for part in parts if isinstance(part, Times)))
+                if len(parts) == 1 and isinstance(parts[0], Times) and parts[0].part is not None:
+                    skipped = scaled(parts[0].part, sign)
+                if len(skips) > 1 and any(one.kind == "move" for end, _ in terms for one in self._between(before, end)):
+                    raise Unreadable(f"`model`: {step} adds the same value in several orders of its entries.")
+            elif any(part.vanishes for part in parts):
+                self.vanished.append(step.place)
+            else:
                 parts = parts if sign == 1 else [*parts, Times(place=step.place, factor=sign, part=None)]
                 branches.append(parts)
             behind = own if own.positions is not None else behind
-            if layout.positions is not None and not np.array_equal(_known(own.positions), _known(behind.positions)):
+            if layout.positions is not None and not _same(own.positions, behind.positions):
                 raise Unreadable(f"`model`: {step} adds values whose positions are not in the same order.")
-        times = Times(place=step.place, factor=skip, part=skipped)
+        skip = sum(skips)
+        times = Times(place=step.place, factor=skip, part=skipped if len(skips) == 1 else None)
         if not branches:
             return ([] if skip == 1 else [times]), behind
         return [Sum(place=step.place, branches=branches, skip=times if skip else None)], behind
@@ -275,9 +298,10 @@ class Reader:
         return [*self._terms(before, one, sign), *self._terms(before, other, second)]
 
     def _gate(self, before: Step, step: Step, layout: _Layout) -> tuple[list[Part], _Layout]:
-        (one, behind), (other, _) = (self.series(before, factor, layout) for factor in step.inputs)
+        (one, behind), (other, beside) = (self.series(before, factor, layout) for factor in step.inputs)
+        same = behind.index is None and beside.index is None and _same(behind.positions, beside.positions)
         match sorted((one, other), key=len):
-            case [[Weights() as value], [Weights() as gate, *rest]]:
+            case [[Weights() as value], [Weights() as gate, *rest]] if same and _num_out(value) == _num_out(gate):
                 activation = Linear() if not rest else getattr(rest[0], "activation", None)
                 if activation is not None and len(rest) < 2:
                     return [Gate(place=step.place, value=value, gate=gate, activation=activation)], behind
@@ -320,23 +344,30 @@ class Reader:
     def _shift(
         self, step: Step, shift: Constant, parts: list[Part], run: list[tuple[Step, Step]], layout: _Layout
     ) -> bool:
+        if shift.number == 0 and shift.origin is None:
+            return True
         scale, behind = 1.0, [*parts]
         for one in self._scales(run) or ():
             scale *= one.factor
+        passed: list[Times] = []
         if run and self._scales(run) is None:
             return self._no_vector(step, shift)
         last = behind.pop() if behind else None
         while isinstance(last, Times):
             scale *= last.factor
+            passed.append(last)
             last = behind.pop() if behind else None
-        if isinstance(last, Weights) and last.bias is None and layout.units is not None and scale:
+        if isinstance(last, Weights) and layout.units is not None and scale:
             bias = _per_unit(shift, layout)
             if bias is None:
                 raise Unreadable(
                     f"`model`: {step} adds another bias at every position, such as positional encodings; biases must "
                     "be those of units."
                 )
-            last.bias = scaled(bias, 1 / scale)
+            last.bias = _added(last.bias, scaled(bias, 1 / scale))
+            self.fixed.update(one for _, one in run)
+            for times in passed:
+                times.part = None
             return True
         if isinstance(last, Norm) and not run and last.parts[1] is None:
             values = np.asarray(shift.value, float)
@@ -347,7 +378,7 @@ class Reader:
                 )
             last.offset, last.parts = float(values.mean()), (last.parts[0], shift if values.ndim else None)
             return True
-        if step.inputs[0] is self.source:
+        if step.inputs[0] is self.source and sum(self.source in one.inputs for one in self.steps) == 1:
             self.shift = self.shift + np.asarray(shift.value)
             return True
         return self._no_vector(step, shift)
@@ -362,7 +393,9 @@ class Reader:
 
     def _check_uniform(self, between: list[Step]) -> None:
         for step in between:
-            if not _is_scale(step) and any(isinstance(a, Constant) and a.number is None for a in step.arguments):
+            if _is_scale(step):
+                _times(step)  # which refuses factors that differ
+            elif any(isinstance(a, Constant) and a.number is None for a in step.arguments):
                 raise Unreadable(
                     f"`model`: {step} has another parameter for every unit. Activations must have one per layer."
                 )
@@ -373,13 +406,17 @@ class Reader:
             return [_times(step) for _, step in run]
         return None
 
+    def _factor(self, step: Step) -> Times:
+        times = _times(step)
+        return dataclasses.replace(times, part=None) if step in self.fixed else times
+
     def _entries(self, run: list[tuple[Step, Step]]) -> list[Part]:
         """The scales and the activation that a run of steps is."""
         if not run:
             return []
         first = next((k for k, (_, step) in enumerate(run) if not _is_scale(step)), len(run))
         last = next((k for k in range(len(run), first, -1) if not _is_scale(run[k - 1][1])), first)
-        ahead, behind = ([_times(step) for _, step in own] for own in (run[:first], run[last:]))
+        ahead, behind = ([self._factor(step) for _, step in own] for own in (run[:first], run[last:]))
         if first == last:
             return [*ahead, *behind]
         uniform = all(part.part is None for part in (*ahead, *behind))
@@ -430,7 +467,8 @@ class Reader:
             def of(argument: Value) -> Any:
                 if isinstance(argument, Step):
                     return values[argument]
-                value = np.ravel(argument.value)[0]
+                value = np.ravel(argument.value)
+                value = value[0] if argument.number is not None else np.mean(value, dtype=value.dtype)
                 floating = jnp.issubdtype(value.dtype, jnp.floating)
                 return jnp.full(jnp.shape(x), value, x.dtype if floating else value.dtype)
 
@@ -455,9 +493,12 @@ def _reached(output: Step) -> list[Step]:
     return list(found)
 
 
-def _known(array: np.ndarray | None) -> np.ndarray:
-    assert array is not None
-    return array
+def _same(one: np.ndarray | None, other: np.ndarray | None) -> bool:
+    return one is other or (one is not None and other is not None and np.array_equal(one, other))
+
+
+def _num_out(weights: Weights) -> int:
+    return weights.weight.value.shape[0]
 
 
 def _mixes(steps: list[Step]) -> Unreadable:
@@ -478,6 +519,17 @@ def _incomplete(step: Step | None) -> Unreadable:
 
 def scaled(constant: Constant, factor: float) -> Constant:
     return Constant(np.asarray(constant.value) * factor, constant.origin, constant.factor * factor)
+
+
+def _added(bias: Constant | None, more: Constant) -> Constant:
+    """The sum of two biases; a parameter where the other one is 0."""
+    if bias is None:
+        return more
+    both = np.asarray(bias.value) + np.asarray(more.value)
+    for own, other in ((more, bias), (bias, more)):
+        if own.origin is not None and not np.any(other.value):
+            return own._replace(value=both)
+    return Constant(both)
 
 
 def _per_unit(shift: Constant, layout: _Layout) -> Constant | None:
@@ -534,9 +586,12 @@ def _rate(step: Step, run: list[tuple[Step, Step]]) -> tuple[float, bool] | None
     if step.name == "mul":
         values = np.asarray(constants[0].value, float)
         factor = float(values.max() if values.max() > 0 else values.min())
-        return (1 / factor, False) if factor > 1 else _divided(float(np.mean(values != 0)), values.size, run)
+        share = float(np.mean(values != 0))
+        if factor > 1:
+            return (1 / factor, False) if _is_share(1 / factor, share, values.size) else None
+        return _divided(share, values.size, run)
     which, *cases = step.arguments
-    if not isinstance(which, Constant) or len(cases) != 2 or not _is_mask(which):
+    if not isinstance(which, Constant) or len(cases) != 2 or np.size(which.value) < 2:
         return None
     zero = [isinstance(case, Constant) and case.number == 0 for case in cases]
     if sum(zero) != 1:
@@ -549,8 +604,12 @@ def _divided(share: float, number: int, run: list[tuple[Step, Step]]) -> tuple[f
     if not run or not _is_scale(run[-1][1]):
         return None
     keep = 1 / _times(run[-1][1]).factor
-    near = 6 * (share * (1 - share) / number) ** 0.5
-    return (keep, True) if 0 < keep < 1 and abs(keep - share) <= near else None
+    return (keep, True) if 0 < keep < 1 and _is_share(keep, share, number) else None
+
+
+def _is_share(keep: float, share: float, number: int) -> bool:
+    """Whether a share of so many may be what is kept with a probability, within six standard deviations."""
+    return abs(keep - share) <= 6 * (keep * (1 - keep) / number) ** 0.5
 
 
 class _Normed(NamedTuple):
@@ -559,6 +618,16 @@ class _Normed(NamedTuple):
     centred: bool
     gains: np.ndarray
     offsets: np.ndarray
+    axes: tuple[int, ...]
+
+
+def _is_whole(axes: tuple[int, ...], layout: _Layout) -> bool:
+    """Whether what is normalised together are all units of some positions."""
+    if layout.positions is None or layout.units is None:
+        return True
+    last = range(layout.positions.ndim - len(axes), layout.positions.ndim)
+    groups = np.moveaxis(layout.positions, axes, last).reshape(-1, math.prod(layout.positions.shape[a] for a in axes))
+    return len(set(groups[0].tolist())) * (int(layout.units.max()) + 1) == groups.shape[1]
 
 
 def _norm(before: Step, step: Step, between: list[Step]) -> _Normed | None:
@@ -568,7 +637,9 @@ def _norm(before: Step, step: Step, between: list[Step]) -> _Normed | None:
     rng = np.random.default_rng(0)
     sizes = _LARGE * (1 + np.arange(_NUM_TRIED)) / _NUM_TRIED
     tried = [s * (rng.standard_normal(before.shape) + rng.standard_normal()) for s in sizes]
-    found = np.stack([_evaluate(before, step, between, jnp.asarray(x, before.dtype)) for x in tried]).astype(float)
+    found = np.stack(
+        [_evaluate(before, step, between, jnp.asarray(x, jnp.promote_types(before.dtype, jnp.float32))) for x in tried]
+    ).astype(float)
     axes = {tuple(range(len(before.shape))), (len(before.shape) - 1,), (0,)}
     axes |= {tuple(inner.params["axes"]) for inner in between if "axes" in inner.params}
     for over in axes:
@@ -578,7 +649,7 @@ def _norm(before: Step, step: Step, between: list[Step]) -> _Normed | None:
             normal = np.stack([_normalised(x, over, centred) for x in tried])
             gains, offsets = _fit(normal, found)
             if np.max(np.abs(found - gains * normal - offsets)) <= _NORM * np.max(np.abs(gains)):
-                return _Normed(centred, gains, offsets)
+                return _Normed(centred, gains, offsets, over)
     return None
 
 
@@ -595,7 +666,7 @@ def _fit(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _with_parameters(norm: _Normed, step: Step, between: list[Step]) -> Norm:
-    centred, gains, offsets = norm
+    centred, gains, offsets, _ = norm
     mean = float(gains.mean())
     if np.std(gains) > ALIKE * abs(mean) or np.std(offsets) > ALIKE * abs(mean):
         raise Unreadable(

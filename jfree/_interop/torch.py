@@ -86,8 +86,8 @@ def assign_(module: "torch.nn.Module", written: Written) -> None:
     """Copies new values into the parameters of a module."""
     own = dict(module.named_parameters())
     with _torch().no_grad():
-        for name, value in written.model.arrays.items():
-            own[name].copy_(_torch().from_numpy(np.array(value)))
+        for name in written.names:
+            own[name].copy_(_torch().from_numpy(np.array(written.model.arrays[name])))
 
 
 @contextlib.contextmanager
@@ -128,6 +128,8 @@ class _Function:
         signature = exported.graph_signature
         named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         others = {**dict(self.module.named_buffers()), **exported.constants}
+        of_tensor = {id(parameter): name for name, parameter in self.module.named_parameters()}
+        tied = dict(self.module.named_parameters(remove_duplicate=False))
         lifted = signature.inputs_to_lifted_tensor_constants
         values: dict[Any, Any] = {}
         for node in exported.graph.nodes:
@@ -136,6 +138,7 @@ class _Function:
                     values[node] = _array(exported.constants[lifted[node.name]])
                 elif node.name in named:
                     name = named[node.name]
+                    name = of_tensor[id(tied[name])] if name in tied else name
                     values[node] = self.arrays[name] if name in self.arrays else _array(others[name])
                 else:
                     values[node] = x
@@ -169,7 +172,9 @@ def parameters_of_torch(module: Any) -> Parameters:
 
 
 def _array(tensor: Any) -> Array:
-    return jnp.asarray(tensor.detach().cpu().numpy())
+    """Of precisions that NumPy does not know, in single."""
+    torch, tensor = _torch(), tensor.detach().cpu()
+    return jnp.asarray((tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy())
 
 
 def _place(node: Any) -> str:
@@ -370,14 +375,19 @@ _STEPS: dict[str, Callable[..., Any]] = {
     "flatten": _flatten,
     "gelu": _gelu,
     "getitem": lambda xs, k: xs[k],
+    "ge": jnp.greater_equal,
     "glu": _glu,
+    "gt": jnp.greater,
+    "hardshrink": lambda x, size=0.5: jnp.where(jnp.abs(x) > size, x, 0),
     "hardsigmoid": lambda x: jnp.clip(x / 6 + 0.5, 0, 1),
     "hardswish": lambda x: x * jnp.clip(x / 6 + 0.5, 0, 1),
     "hardtanh": lambda x, low=-1.0, high=1.0: jnp.clip(x, low, high),
     "layer_norm": _layer_norm,
+    "le": jnp.less_equal,
     "leaky_relu": lambda x, slope=0.01: jnp.where(x > 0, x, slope * x),
     "linear": _linear,
     "log_sigmoid": jax.nn.log_sigmoid,
+    "lt": jnp.less,
     "matmul": jnp.matmul,
     "maximum": jnp.maximum,
     "mean": functools.partial(_reduced, jnp.mean),
@@ -405,6 +415,7 @@ _STEPS: dict[str, Callable[..., Any]] = {
     "slice": _slice,
     "softmax": lambda x, axis, dtype=None: jax.nn.softmax(x, axis),
     "softplus": _softplus,
+    "softshrink": lambda x, size=0.5: jnp.sign(x) * jnp.maximum(jnp.abs(x) - size, 0),
     "split": _split,
     "split_with_sizes": _split,
     "sqrt": jnp.sqrt,
@@ -415,8 +426,10 @@ _STEPS: dict[str, Callable[..., Any]] = {
     "t": jnp.transpose,
     "tanh": jnp.tanh,
     "to": _self,
+    "threshold": lambda x, least, value: jnp.where(x > least, x, value),
     "transpose": jnp.swapaxes,
     "unflatten": lambda x, axis, sizes: x.reshape(*x.shape[: axis % x.ndim], *sizes, *x.shape[axis % x.ndim + 1 :]),
     "unsqueeze": jnp.expand_dims,
     "view": lambda x, shape: x.reshape(shape),
+    "where": jnp.where,
 }

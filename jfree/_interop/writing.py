@@ -19,7 +19,7 @@ from .._networks.mlp import MLP
 from .._networks.network import Network
 from .._networks.resnet import ResNet
 from .equinox import redrawn
-from .model import Parameters, parameters_of, read
+from .model import Parameters, parameters_of, parts_of, slots_of
 from .parts import Slot
 
 Model = TypeVar("Model")
@@ -61,20 +61,20 @@ def warn_left(written: "Written") -> None:
 
 
 class Written(NamedTuple):
-    """A model, in how many of its arrays something was written, and the names of weights that were not read."""
+    """A model, the names of its arrays that something was written in, and those of weights that were not read."""
 
     model: Any
-    num_written: int
+    names: list[str]
     left: list[str]
 
 
 def write(parameters: Parameters, net: Network, key: PRNGKeyArray) -> Written:
     """A model that `net` was read from, with its parameters redrawn."""
     assert net.shape is not None
-    reading = read(parameters, np.ones(net.shape, np.float32))
-    spread, _ = with_positions(net)
-    sampled = sample_network(spread, key, float(reading.net.width / net.width))
-    return _written(reading.slots, _check_alike(reading.slots, list(_values(sampled))), parameters)
+    *_, parts = parts_of(parameters, np.ones(net.shape, np.float32))
+    slots, (spread, _) = slots_of(parts), with_positions(net)
+    sampled = sample_network(spread, key, 1.0)
+    return _written(slots, _check_alike(slots, list(_values(sampled))), parameters)
 
 
 def _values(module: Any) -> Iterator[tuple[str, tuple[Any, ...]]]:
@@ -142,7 +142,7 @@ def _written(slots: list[Slot], found: list[tuple[Any, ...]], parameters: Parame
         for k, (name, leaf) in enumerate(zip(parameters.names, leaves, strict=True))
         if k not in arrays and leaf.ndim > 1 and jnp.issubdtype(leaf.dtype, jnp.floating)
     ]
-    return Written(parameters.rebuild(leaves), len(arrays), left)
+    return Written(parameters.rebuild(leaves), [parameters.names[k] for k in arrays], left)
 
 
 def _check_kept(slot: Slot, number: float, value: Any) -> None:

@@ -13,7 +13,7 @@ from .._layers.conv import AbstractConv
 from .._layers.dense import Dense
 from .._layers.layer import AbstractLayer, Entries
 from .._meanfield.moments import MeanField
-from .._numerics.arrays import common_dtype
+from .._numerics.arrays import common_dtype, is_concrete
 from .._numerics.checks import cast, mean_of_input, positive, scalar
 from .._numerics.show import counted, number, runs, Table
 from ..activations._base import AbstractActivation
@@ -101,6 +101,8 @@ class Network(AbstractNetwork):
                     activations[-1] = activation
                 case _:
                     return None
+        if dense[0].weights.centred and not (is_concrete(self.mean0) and bool(self.mean0 == 0)):
+            return None  # an MLP knows no mean of its input
         sigma_w, sigma_b = (jnp.stack([getattr(layer, name) for layer in dense]) for name in ("sigma_w", "sigma_b"))
         return MLP(
             jnp.stack([self.width, *(layer.width for layer in dense)]),

@@ -45,8 +45,8 @@ class CheckCommand:
         from .._interop.model import read
         from .._spectra import jacobian_spectrum
 
-        net, slots, _ = read(parameters, x, self.weights)
-        q0 = norms(x, net)
+        net, slots, examples = read(parameters, x, self.weights)
+        q0 = norms(examples, net)
         say = (lambda *_: None) if self.json else (lambda text: print(text, flush=True))
         say(net)
         plain = net.as_mlp()
@@ -87,11 +87,12 @@ def _parameters(model: str) -> "Parameters":
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
     sys.path.insert(0, str(path.parent.resolve()))
     try:
         spec.loader.exec_module(module)
         found = getattr(module, name)
-        made = found() if isinstance(found, type(_parameters)) else found
+        made = found() if isinstance(found, type(_parameters) | type) else found
     except Exception as error:  # of whatever the file does
         raise ValueError(f"`model`: {model} raised {type(error).__name__}: {error}") from error
     finally:
