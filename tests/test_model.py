@@ -367,6 +367,94 @@ def test_measured_weights_are_those_of_the_model():
         from_model(Looped(16, KEY), x, "measured")
 
 
+def test_dense_layers_before_convolutions_tell_positions_apart():
+    """As in decoders: widths are those of all positions from the input on."""
+    dense = normal(128, 32) / 32**0.5
+    convolution = conv(padding_mode="CIRCULAR", channels=8)
+
+    def decoder(x):
+        return convolution((dense @ x).reshape(8, 4, 4)).ravel()
+
+    net = from_model(decoder, normal(32))
+    assert np.array_equal(net.widths, [32, 128, 128])
+    own = np.mean(np.linalg.svd(jax.jacobian(decoder)(normal(32)), compute_uv=False) ** 2)
+    assert np.isclose(jnp.prod(jfree.propagate(net).chi) * 128 / 32, own, rtol=0.2)
+
+
+def test_slices_of_functions_are_functions_of_slices():
+    net = from_model(lambda x: W[:, :8] @ jax.nn.silu(V @ x)[:8], normal(16))
+    assert kinds(net) == ["Dense", "Activation", "Dense"]
+
+
+def test_shifts_of_the_input_are_part_of_it():
+    model, x = functools.partial(lambda w, x: w @ (x - 5.0), W), normal(50, 16) + 5
+    net = from_model(model, x)
+    assert np.isclose(net.q0, jnp.mean((x - 5) ** 2))
+    _, report = jfree.initialize(model, x, KEY, steps=1, progress=False)
+    assert np.isclose(report.before.net.q0, net.q0)
+    assert np.max(np.abs(report.before.diagnosis.q)) < 10 * net.q0 * net.layers[0].sigma_w ** 2
+    jfree.reinitialize(functools.partial(lambda w, x: w @ (x - 1.0), W), net, KEY)
+
+
+def test_skips_are_written_with_their_signs():
+    def model(parameters, x):
+        return parameters[0] @ x - parameters[1] * x
+
+    own = functools.partial(model, (W, jnp.asarray(0.5)))
+    net = from_model(own, normal(16))
+    assert np.isclose(net.layers[0].skip, -0.5)
+    assert np.isclose(jfree.reinitialize(own, net, KEY).args[0][1], 0.5)
+
+
+def test_weights_that_are_padded():
+    weight = normal(16, 8) / 4
+    net = from_model(functools.partial(lambda w, x: jnp.pad(w, ((0, 0), (0, 8))) @ x, weight), normal(16))
+    assert np.isclose(net.layers[0].sigma_w, 4 * jnp.sqrt(jnp.mean(weight**2) / 2))
+
+
+def test_batches_and_positions_are_told_apart():
+    positions = normal(7, 16)
+    assert from_model(lambda x: jnp.tanh(x @ W) @ V, positions).shape == (1, 16)
+    with pytest.raises(ValueError, match="another bias at every position"):
+        from_model(lambda x: jnp.tanh(x @ W + positions) @ V, positions)
+
+
+def test_biases_behind_scales_are_written():
+    def model(parameters, x):
+        weight, scale, bias = parameters
+        return scale * (weight @ x) + bias
+
+    own = functools.partial(model, (W, jnp.asarray(2.0), normal(16)))
+    net = from_model(own, normal(16))
+    _, scale, bias = jfree.reinitialize(own, net, KEY).args[0]
+    assert scale == 2
+    assert np.isclose(jnp.sqrt(jnp.mean(bias**2)), jnp.sqrt(jnp.mean(normal(16) ** 2)), rtol=0.5)
+    changed = eqx.tree_at(lambda n: n.layers[1].factor, net, jnp.asarray(0.5))
+    with pytest.raises(ValueError, match="must have a parameter for the scale"):
+        jfree.reinitialize(own, changed, KEY)
+
+
+def test_branches_that_are_0_are_told():
+    with pytest.warns(UserWarning, match=r"branches by 0, which are left out: at test_model.py"):
+        net = from_model(lambda x: V @ (x + 0.0 * (W @ x)), normal(16))
+    assert kinds(net) == ["Dense"]
+
+
+def leaky(x):
+    h = W @ x
+    return V @ jnp.where(h > 0, h, jnp.linspace(0.3, 3, 16) * h)
+
+
+def instance_norm(x):
+    x = conv(padding_mode="CIRCULAR")(x)
+    return x / jnp.sqrt(jnp.mean(x**2, (1, 2), keepdims=True))
+
+
+def shared(x):
+    h = W @ x
+    return V @ jnp.tanh(h) + V[:, :8] @ jnp.tanh(h[8:])
+
+
 def attention(x):
     q, k, v = (x @ normal(16, 16, key=jax.random.key(s)) for s in range(3))
     return jax.nn.softmax(q @ k.T) @ v
@@ -376,11 +464,11 @@ def mixer(x):
     return (normal(7, 7) @ jnp.tanh(x @ normal(16, 16))) @ normal(16, 16, key=jax.random.key(1))
 
 
-def conv(padding="SAME", stride=1, groups=1, padding_mode="ZEROS", kernel=3):
-    return eqx.nn.Conv2d(4, 4, kernel, stride, padding, groups=groups, padding_mode=padding_mode, key=KEY)
+def conv(padding="SAME", stride=1, groups=1, padding_mode="ZEROS", kernel=3, channels=4):
+    return eqx.nn.Conv2d(channels, channels, kernel, stride, padding, groups=groups, padding_mode=padding_mode, key=KEY)
 
 
-W = normal(16, 16)
+W, V = normal(16, 16), normal(16, 16, key=jax.random.key(7))
 
 
 @pytest.mark.parametrize(
@@ -408,6 +496,12 @@ W = normal(16, 16)
         (lambda x: x + jnp.tanh(x), normal(16), "must have weights"),
         (lambda x: (W @ x) * jnp.tanh(W.T @ (W[0] * x)), normal(16), "multiply all units|multiplies two values"),
         (lambda x: jnp.tanh(x), normal(16), "must have weights"),
+        (leaky, normal(16), "multiply all units by factors that are alike"),
+        (shared, normal(16), "the same weights twice"),
+        (lambda x: (W @ x) * jax.nn.sigmoid(V[:1] @ x), normal(16), "multiplies two values"),
+        (lambda x: x + W @ (x + 3.0), normal(16), "out of place"),
+        (lambda x: x + x[::-1] + W @ x, normal(16), "several orders"),
+        (instance_norm, normal(4, 8, 8), "instance norms"),
         (lambda x: 0 * W @ jnp.ones(16), normal(16), "depends on `x`"),
         (lambda x: (W @ x, x), normal(16), "must return one array"),
         (lambda x: W @ x, normal(9), r"must take `x`, of shape \(9,\)"),

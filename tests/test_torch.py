@@ -110,7 +110,7 @@ def test_modules_are_read_and_redrawn(name):
     again = jfree.from_torch(module, x)
     for old, new in zip(weights_of(net), weights_of(again), strict=True):
         assert np.isclose(old, new, rtol=0.2)
-    loss = module(x).square().mean()
+    loss = module.eval()(x).square().mean()
     loss.backward()
     with torch.no_grad():
         for parameter in module.parameters():
@@ -164,6 +164,30 @@ class Called(nn.Module):
 def test_what_cannot_be_read_is_named(make, shape, named):
     with pytest.raises(ValueError, match=named):
         jfree.from_torch(make(), torch.randn(*shape))
+
+
+def test_batch_norms_are_read_after_training():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(32, 32), nn.BatchNorm1d(32), nn.Tanh(), nn.Linear(32, 5))
+    for _ in range(20):
+        module(torch.randn(5000, 32))
+    with torch.no_grad():
+        module[0].weight.copy_(torch.linalg.qr(torch.randn(32, 32))[0])
+        module[1].running_var.fill_(2.0)
+        module[1].bias += 0.1
+    net = jfree.from_torch(module.eval(), torch.randn(50, 32))
+    assert [kind for kind in kinds(net) if kind != "Scale"] == ["Dense", "Activation", "Dense"]
+    bias = module[0].bias - module[1].running_mean + 0.1 * 2**0.5
+    assert np.isclose(net.layers[0].sigma_b, float(bias.square().mean().sqrt()), rtol=0.01)
+
+
+def test_parameters_in_other_precisions_and_tied_ones():
+    module = nn.Sequential(nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 32)).bfloat16()
+    net = jfree.from_torch(module, torch.randn(20, 32))
+    assert jfree.reinitialize_torch_(module, net, 0)[0].weight.dtype == torch.bfloat16
+    module[2].weight = module[0].weight
+    with pytest.raises(ValueError, match="the same weights twice"):
+        jfree.from_torch(module, torch.randn(20, 32))
 
 
 def test_gates_are_read():

@@ -169,7 +169,7 @@ class Reader:
             norm = self._once(before, between, lambda end=end, between=between: _norm(before, end, between))
             if norm is not None and not _is_whole(norm.axes, layout):
                 raise Unreadable(
-                    f"`model`: {end} normalises some units of a position, or the same unit over positions, as group and "
+                    f"`model`: {end} normalises some units of a position, or one unit over positions, as group and "
                     "instance norms do. What can be read normalises all units of a position, or of all positions."
                 )
             if norm is not None:
