@@ -178,13 +178,16 @@ def test_batch_norms_are_read_after_training():
     net = jfree.from_torch(module.eval(), torch.randn(50, 32))
     assert [kind for kind in kinds(net) if kind != "Scale"] == ["Dense", "Activation", "Dense"]
     bias = module[0].bias - module[1].running_mean + 0.1 * 2**0.5
-    assert np.isclose(net.layers[0].sigma_b, float(bias.square().mean().sqrt()), rtol=0.01)
+    (first, *_) = net.layers
+    assert isinstance(first, jfree.layers.Dense)
+    assert np.isclose(first.sigma_b, float(bias.detach().square().mean().sqrt()), rtol=0.01)
 
 
 def test_parameters_in_other_precisions_and_tied_ones():
     module = nn.Sequential(nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 32)).bfloat16()
     net = jfree.from_torch(module, torch.randn(20, 32))
-    assert jfree.reinitialize_torch_(module, net, 0)[0].weight.dtype == torch.bfloat16
+    jfree.reinitialize_torch_(module, net, 0)
+    assert module[0].weight.dtype == torch.bfloat16
     module[2].weight = module[0].weight
     with pytest.raises(ValueError, match="the same weights twice"):
         jfree.from_torch(module, torch.randn(20, 32))
