@@ -188,7 +188,7 @@ MODELS = {
         ["Dense", "Activation"] * 2 + ["Dense"],
     ),
     "scaled": (
-        functools.partial(scaled_weights, (normal(12, 16), normal(6, 12), jnp.ones(6))),
+        functools.partial(scaled_weights, (normal(12, 16), normal(6, 12), normal(6))),
         normal(16),
         ["Dense", "Activation", "Dense", "Scale"],
     ),
@@ -440,6 +440,32 @@ def test_branches_that_are_0_are_told():
     assert kinds(net) == ["Dense"]
 
 
+def test_numbers_added_behind_weights_are_part_of_the_activation():
+    _, layer, _ = from_model(lambda x: V @ jax.nn.hard_sigmoid(W @ x), normal(16)).layers
+    assert isinstance(layer.activation, acts.Clip)
+    dense, layer, _ = from_model(lambda x: V @ jnp.tanh(W @ x - 2.0), normal(16)).layers
+    assert dense.sigma_b == 0
+    assert np.isclose(layer.activation(jnp.asarray(2.0)), 0)
+    with pytest.warns(UserWarning, match="have the mean -1"):
+        from_model(functools.partial(lambda b, x: V @ jax.nn.relu(W @ x + b), jnp.full(16, -1.0)), normal(16))
+
+
+def test_what_was_written_is_what_comes_out():
+    def shared_scale(parameters, x):
+        first, second, scale = parameters
+        x = x + scale * (first @ x)
+        return x + scale * (second @ x)
+
+    own = functools.partial(shared_scale, (W, V, jnp.asarray(0.5)))
+    net = from_model(own, normal(16))
+    changed = eqx.tree_at(lambda n: n.layers[1].scale, net, jnp.asarray(0.9))
+    with pytest.raises(ValueError, match="do not come out as they were written"):
+        jfree.reinitialize(own, changed, KEY)
+    normalised = functools.partial(lambda w, x: (w / jnp.linalg.norm(w)) @ x, W)
+    with pytest.raises(ValueError, match=r"come out|parameters of its own"):
+        jfree.reinitialize(normalised, from_model(normalised, normal(16)), KEY)
+
+
 def leaky(x):
     h = W @ x
     return V @ jnp.where(h > 0, h, jnp.linspace(0.3, 3, 16) * h)
@@ -496,6 +522,7 @@ W, V = normal(16, 16), normal(16, 16, key=jax.random.key(7))
         (lambda x: x + jnp.tanh(x), normal(16), "must have weights"),
         (lambda x: (W @ x) * jnp.tanh(W.T @ (W[0] * x)), normal(16), "multiply all units|multiplies two values"),
         (lambda x: jnp.tanh(x), normal(16), "must have weights"),
+        (lambda x: W @ (x + V @ jax.lax.stop_gradient(x)), normal(16), "has no gradient"),
         (leaky, normal(16), "multiply all units by factors that are alike"),
         (shared, normal(16), "the same weights twice"),
         (lambda x: (W @ x) * jax.nn.sigmoid(V[:1] @ x), normal(16), "multiplies two values"),

@@ -175,7 +175,8 @@ def test_batch_norms_are_read_after_training():
         module[0].weight.copy_(torch.linalg.qr(torch.randn(32, 32))[0])
         module[1].running_var.fill_(2.0)
         module[1].bias += 0.1
-    net = jfree.from_torch(module.eval(), torch.randn(50, 32))
+    with pytest.warns(UserWarning, match="have the mean"):
+        net = jfree.from_torch(module.eval(), torch.randn(50, 32))
     assert [kind for kind in kinds(net) if kind != "Scale"] == ["Dense", "Activation", "Dense"]
     bias = module[0].bias - module[1].running_mean + 0.1 * 2**0.5
     (first, *_) = net.layers

@@ -18,7 +18,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 _ENTRYWISE = frozenset(
     "abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp convert_element_type cos cosh digamma "
     "div eq erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le lgamma log log1p logistic lt max min "
-    "mul ne neg nextafter not or pow reduce_precision rem round rsqrt select_n sign sin sinh sqrt square stop_gradient "
+    "mul ne neg nextafter not or pow reduce_precision rem round rsqrt select_n sign sin sinh sqrt square "
     "sub tan tanh xor".split()
 )
 
@@ -287,6 +287,8 @@ def _of_constants(equation: JaxprEqn, arguments: list[Constant]) -> list[Value]:
                     first.factor,
                 )
             ]
+    if not equation.outvars:
+        return []
     found = _bind(equation, *(a.value for a in arguments))
     values = [_plain(x) for x in (found if equation.primitive.multiple_results else [found])]
     return [Constant(values[0], *_times(name, arguments)), *map(Constant, values[1:])]
@@ -321,6 +323,8 @@ _VIEWS: dict[str, Callable[[np.ndarray, dict[str, Any]], np.ndarray]] = {
     "rev": lambda x, p: np.flip(x, p["dimensions"]),
     "copy": lambda x, p: x,
     "copy_p": lambda x, p: x,
+    "name": lambda x, p: x,
+    "sharding_constraint": lambda x, p: x,
     "broadcast_in_dim": lambda x, p: _broadcast(x, p["shape"], p["broadcast_dimensions"]),
 }
 

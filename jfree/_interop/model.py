@@ -94,6 +94,7 @@ def read(parameters: Parameters, x: ArrayLike, weights: str | AbstractWeights = 
     if first is None:
         raise ValueError("`model` must have weights that its output depends on.")
     slots = slots_of(parts)
+    _warn_of_means(parts)
     width = source.size if reader.whole else first.weight.value.shape[1]
     layers = [_made(part, law, reader.whole) for part in parts]
     seen = np.asarray(examples, float) + reader.shift
@@ -207,6 +208,22 @@ def _program(function: Callable[..., Any], leaves: list[Array], given: Array) ->
 def _is_nothing(part: Part) -> bool:
     """A factor that is 1 but for what a norm adds to a variance, and no parameter."""
     return isinstance(part, Times) and abs(part.factor - 1) < 1e-4 and part.part is None
+
+
+def _warn_of_means(parts: list[Part]) -> None:
+    """**Warns:** of biases that differ from 0 on the whole, by more than chance."""
+    for weights in all_weights(parts):
+        values = np.zeros(1) if weights.bias is None else np.asarray(weights.bias.value, float)
+        mean = float(values.mean())
+        if abs(mean) > max(_UNSEEN, 6 * float(values.std()) / values.size**0.5):
+            warnings.warn(
+                f"`model`: biases{weights.place} have the mean {mean:.3g}, and are read as if random, of mean 0.",
+                stacklevel=4,
+            )
+
+
+# Means of biases that are not worth a word.
+_UNSEEN = 1e-3
 
 
 def slots_of(parts: list[Part]) -> list[Slot]:

@@ -33,6 +33,7 @@ _REASONS = {
     "reduce_window_sum": "is pooling, which can't be read; patches, convolutions whose stride is their kernel, can",
     "reduce_sum": "sums or averages units, and is no layer norm or RMS norm; pooling can't be read",
     "sort": "sorts units",
+    "stop_gradient": "has no gradient, so that the Jacobian is not that of the values",
     "while": "is a loop whose number of turns is not known; a `scan` or a Python loop can be read",
     "cond": "depends on a condition that depends on the input",
 }
@@ -344,8 +345,9 @@ class Reader:
     def _shift(
         self, step: Step, shift: Constant, parts: list[Part], run: list[tuple[Step, Step]], layout: _Layout
     ) -> bool:
-        if shift.number == 0 and shift.origin is None:
-            return True
+        at_input = step.inputs[0] is self.source and sum(self.source in one.inputs for one in self.steps) == 1
+        if shift.number is not None and shift.origin is None and not at_input:
+            return shift.number == 0  # others are part of the activation
         scale, behind = 1.0, [*parts]
         for one in self._scales(run) or ():
             scale *= one.factor
@@ -378,7 +380,7 @@ class Reader:
                 )
             last.offset, last.parts = float(values.mean()), (last.parts[0], shift if values.ndim else None)
             return True
-        if step.inputs[0] is self.source and sum(self.source in one.inputs for one in self.steps) == 1:
+        if at_input:
             self.shift = self.shift + np.asarray(shift.value)
             return True
         return self._no_vector(step, shift)

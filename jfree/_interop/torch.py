@@ -110,7 +110,7 @@ def _torch() -> Any:
 
 def examples_of(x: Any) -> np.ndarray:
     torch = _torch()
-    return x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
+    return np.asarray(_array(x)) if isinstance(x, torch.Tensor) else np.asarray(x)
 
 
 class _Function:
@@ -142,7 +142,7 @@ class _Function:
                     values[node] = self.arrays[name] if name in self.arrays else _array(others[name])
                 else:
                     values[node] = x
-            elif node.op == "call_function":
+            elif node.op == "call_function" and not _name(node).startswith("_assert"):
                 arguments, options = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
                 with jax.named_scope(f"{GIVEN} of `{_name(node)}`{_place(node)}"):
                     values[node] = _call(node, arguments, options)
@@ -193,6 +193,8 @@ def _name(node: Any) -> str:
 
 def _call(node: Any, arguments: Sequence[Any], options: dict[str, Any]) -> Any:
     name = _name(node).removesuffix("_")
+    if name != _name(node) and getattr(node.args[0], "op", "") == "call_function" and _name(node.args[0]) in _PARTS:
+        raise Unreadable(f"`model`: `{_name(node)}`{_place(node)} changes a view in place, which can't be read.")
     if name not in _STEPS:
         raise Unreadable(
             f"`model`: `{name}`{_place(node)} can't be read. What can be: linear layers, circular convolutions, "
@@ -201,6 +203,11 @@ def _call(node: Any, arguments: Sequence[Any], options: dict[str, Any]) -> Any:
     options = {key: value for key, value in options.items() if key not in _IGNORED}
     return _STEPS[name](*arguments, **options)
 
+
+# Views, of which a change in place is one of another value, too.
+_PARTS = frozenset(
+    "view reshape slice select chunk split getitem t transpose permute flatten unsqueeze squeeze unflatten".split()
+)
 
 # What says nothing of values.
 _IGNORED = frozenset(("memory_format", "inplace", "layout", "device", "pin_memory"))

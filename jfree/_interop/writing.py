@@ -61,9 +61,10 @@ def warn_left(written: "Written") -> None:
 
 
 class Written(NamedTuple):
-    """A model, the names of its arrays that something was written in, and those of weights that were not read."""
+    """A model and its arrays, the names of those that something was written in, and of weights that were not read."""
 
     model: Any
+    parameters: Parameters
     names: list[str]
     left: list[str]
 
@@ -74,7 +75,10 @@ def write(parameters: Parameters, net: Network, key: PRNGKeyArray) -> Written:
     *_, parts = parts_of(parameters, np.ones(net.shape, np.float32))
     slots, (spread, _) = slots_of(parts), with_positions(net)
     sampled = sample_network(spread, key, 1.0)
-    return _written(slots, _check_alike(slots, list(_values(sampled))), parameters)
+    drawn = _check_alike(slots, list(_values(sampled)))
+    written = _written(slots, drawn, parameters)
+    _check_written(written, drawn, net)
+    return written
 
 
 def _values(module: Any) -> Iterator[tuple[str, tuple[Any, ...]]]:
@@ -142,7 +146,30 @@ def _written(slots: list[Slot], found: list[tuple[Any, ...]], parameters: Parame
         for k, (name, leaf) in enumerate(zip(parameters.names, leaves, strict=True))
         if k not in arrays and leaf.ndim > 1 and jnp.issubdtype(leaf.dtype, jnp.floating)
     ]
-    return Written(parameters.rebuild(leaves), [parameters.names[k] for k in arrays], left)
+    return Written(
+        parameters.rebuild(leaves), parameters._replace(leaves=leaves), [parameters.names[k] for k in arrays], left
+    )
+
+
+# By how much numbers may differ for having been rounded to a half precision.
+_ROUNDED = 2e-2
+
+
+def _check_written(written: Written, drawn: list[tuple[Any, ...]], net: Network) -> None:
+    """**Raises:** `ValueError` if the model does not have what was written: two layers share it, or derive from it."""
+    assert net.shape is not None
+    *_, parts = parts_of(written.parameters, np.ones(net.shape, np.float32))
+    slots = slots_of(parts)
+    for slot, values in zip(slots, drawn, strict=len(slots) == len(drawn)):
+        for part, number, value in zip(slot.parts, slot.numbers, values, strict=True):
+            own = np.ravel(number if part is None or slot.kind != "weights" else np.asarray(part.value, float))
+            value = np.ravel(np.asarray(value, float))
+            size = max(float(np.max(np.abs(value))), _SAME)
+            if np.all(np.isfinite(own)) and not np.max(np.abs(own - value)) <= _ROUNDED * size:
+                raise ValueError(
+                    f"`model`: the {slot.kind}{slot.place} do not come out as they were written: other layers share "
+                    "their parameters, or they are computed from parameters otherwise than by views and factors."
+                )
 
 
 def _check_kept(slot: Slot, number: float, value: Any) -> None:
