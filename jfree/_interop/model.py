@@ -215,15 +215,16 @@ def _warn_of_means(parts: list[Part]) -> None:
     for weights in all_weights(parts):
         values = np.zeros(1) if weights.bias is None else np.asarray(weights.bias.value, float)
         mean = float(values.mean())
-        if abs(mean) > max(_UNSEEN, 6 * float(values.std()) / values.size**0.5):
+        chance = 6 * float(values.std()) / values.size**0.5
+        if values.size >= _FEWEST and abs(mean) > max(_UNSEEN, chance):
             warnings.warn(
                 f"`model`: biases{weights.place} have the mean {mean:.3g}, and are read as if random, of mean 0.",
                 stacklevel=4,
             )
 
 
-# Means of biases that are not worth a word.
-_UNSEEN = 1e-3
+# Means of biases that are not worth a word, and how many biases have one worth the name.
+_UNSEEN, _FEWEST = 1e-3, 8
 
 
 def slots_of(parts: list[Part]) -> list[Slot]:
