@@ -40,6 +40,7 @@ from .._numerics.checks import cast, check, integer, positive
 from ..activations._base import AbstractActivation
 from ..activations._two_slopes import Linear
 from .functions import activation_of, Function, function_of
+from .reading import ALIKE
 
 
 class _Block(eqx.Module):
@@ -387,11 +388,6 @@ def _branches(place: str, module: Branches, law: AbstractWeights) -> Residual | 
     return Parallel([layers + scales for layers in found], 0.0 if module.skip is None else module.skip)
 
 
-# By which share of their mean gains may differ, and biases by which share of the gain. Such gains would add 0.01 to the
-# relative variance of a spectrum, to which Gaussian weights add 1.
-_ALIKE = 0.05
-
-
 def _gain_and_offset(place: str, norm: eqx.nn.LayerNorm | eqx.nn.RMSNorm) -> tuple[Array | float, Array | int]:
     gain, offset = 1.0, 0
     if norm.weight is not None:
@@ -399,12 +395,12 @@ def _gain_and_offset(place: str, norm: eqx.nn.LayerNorm | eqx.nn.RMSNorm) -> tup
             f"`{place}`, a norm, must have weights that are positive and alike, within 5 % of their mean: with gains "
             "that differ from unit to unit, it is no multiple of the identity, as which norms are read."
         )
-        gain = _root_mean_square(check(norm.weight, lambda x: x.std() <= _ALIKE * x.mean(), message))
+        gain = _root_mean_square(check(norm.weight, lambda x: x.std() <= ALIKE * x.mean(), message))
     if norm.bias is not None:
         message = (
             f"`{place}`, a norm, must have biases that are alike, within 5 % of its gain: its offset is one number."
         )
-        offset = jnp.mean(check(norm.bias, lambda x: x.std() <= _ALIKE * gain, message))
+        offset = jnp.mean(check(norm.bias, lambda x: x.std() <= ALIKE * gain, message))
     return gain, _unless(0, offset)
 
 

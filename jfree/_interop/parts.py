@@ -1,5 +1,6 @@
 """What a model is read as: layers to be, and where the parameters of each stand."""
 
+import abc
 import dataclasses
 import math
 from collections.abc import Iterator
@@ -40,7 +41,7 @@ class Slot:
 
 
 @dataclasses.dataclass(kw_only=True)
-class Part:
+class Part(abc.ABC):
     """A layer to be, and where it was found."""
 
     place: str
@@ -49,11 +50,11 @@ class Part:
     def slots(self) -> list[Slot]:
         return []
 
+    @abc.abstractmethod
     def layer(self, law: AbstractWeights | None, whole: bool) -> AbstractLayer:
         """The layer, its weights of this law, or of that which they look like; `whole`, if widths are those of all
         positions, not of one.
         """
-        raise NotImplementedError
 
 
 @dataclasses.dataclass(kw_only=True)
