@@ -11,9 +11,12 @@ if not os.environ.get("JFREE_FULL"):
 
 import jax
 import jaxtyping
+import matplotlib
+import matplotlib.pyplot as plt
 import pytest
 
 jax.config.update("jax_enable_x64", True)
+matplotlib.use("Agg")
 
 
 @pytest.fixture
@@ -22,6 +25,12 @@ def unchecked():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -3,8 +3,6 @@ import subprocess
 import sys
 import tomllib
 
-import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 import optax
 import pytest
@@ -16,8 +14,6 @@ from jfree.cli._layers import read, toml, written
 from jfree.cli._network import Network
 from jfree.cli._report import describe
 from jfree.cli._train import equinox_default, sampled, train
-
-matplotlib.use("Agg")
 
 # Marchenko-Pastur at ratio 1/2. All runs share its compiled program.
 SMALL = ("spectrum", "--widths", "200", "100", "--activation", "linear", "--weights", "gaussian")
@@ -120,7 +116,6 @@ def test_plot():
         assert legend.get_texts()[0].get_text() == "mass 0.5 at 0"
     with pytest.raises(ValueError, match="`scale`"):
         spectrum.plot(scale="cubic")  # pyright: ignore[reportArgumentType]
-    plt.close("all")
 
 
 def test_check(capsys):
@@ -128,7 +123,7 @@ def test_check(capsys):
 
 
 BAD_FLAGS = {
-    "": "Expected one of {spectrum, tune, explore, cache}",
+    "": "Expected one of {spectrum, tune, check, explore, cache}",
     "spektrum": "spektrum",
     "spectrum --bogus 1": "--bogus",
     "spectrum --sigma-w one": "--sigma-w",

@@ -6,14 +6,11 @@ import sys
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
 import jfree
-
-matplotlib.use("Agg")
 
 NET = jfree.MLP([64, 256, 256, 256, 10], "hard_tanh", "gaussian", [1.5, 1.4, 1.4, 1.0], 0.1)
 
@@ -105,7 +102,6 @@ def test_history():
     assert ax.get_yscale() == "log"
     np.testing.assert_array_equal(ax.lines[0].get_ydata(), [3, 2, 1])
     assert jfree.plot.plot_history([1.0, -1.0]).get_yscale() == "linear"
-    plt.close("all")
 
 
 def test_phase_diagram():
@@ -116,4 +112,3 @@ def test_phase_diagram():
     chi = np.asarray(ax.collections[0].get_array()).reshape(5, 30)
     crossing = sigma_w[np.argmax(chi[2] > 0)]
     assert 0 <= crossing - line[2] < sigma_w[1] - sigma_w[0]
-    plt.close("all")
