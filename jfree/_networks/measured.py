@@ -2,19 +2,13 @@
 
 from collections.abc import Sequence
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike
 
-from .._calculus.atoms import Atoms
 from .._calculus.curve import Curve
-from .._calculus.factor import Factor
-from .._calculus.law import Law
-from .._calculus.law_factor import LawFactor
-from .._calculus.operation import AbstractOperation
-from .._calculus.side_and_shift import ChangeSide
+from .._layers.measured import MeasuredLaw, MeasuredSlopes, MeasuredWeights, Passed, squared_singular_values
 from .._meanfield.moments import COLUMNS, elasticities, MeanField
 from .._numerics.arrays import common_dtype
 from .._numerics.checks import check, floats, is_finite, several
@@ -22,59 +16,33 @@ from .._numerics.show import counted, number, runs, Table
 from ..activations._base import AbstractActivation
 from ..activations._names import as_activation
 from ..activations._two_slopes import Linear
-from .abstract import AbstractNetwork, curve_of
-
-# More atoms of one law seldom outlive the product with another.
-_MAX_ATOMS = 4
-
-
-class _Spectra(eqx.Module):
-    """Of one matrix per layer: the share of eigenvalues that are not 0, and the law of those."""
-
-    rank: Float[Array, " layers"]
-    law: Law
-
-    @staticmethod
-    def of(values: list[Array]) -> "_Spectra":
-        size = max(x.size for x in values)
-        laws = [_nonzero_law(x).resized(size, _MAX_ATOMS, x.dtype) for x in values]
-        rank = jnp.stack([jnp.mean(x > 0, dtype=x.dtype) for x in values])
-        return _Spectra(rank, jax.tree.map(lambda *leaves: jnp.stack(leaves), *laws))
-
-    @property
-    def operations(self) -> tuple[AbstractOperation, ...]:
-        """A projection, and the law on its range, which together keep the digits of the rank."""
-        one = jnp.ones_like(self.rank)
-        atoms = Atoms(self.rank, 0 * self.rank[:, None], self.rank[:, None]).resized(_MAX_ATOMS)
-        projection = Factor(self.rank, one, 1 / self.rank, atoms)
-        return projection, ChangeSide(1 / self.rank), LawFactor(self.law), ChangeSide(self.rank)
+from .abstract import AbstractNetwork
+from .network import Network
 
 
 class MeasuredMLP(AbstractNetwork):
     """An MLP at one input: laws of the eigenvalues of `W_l^T W_l`, and of the squared slopes `phi_l'(h_l)^2`."""
 
-    ratio: Float[Array, " layers"]
-    weights: _Spectra
-    slopes: _Spectra
-    field: MeanField
+    network: Network  # weights and slopes by turns
 
     def propagate(self) -> MeanField:
         """As measured: `q` and `phi2` are means over units, `chi` has `sigma_w^2 = mean(W^2) N_in`."""
-        return self.field
+        field = self.network.propagate()
+        weights, slopes = (jax.tree.map(lambda x, first=first: x[first::2], field) for first in (0, 1))
+        chi_q = slopes.chi_q * jnp.append(weights.chi_q[1:], weights.chi_q[-1:])
+        return MeanField(slopes.q, slopes.phi2, weights.chi * slopes.chi, chi_q, elasticities(slopes.q, chi_q))
 
     def jacobian_curve(self, side: str) -> Curve:
-        input_per_output = jnp.prod(self.ratio)
-        operations = (*self.weights.operations, ChangeSide(self.ratio), *self.slopes.operations)
-        last = (ChangeSide(1 / input_per_output[None]),) if side == "input" else ()
-        per_output = input_per_output if side == "output" else jnp.ones_like(input_per_output)
-        return curve_of(operations, last, per_output, _MAX_ATOMS)
+        return self.network.jacobian_curve(side)
 
     def _table(self):
-        if self.ratio.ndim > 1:
+        if self.network.width.ndim:
             return None
-        rows = [(number(ratio), *row) for ratio, row in zip(self.ratio.tolist(), self.field.rows, strict=True)]
-        title = f"MLP with given weights, {counted(len(rows), 'layer')}"
-        return Table(title, ("layer", "inputs per output", *COLUMNS), runs(rows))
+        widths = self.network.widths[::2]
+        rows = zip((widths[:-1] / widths[1:]).tolist(), self.propagate().rows, strict=True)
+        lines = [(number(ratio), *row) for ratio, row in rows]
+        title = f"MLP with given weights, {counted(len(lines), 'layer')}"
+        return Table(title, ("layer", "inputs per output", *COLUMNS), runs(lines))
 
     def fisher_curve(self) -> Curve:
         raise ValueError("`net` must be an `MLP`: the Fisher spectrum of a measured network is not available.")
@@ -120,20 +88,21 @@ def from_weights(
     widths = _widths(weights, x)
     forward = zip(weights, _biases(biases, widths[1:], dtype), _activations(activations, len(weights)), strict=True)
 
-    slopes, moments = [], []
+    size = max(max(weight.shape) for weight in weights)
+    layers, q0 = [], jnp.mean(jnp.square(x))
     for weight, bias, activation in forward:
         h = weight @ x + bias
-        x = activation(h)
-        slopes.append(_not_all_zero("activations", jnp.square(activation.derivative(h))))
         variance = jnp.mean(jnp.square(weight)) * weight.shape[1]
-        q, passed_on = jnp.mean(jnp.square(h)), jnp.mean(x * activation.derivative(h) * h)
-        moments.append((q, jnp.mean(jnp.square(x)), variance * jnp.mean(slopes[-1]), variance, passed_on / q))
-    eigenvalues = [_eigenvalues(_not_all_zero("weights", weight)) for weight in weights]
-    sizes = jnp.asarray(widths, dtype)
-    q, phi2, chi, variance, passed_on = (jnp.stack(moment) for moment in zip(*moments, strict=True))
-    chi_q = jnp.append(variance[1:], variance[-1:]) * passed_on
-    field = MeanField(q, phi2, chi, chi_q, elasticities(q, chi_q))
-    return MeasuredMLP(sizes[:-1] / sizes[1:], _Spectra.of(eigenvalues), _Spectra.of(slopes), field)
+        eigenvalues = squared_singular_values(_not_all_zero("weights", weight))
+        passed = Passed(jnp.mean(jnp.square(x)), jnp.mean(jnp.square(h)), jnp.mean(h), variance)
+        layers.append(MeasuredWeights(passed, jnp.asarray(weight.shape[0], dtype), MeasuredLaw.of(eigenvalues, size)))
+        x = activation(h)
+        slopes = activation.derivative(h)
+        squares = _not_all_zero("activations", jnp.square(slopes))
+        growth = jnp.mean(x * slopes * h) / jnp.mean(jnp.square(h))
+        passed = Passed(jnp.mean(jnp.square(h)), jnp.mean(jnp.square(x)), jnp.mean(x), growth)
+        layers.append(MeasuredSlopes(passed, MeasuredLaw.of(squares, size)))
+    return MeasuredMLP(Network(jnp.asarray(widths[0], dtype), layers, q0))
 
 
 def _finite(name: str, value: ArrayLike, dtype: DTypeLike) -> Array:
@@ -174,28 +143,3 @@ def _activations(
     if isinstance(activations, str | AbstractActivation):
         return (as_activation(activations, "activations"),) * (depth - 1) + (Linear(),)
     return several("activations", activations, lambda a: as_activation(a, "activations"), depth, "layer")
-
-
-def _eigenvalues(weight: Float[Array, "out in"]) -> Float[Array, " in"]:
-    """Of `W^T W`; what is rounding is 0."""
-    singular = jnp.linalg.svd(weight, compute_uv=False)
-    rounding = max(weight.shape) * jnp.finfo(weight.dtype).eps * singular[0]
-    squares = jnp.square(jnp.where(singular > rounding, singular, 0))
-    return jnp.pad(squares, (0, weight.shape[1] - squares.size))
-
-
-def _nonzero_law(values: Float[Array, " N"]) -> Law:
-    alive = (values > 0).astype(values.dtype)
-    return Law.from_points(values, alive, alive, _atoms(values))
-
-
-def _atoms(values: Float[Array, " N"]) -> Atoms:
-    """The nonzero values that most of the others equal, but for rounding."""
-    rounding = values.size * jnp.finfo(values.dtype).eps
-    log_values = jnp.sort(jnp.log(values))
-    first = jnp.searchsorted(log_values, log_values - rounding)
-    count = jnp.searchsorted(log_values, log_values + rounding, side="right") - first
-    distinct = jnp.isfinite(log_values) & (first == jnp.arange(values.size))
-    masses = jnp.where(distinct, count, 0).astype(values.dtype) / jnp.sum(values > 0)
-    masses, index = jax.lax.top_k(masses, min(_MAX_ATOMS, values.size))
-    return Atoms(jnp.ones((), values.dtype), jnp.where(masses > 0, log_values[index], 0), masses)
