@@ -40,7 +40,7 @@ from .._numerics.checks import cast, check, integer, positive
 from ..activations._base import AbstractActivation
 from ..activations._two_slopes import Linear
 from .functions import activation_of, Function, function_of
-from .reading import ALIKE
+from .parts import ALIKE
 
 
 class _Block(eqx.Module):

@@ -1,10 +1,9 @@
 """Models of any library that JAX can trace, as networks."""
 
 import functools
-import math
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -15,12 +14,10 @@ from jaxtyping import Array, ArrayLike
 
 from .._layers.layer import AbstractLayer
 from .._layers.weights import AbstractWeights, as_weights
-from .._networks.measured import from_weights, MeasuredMLP
 from .._networks.network import Network
-from ..activations._base import AbstractActivation
-from ..activations._two_slopes import Linear
 from .graph import Step, steps_of, Unreadable
-from .parts import all_weights, Function, Part, Slot, Times, Weights
+from .measuring import measured
+from .parts import all_weights, Part, Slot, Times
 from .reading import Reader
 
 Model = Callable[..., Any]
@@ -42,17 +39,7 @@ class Reading(NamedTuple):
     examples: np.ndarray
 
 
-@overload
-def from_model(  # pyright: ignore[reportOverlappingOverload]
-    model: Model, x: ArrayLike, weights: Literal["measured"]
-) -> MeasuredMLP: ...
-
-
-@overload
-def from_model(model: Model, x: ArrayLike, weights: str | AbstractWeights = ...) -> Network: ...
-
-
-def from_model(model: Model, x: ArrayLike, weights: str | AbstractWeights = "auto") -> Network | MeasuredMLP:
+def from_model(model: Model, x: ArrayLike, weights: str | AbstractWeights = "auto") -> Network:
     """The random network whose widths, activations and scales are those of a model that JAX can trace.
 
     The model is traced at `x`. Weights are told by what it does with them, not by their names: matrix products,
@@ -78,7 +65,7 @@ def from_model(model: Model, x: ArrayLike, weights: str | AbstractWeights = "aut
     return read_as(parameters_of(model), x, weights)
 
 
-def read_as(parameters: Parameters, x: ArrayLike, weights: str | AbstractWeights) -> Network | MeasuredMLP:
+def read_as(parameters: Parameters, x: ArrayLike, weights: str | AbstractWeights) -> Network:
     if isinstance(weights, str) and weights == "measured":
         return _measured(parameters, x)
     return read(parameters, x, weights).net
@@ -90,12 +77,9 @@ def read(parameters: Parameters, x: ArrayLike, weights: str | AbstractWeights = 
     if reader.vanished:
         places = ",".join(dict.fromkeys(reader.vanished))
         warnings.warn(f"`model` multiplies branches by 0, which are left out:{places}.", stacklevel=3)
-    first = next(all_weights(parts), None)
-    if first is None:
-        raise ValueError("`model` must have weights that its output depends on.")
+    width = _width(source, reader, parts)
     slots = slots_of(parts)
     _warn_of_means(parts)
-    width = source.size if reader.whole else first.weight.value.shape[1]
     layers = [_made(part, law, reader.whole) for part in parts]
     seen = np.asarray(examples, float) + reader.shift
     q0 = float(np.mean(np.square(seen)))
@@ -116,36 +100,19 @@ def parts_of(parameters: Parameters, x: ArrayLike) -> tuple[np.ndarray, Step, Re
     return examples, source, reader, [part for part in reader.parts if not _is_nothing(part)]
 
 
-def _measured(parameters: Parameters, x: ArrayLike) -> MeasuredMLP:
-    """Weights and slopes as they are, numbers between them multiplied into the weights before or behind them."""
+def _measured(parameters: Parameters, x: ArrayLike) -> Network:
     examples, source, reader, parts = parts_of(parameters, x)
-    weights: list[np.ndarray] = []
-    biases: list[np.ndarray | None] = []
-    activations: list[AbstractActivation] = []
-    ahead, bent = 1.0, True
-    for part in parts:
-        match part:
-            case Weights(weight=weight, bias=bias, positions=positions) if not part.size and math.prod(positions) == 1:
-                weights.append(ahead * weight.value)
-                biases.append(None if bias is None else bias.value)
-                activations.append(Linear())
-                ahead, bent = 1.0, False
-            case Function(activation=activation) if not bent:
-                activations[-1], bent = activation, True
-            case Times(factor=factor) if bent:
-                ahead *= factor
-            case Times(factor=factor):
-                weights[-1], bias = factor * weights[-1], biases[-1]
-                biases[-1] = None if bias is None else factor * bias
-            case _:
-                raise ValueError(
-                    f"`model`: what stands{part.place} has no measured law: `weights` may be 'measured' where all are "
-                    "dense layers and activations."
-                )
-    if ahead != 1:
-        raise ValueError("`model`: a factor behind the last activation has no measured law.")
-    example = (examples.reshape(-1, *source.shape)[0] + reader.shift).ravel()
-    return from_weights(weights, biases, activations, example)
+    example = jnp.asarray(examples.reshape(-1, *source.shape)[0])
+    square = float(jnp.mean(jnp.square(example + reader.shift)))
+    layers = measured(parts, reader.values(example), square, reader.output, reader.whole)
+    return _network(_width(source, reader, parts), layers, (square, 0.0), source.shape, parts)
+
+
+def _width(source: Step, reader: Reader, parts: list[Part]) -> int:
+    first = next(all_weights(parts), None)
+    if first is None:
+        raise ValueError("`model` must have weights that its output depends on.")
+    return source.size if reader.whole else first.weight.value.shape[1]
 
 
 def parameters_of(model: Any) -> Parameters:
@@ -264,7 +231,11 @@ def _made(part: Part, law: AbstractWeights | None, whole: bool) -> AbstractLayer
 
 
 def _network(
-    width: int, layers: list[AbstractLayer], given: tuple[Array, Array], shape: tuple[int, ...], parts: list[Part]
+    width: int,
+    layers: list[AbstractLayer],
+    given: tuple[ArrayLike, ArrayLike],
+    shape: tuple[int, ...],
+    parts: list[Part],
 ) -> Network:
     try:
         return Network(width, layers, *given, shape=shape)

@@ -19,7 +19,11 @@ from .._layers.scale import Scale
 from .._layers.weights import AbstractWeights, Gaussian, Orthogonal
 from .._networks.branches import Parallel, Residual
 from ..activations._base import AbstractActivation
-from .graph import Constant
+from .graph import Constant, Step
+
+# By which share of their mean gains may differ, and offsets by which share of the gain. Such gains would add 0.01 to
+# the relative variance of a spectrum, to which Gaussian weights add 1.
+ALIKE = 0.05
 
 # Matrices are orthogonal if `W^T W v` differs from a multiple of `v` by less than this share of what it would if they
 # were Gaussian.
@@ -121,20 +125,47 @@ class Gate(Part):
 
 @dataclasses.dataclass(kw_only=True)
 class Norm(Part):
+    """What normalises over `axes`, and then multiplies and adds; the values before and behind it."""
+
     centred: bool
-    gain: float
-    offset: float
+    gains: np.ndarray
+    offsets: np.ndarray
+    axes: tuple[int, ...]
     parts: tuple[Constant | None, Constant | None]
+    before: Step
+    after: Step
+
+    @property
+    def gain(self) -> float:
+        return float(np.mean(self.gains))
+
+    @property
+    def offset(self) -> float:
+        return float(np.mean(self.offsets))
 
     def slots(self) -> list[Slot]:
         return [Slot("norm", self.place, self.parts, (self.gain, self.offset))]
 
     def layer(self, law: AbstractWeights | None, whole: bool) -> AbstractLayer:
+        self._check_alike()
         if self.centred:
             return LayerNorm(self.gain, self.offset if self.offset else 0)
         if self.offset:
             raise ValueError(f"`model`: the RMS norm{self.place} must have no biases but 0.")
         return RMSNorm(self.gain)
+
+    def _check_alike(self) -> None:
+        if np.std(self.gains) > ALIKE * abs(self.gain):
+            raise ValueError(
+                f"`model`: the norm{self.place} must have gains that are alike, within 5 % of their mean: with gains "
+                "that differ from unit to unit, it is no multiple of the identity, as which norms are read. Norms of "
+                'trained models can be read with `weights="measured"`.'
+            )
+        if np.std(self.offsets) > ALIKE * abs(self.gain):
+            raise ValueError(
+                f"`model`: the biases of the norm{self.place} must be alike, within 5 % of its gain: its offset is one "
+                "number."
+            )
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -163,7 +194,11 @@ class Mask(Part):
 
 @dataclasses.dataclass(kw_only=True)
 class Function(Part):
+    """A function of every entry, and the values before and behind it."""
+
     activation: AbstractActivation
+    before: Step
+    after: Step
 
     def layer(self, law: AbstractWeights | None, whole: bool) -> AbstractLayer:
         return Activation(self.activation)

@@ -8,16 +8,13 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from ..activations._base import AbstractActivation
 from ..activations._two_slopes import Linear
 from .functions import known_function
 from .graph import Constant, Dense, Step, Unreadable, Value
-from .parts import Function, Gate, Mask, Norm, Part, Sum, Times, Weights
-
-# By which share of their mean gains may differ, and offsets by which share of the gain. Such gains would add 0.01 to
-# the relative variance of a spectrum, to which Gaussian weights add 1.
-ALIKE = 0.05
+from .parts import ALIKE, Function, Gate, Mask, Norm, Part, Sum, Times, Weights
 
 # Steps are compared with norms at so many vectors of about this size, next to which what norms add to the variance is
 # nothing; and by how much the two may differ.
@@ -81,7 +78,8 @@ class Reader:
     """
 
     def __init__(self, source: Step, output: Step):
-        self.source, self.whole, self.shift = source, False, np.zeros(())
+        self.source, self.output = source, output
+        self.whole, self.shift = False, np.zeros(())
         self.vanished: list[str] = []
         self.fixed: set[Step] = set()
         self.known: dict[Any, Any] = {}  # what steps like some that were seen before do
@@ -176,8 +174,15 @@ class Reader:
             if norm is not None:
                 while step is not end:
                     step = ahead.pop()
-                return _with_parameters(norm, step, between), step
+                return _with_parameters(norm, before, end, between), step
         raise _mixes(self._between(before, step))
+
+    def values(self, x: Array) -> dict[Step, Array]:
+        """Of all steps, at an input."""
+        found = {self.source: x}
+        for step in self.steps[1:]:
+            found[step] = step.value([found[before] for before in step.inputs])
+        return found
 
     # Weights
 
@@ -336,9 +341,10 @@ class Reader:
             return True
         if step.name == "mul" and len(constants) == 1 and np.size(constants[0].value) > 1 and not run:
             last = parts[-1] if parts else None
-            factor = _alike(step, constants[0])
+            factor = float(np.mean(np.asarray(constants[0].value, float)))
             if isinstance(last, Norm) and last.parts[0] is None and last.offset == 0 and factor > 0:
-                last.gain, last.parts = last.gain * factor, (scaled(constants[0], last.gain), last.parts[1])
+                last.parts = scaled(constants[0], last.gain), last.parts[1]
+                last.gains, last.after = last.gains * np.asarray(constants[0].value), step
                 return True
         return False
 
@@ -372,13 +378,8 @@ class Reader:
                 times.part = None
             return True
         if isinstance(last, Norm) and not run and last.parts[1] is None:
-            values = np.asarray(shift.value, float)
-            if np.max(np.abs(values - values.mean())) > 3 * ALIKE * last.gain:
-                raise Unreadable(
-                    f"`model`: {step}: the biases of a norm must be alike, within 5 % of its gain: its offset is one "
-                    "number."
-                )
-            last.offset, last.parts = float(values.mean()), (last.parts[0], shift if values.ndim else None)
+            last.parts = last.parts[0], shift if np.ndim(shift.value) else None
+            last.offsets, last.after = np.asarray(shift.value, float), step
             return True
         if at_input:
             self.shift = self.shift + np.asarray(shift.value)
@@ -428,12 +429,12 @@ class Reader:
             if activation is not None:
                 return [
                     *ahead[:start],
-                    Function(place=run[start][1].place, activation=activation),
+                    _of_run(run[start:end], activation),
                     *behind[end - last :],
                 ]
         activation = self._activation(run[first:last], named=False)
         assert activation is not None
-        return [*ahead, Function(place=run[first][1].place, activation=activation), *behind]
+        return [*ahead, _of_run(run[first:last], activation), *behind]
 
     def _once(self, start: Step, steps: list[Step], found: Callable[[], Any]) -> Any:
         """What steps do, if others of the same kind and with the same numbers have not told."""
@@ -479,6 +480,10 @@ class Reader:
             return values[end]
 
         return function
+
+
+def _of_run(run: list[tuple[Step, Step]], activation: AbstractActivation) -> Function:
+    return Function(place=run[0][1].place, activation=activation, before=run[0][0], after=run[-1][1])
 
 
 def _reached(output: Step) -> list[Step]:
@@ -667,14 +672,9 @@ def _fit(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return slope, y.mean(0) - slope * x.mean(0)
 
 
-def _with_parameters(norm: _Normed, step: Step, between: list[Step]) -> Norm:
-    centred, gains, offsets, _ = norm
+def _with_parameters(norm: _Normed, before: Step, step: Step, between: list[Step]) -> Norm:
+    centred, gains, offsets, axes = norm
     mean = float(gains.mean())
-    if np.std(gains) > ALIKE * abs(mean) or np.std(offsets) > ALIKE * abs(mean):
-        raise Unreadable(
-            f"`model`: {step}: a norm must have gains that are alike, and biases, too, within 5 % of the gain: with "
-            "gains that differ from unit to unit, it is no multiple of the identity, as which norms are read."
-        )
 
     def parameter(name: str) -> Constant | None:
         constants = (a for inner in between if inner.name == name for a in inner.arguments if isinstance(a, Constant))
@@ -684,9 +684,18 @@ def _with_parameters(norm: _Normed, step: Step, between: list[Step]) -> Norm:
     if gain is not None:
         gain = scaled(gain, mean / float(np.mean(gain.value)))
 
-    offset = float(offsets.mean())
-    offset = 0.0 if abs(offset) < _NORM * abs(mean) else offset
-    return Norm(place=step.place, centred=centred, gain=mean, offset=offset, parts=(gain, parameter("add")))
+    offsets = np.where(np.abs(offsets) < _NORM * abs(mean), 0.0, offsets)
+    parts = gain, parameter("add")
+    return Norm(
+        place=step.place,
+        centred=centred,
+        gains=gains,
+        offsets=offsets,
+        axes=axes,
+        parts=parts,
+        before=before,
+        after=step,
+    )
 
 
 def _evaluate(start: Step, end: Step, steps: list[Step], x: Any) -> Any:

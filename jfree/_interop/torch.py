@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, Literal, overload, TYPE_CHECKING
+from typing import Any, TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,6 @@ from jax import lax
 from jaxtyping import Array, ArrayLike
 
 from .._layers.weights import AbstractWeights
-from .._networks.measured import MeasuredMLP
 from .._networks.network import Network
 from .graph import GIVEN, Unreadable
 from .model import Parameters, read_as
@@ -27,21 +26,9 @@ if TYPE_CHECKING:
     import torch
 
 
-@overload
-def from_torch(  # pyright: ignore[reportOverlappingOverload]
-    module: "torch.nn.Module", x: "ArrayLike | torch.Tensor", weights: Literal["measured"]
-) -> MeasuredMLP: ...
-
-
-@overload
-def from_torch(
-    module: "torch.nn.Module", x: "ArrayLike | torch.Tensor", weights: str | AbstractWeights = ...
-) -> Network: ...
-
-
 def from_torch(
     module: "torch.nn.Module", x: "ArrayLike | torch.Tensor", weights: str | AbstractWeights = "auto"
-) -> Network | MeasuredMLP:
+) -> Network:
     """The random network whose widths, activations and scales are those of a PyTorch module (host).
 
     The module is exported by `torch.export`, in the mode in which it is, and read as by `jfree.from_model`. Batch norms

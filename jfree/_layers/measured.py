@@ -1,7 +1,7 @@
 """Layers of one given network, at one input: laws of its own matrices and slopes, not of an ensemble."""
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -29,10 +29,15 @@ class MeasuredLaw(eqx.Module):
     law: Law
 
     @staticmethod
-    def of(values: Float[Array, " N"], size: int) -> "MeasuredLaw":
-        """Of eigenvalues, with room for `size` points."""
-        law = _nonzero_law(values).resized(size, MAX_ATOMS, values.dtype)
-        return MeasuredLaw(jnp.mean(values > 0, dtype=values.dtype), law)
+    def of(values: Float[Array, " N"]) -> "MeasuredLaw":
+        """Of eigenvalues."""
+        alive = (values > 0).astype(values.dtype)
+        law = Law.from_points(values, alive, alive, _atoms(values))
+        return MeasuredLaw(jnp.mean(alive), law)
+
+    def resized(self, size: int) -> "MeasuredLaw":
+        """With room for `size` points."""
+        return MeasuredLaw(self.rank, self.law.resized(size, MAX_ATOMS, self.rank.dtype))
 
     @property
     def operations(self) -> tuple[AbstractOperation, ...]:
@@ -138,6 +143,17 @@ class MeasuredGain(AbstractMeasured):
         return "measured norm", f"factor {number(jnp.sqrt(self.square))}"
 
 
+def fitted(layers: list[AbstractLayer]) -> list[AbstractLayer]:
+    """With laws of one size, so that they stack."""
+
+    def is_law(node: Any) -> bool:
+        return isinstance(node, MeasuredLaw)
+
+    laws = [node for node in jax.tree.leaves(layers, is_leaf=is_law) if is_law(node)]
+    size = max((law.law.points.size for law in laws), default=1)
+    return jax.tree.map(lambda node: node.resized(size) if is_law(node) else node, layers, is_leaf=is_law)
+
+
 def squared_singular_values(weight: Float[Array, "*stack out in"]) -> Float[Array, " N"]:
     """Eigenvalues of `W^T W` of a matrix, or of the diagonal blocks of one; what is rounding is 0."""
     singular = jnp.linalg.svd(weight, compute_uv=False)
@@ -145,11 +161,6 @@ def squared_singular_values(weight: Float[Array, "*stack out in"]) -> Float[Arra
     squares = jnp.square(jnp.where(singular > rounding, singular, 0))
     missing = weight.shape[-1] - squares.shape[-1]
     return jnp.pad(squares, [(0, 0)] * (squares.ndim - 1) + [(0, missing)]).ravel()
-
-
-def _nonzero_law(values: Float[Array, " N"]) -> Law:
-    alive = (values > 0).astype(values.dtype)
-    return Law.from_points(values, alive, alive, _atoms(values))
 
 
 def _atoms(values: Float[Array, " N"]) -> Atoms:

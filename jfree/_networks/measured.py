@@ -8,7 +8,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike
 
 from .._calculus.curve import Curve
-from .._layers.measured import MeasuredLaw, MeasuredSlopes, MeasuredWeights, Passed, squared_singular_values
+from .._layers.layer import AbstractLayer
+from .._layers.measured import fitted, MeasuredLaw, MeasuredSlopes, MeasuredWeights, Passed, squared_singular_values
 from .._meanfield.moments import COLUMNS, elasticities, MeanField
 from .._numerics.arrays import common_dtype
 from .._numerics.checks import check, floats, is_finite, several
@@ -88,21 +89,21 @@ def from_weights(
     widths = _widths(weights, x)
     forward = zip(weights, _biases(biases, widths[1:], dtype), _activations(activations, len(weights)), strict=True)
 
-    size = max(max(weight.shape) for weight in weights)
-    layers, q0 = [], jnp.mean(jnp.square(x))
+    layers: list[AbstractLayer] = []
+    q0 = jnp.mean(jnp.square(x))
     for weight, bias, activation in forward:
         h = weight @ x + bias
         variance = jnp.mean(jnp.square(weight)) * weight.shape[1]
         eigenvalues = squared_singular_values(_not_all_zero("weights", weight))
         passed = Passed(jnp.mean(jnp.square(x)), jnp.mean(jnp.square(h)), jnp.mean(h), variance)
-        layers.append(MeasuredWeights(passed, jnp.asarray(weight.shape[0], dtype), MeasuredLaw.of(eigenvalues, size)))
+        layers.append(MeasuredWeights(passed, jnp.asarray(weight.shape[0], dtype), MeasuredLaw.of(eigenvalues)))
         x = activation(h)
         slopes = activation.derivative(h)
         squares = _not_all_zero("activations", jnp.square(slopes))
         growth = jnp.mean(x * slopes * h) / jnp.mean(jnp.square(h))
         passed = Passed(jnp.mean(jnp.square(h)), jnp.mean(jnp.square(x)), jnp.mean(x), growth)
-        layers.append(MeasuredSlopes(passed, MeasuredLaw.of(squares, size)))
-    return MeasuredMLP(Network(jnp.asarray(widths[0], dtype), layers, q0))
+        layers.append(MeasuredSlopes(passed, MeasuredLaw.of(squares)))
+    return MeasuredMLP(Network(jnp.asarray(widths[0], dtype), fitted(layers), q0))
 
 
 def _finite(name: str, value: ArrayLike, dtype: DTypeLike) -> Array:

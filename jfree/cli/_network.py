@@ -195,7 +195,7 @@ def _data(given: dict[str, Any], labelled: bool) -> Data:
     x = np.asarray(x, np.float64)
     deviation = x.std(0)
     x = (x - x.mean(0)) / np.where(deviation > 0, deviation, 1)
-    return Data(x, y, "given" if "q0" in given else "measured on scikit-learn's digits")
+    return Data(x, np.asarray(y), "given" if "q0" in given else "measured on scikit-learn's digits")
 
 
 def read_data(path: Path, labelled: bool = False, argument: str = "data") -> tuple[np.ndarray, np.ndarray | None]:
