@@ -357,14 +357,75 @@ def test_measured_weights_are_those_of_the_model():
     x = normal(16)
     expected = jfree.from_weights([w.T for w, _ in parameters], [b for _, b in parameters], "tanh", x)
     found = from_model(functools.partial(mlp, parameters), x, "measured")
-    assert jax.tree.all(jax.tree.map(lambda one, other: np.allclose(one, other, rtol=1e-9), found, expected))
+    assert np.allclose(found.propagate().phi2[-1], expected.propagate().phi2[-1])
+    at = jnp.geomspace(0.1, 10, 7)
+    densities = [jfree.jacobian_spectrum(net).density(at) for net in (found, expected)]
+    assert np.allclose(*densities, rtol=1e-9)
     doubled = from_model(lambda x: 2 * mlp(parameters, 0.5 * x) / 2, x, "measured")
-    halved = jfree.from_weights(
-        [0.5 * parameters[0][0].T, *(w.T for w, _ in parameters[1:])], [b for _, b in parameters], "tanh", x
-    )
-    assert np.allclose(doubled.propagate().chi, halved.propagate().chi)
-    with pytest.raises(ValueError, match="no measured law"):
-        from_model(Looped(16, KEY), x, "measured")
+    own = jax.jacobian(lambda x: mlp(parameters, 0.5 * x))(x)
+    assert np.isclose(jfree.jacobian_spectrum(doubled).mean(), np.mean(own**2) * 5, rtol=0.3)
+    with pytest.raises(ValueError, match="to be sampled"):
+        jfree.empirical.jacobian_eigenvalues(found, KEY, 16)
+
+
+def rotated(values, size, seed):
+    """A matrix with given singular values."""
+    left, right = np.linalg.qr(np.random.default_rng(seed).normal(size=(2, size, size)))[0]
+    return left * values @ right
+
+
+def trained(x):
+    """Blocks whose norms have gains of their own, and weights of no ensemble."""
+    for k in range(2):
+        gains = np.exp(0.4 * np.random.default_rng(k).normal(size=128))
+        inner, outer = (rotated(np.exp(np.linspace(-2, 0.5, 128)), 128, 2 * k + seed) for seed in (0, 1))
+        x = x + outer @ jnp.tanh(inner @ (gains * rms_normalised(x) + 0.1 * np.cos(np.arange(128))))
+    return x
+
+
+def rms_normalised(x):
+    return x * jax.lax.rsqrt(jnp.mean(x**2) + 1e-6)
+
+
+def test_blocks_with_gains_of_their_own_are_measured():
+    x = normal(128)
+    with pytest.raises(ValueError, match=r'gains that are alike.*`weights="measured"`'):
+        from_model(trained, x)
+    net = from_model(trained, x, "measured")
+    spectrum = jfree.jacobian_spectrum(net)
+    eigenvalues = np.linalg.svd(jax.jacobian(trained)(x), compute_uv=False) ** 2
+    assert jfree.empirical.ks_distance(eigenvalues, spectrum) < 0.03
+    assert jfree.empirical.ks_distance(1.3 * eigenvalues, spectrum) > 0.06
+    assert np.all(np.isnan(net.ritz_values()))
+
+
+@pytest.mark.parametrize(("kernel", "padding"), [(3, [(0, 0), (1, 1), (1, 1)]), (5, [(0, 0), (2, 2), (2, 2)])])
+def test_measured_convolutions_have_the_singular_values_of_their_matrix(kernel, padding):
+    weight = normal(3, 2, kernel, kernel)
+
+    def model(x):
+        around = jnp.pad(x, padding, mode="wrap")
+        return jax.lax.conv_general_dilated(around[None], weight, (1, 1), "VALID")[0]
+
+    x = normal(2, 4, 4)
+    net = from_model(model, x, "measured")
+    matrix = jax.jacobian(model)(x).reshape(48, 32)
+    moments = [np.trace(np.linalg.matrix_power(matrix.T @ matrix, k)) / 32 for k in (1, 2, 3)]
+    spectrum = jfree.jacobian_spectrum(net)
+    assert np.allclose([spectrum.moment(k) for k in (1, 2, 3)], moments)
+    assert np.isclose(net.propagate().phi2[-1], jnp.mean(model(x) ** 2))
+
+
+def test_what_has_no_measured_law():
+    dropped = np.where(np.arange(16) % 2, 2.0, 0.0)
+    gated = lambda x: (W @ x) * jax.nn.silu(V @ x)  # noqa: E731
+    for model, named in [
+        (gated, "no measured law"),
+        (lambda x: W @ (dropped * jnp.tanh(W @ x)), "no measured law"),
+        (lambda x: W @ jax.nn.relu(W @ x - 1e3), "vanish"),
+    ]:
+        with pytest.raises(ValueError, match=named):
+            from_model(model, normal(16), "measured")
 
 
 def test_dense_layers_before_convolutions_tell_positions_apart():

@@ -53,11 +53,12 @@ def from_model(model: Model, x: ArrayLike, weights: str | AbstractWeights = "aut
     - `x`: one example, or several along a first axis, if the model takes but one. Their mean square is the network's
         `q0`, and their mean its `mean0`.
     - `weights`: the law that the weights shall have; `"auto"` for that which they look like: orthogonal, or Gaussian.
-        `"measured"` takes the weights as they are, trained ones too, as `jfree.from_weights` does: of models that are
-        dense layers and activations, at one example.
+        `"measured"` takes weights, slopes at the first example and gains of norms as they are, trained ones too, by
+        their singular values alone.
 
-    **Returns:** a `Network`, or what `jfree.from_weights` gives. Widths are those of one position where layers act on
-    all positions alike, as convolutions do, and units of all positions where a layer tells them apart.
+    **Returns:** a `Network`. Widths are those of one position where layers act on all positions alike, as convolutions
+    do, and units of all positions where a layer tells them apart. What is measured can't be sampled, and has no Fisher
+    spectrum.
 
     **Raises:** `ValueError` naming the step, and where it stands in the model's source, if it does something that can't
     be read, or if `x` is none that the model takes.
