@@ -527,6 +527,31 @@ def test_what_was_written_is_what_comes_out():
         jfree.reinitialize(normalised, from_model(normalised, normal(16)), KEY)
 
 
+@jax.custom_vjp
+def rounded(x):
+    """A straight-through estimator."""
+    return jnp.round(x)
+
+
+rounded.defvjp(lambda x: (rounded(x), None), lambda _, gradient: (gradient,))
+
+
+def test_blocks_between_their_input_and_their_branch():
+    net = from_model(lambda x: x + 0.3 * (V @ jax.nn.relu(W @ x) - x), normal(16))
+    (block,) = net.layers
+    assert (block.skip, block.scale) == pytest.approx((0.7, 0.3))
+
+
+def test_dropout_may_divide_after_its_mask():
+    mask = jax.random.bernoulli(KEY, 0.8, (16,))
+    net = from_model(lambda x: V @ (mask * jax.nn.relu(W @ x) / 0.8), normal(16))
+    assert kinds(net) == ["Dense", "Activation", "Dropout", "Dense"]
+    assert np.isclose(net.layers[2].rate, 0.2)
+    for factor in (1.0, 1 / 0.05):
+        with pytest.raises(ValueError, match="sets entries to 0, but does not divide"):
+            from_model(lambda x, factor=factor: V @ (factor * (mask * jax.nn.relu(W @ x))), normal(16))
+
+
 def leaky(x):
     h = W @ x
     return V @ jnp.where(h > 0, h, jnp.linspace(0.3, 3, 16) * h)
@@ -584,6 +609,7 @@ W, V = normal(16, 16), normal(16, 16, key=jax.random.key(7))
         (lambda x: (W @ x) * jnp.tanh(W.T @ (W[0] * x)), normal(16), "multiply all units|multiplies two values"),
         (lambda x: jnp.tanh(x), normal(16), "must have weights"),
         (lambda x: W @ (x + V @ jax.lax.stop_gradient(x)), normal(16), "has no gradient"),
+        (lambda x: W @ rounded(V @ x), normal(16), "has a gradient of its own, as straight-through"),
         (leaky, normal(16), "multiply all units by factors that are alike"),
         (shared, normal(16), "the same weights twice"),
         (lambda x: (W @ x) * jax.nn.sigmoid(V[:1] @ x), normal(16), "multiplies two values"),

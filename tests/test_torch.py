@@ -3,6 +3,7 @@
 import warnings
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -209,3 +210,43 @@ def test_one_call():
     x = torch.randn(16)
     singular = torch.linalg.svdvals(torch.autograd.functional.jacobian(module, x))
     assert 0.2 < singular.min() < singular.max() < 4
+
+
+class Calls(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function, self.weight = function, nn.Parameter(torch.randn(4, 4))
+
+    def forward(self, x):
+        return self.function(self.weight, x)
+
+
+FUNCTIONS = {
+    "var": lambda w, x: x / torch.sqrt(x.var(-1, keepdim=True) + 1e-6),
+    "var of all": lambda w, x: x.var(0, unbiased=False) + x.var(0, correction=2),
+    "std": lambda w, x: x / x.std(-1, keepdim=True),
+    "einsum": lambda w, x: torch.einsum("ij,bj->bi", w, x),
+    "bmm": lambda w, x: torch.bmm(w[None], x.T[None])[0],
+    "addcmul": lambda w, x: torch.addcmul(x, x, x, value=0.5),
+    "clamp": lambda w, x: x.clamp_min(0.1) + x.clamp_max(0.2) + x.clamp(min=-0.3),
+    "power": lambda w, x: 2**x + torch.exp2(x) + x**2 + x**3,
+    "entries": lambda w, x: torch.atan(x) + torch.asinh(x) + torch.sinh(x) + torch.cosh(x) + torch.expm1(x),
+    "logarithms": lambda w, x: torch.log1p(x**2) + torch.log(x**2 + 1) + torch.sign(x),
+    "masked_fill": lambda w, x: x.masked_fill(x < 0, 0.5),
+    "normalize": lambda w, x: F.normalize(x, dim=-1),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_have_the_values_of_pytorch(name):
+    torch.manual_seed(0)
+    module, x = Calls(FUNCTIONS[name]), torch.randn(6, 4)
+    parameters = parameters_of_torch(module)
+    found = parameters.rebuild(parameters.leaves)(jnp.asarray(x.numpy()))
+    np.testing.assert_allclose(found, module(x).detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_detached_has_no_gradient():
+    module = Calls(lambda w, x: F.linear(x + (torch.tanh(x) - x).detach(), w))
+    with pytest.raises(ValueError, match="has no gradient"):
+        jfree.from_torch(module, torch.randn(6, 4))

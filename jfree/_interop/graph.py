@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun, JaxprEqn, Literal
+from jaxtyping import Array
 
 # Primitives that act entry by entry.
 _ENTRYWISE = frozenset(
@@ -28,6 +29,10 @@ _CALLS = frozenset(
     "jit pjit closed_call core_call remat remat2 checkpoint custom_jvp_call custom_vjp_call "
     "custom_vjp_call_jaxpr".split()
 )
+
+
+# Those that may have another gradient than their values.
+_OWN_GRADIENTS = ("custom_jvp_call", "custom_vjp_call")
 
 
 class Unreadable(ValueError):
@@ -145,6 +150,8 @@ def _equation(equation: JaxprEqn, arguments: list[Value], call: _Call) -> list[V
     if name == "scan" and (steps or any(a.origin is not None for a in arguments if isinstance(a, Constant))):
         return _unrolled(equation.params, arguments, call._replace(name=""))
     inner = _inner(equation, arguments)
+    if name in _OWN_GRADIENTS and steps:
+        _check_gradient(equation, arguments, call)
     if inner is not None:
         call = call._replace(name=equation.params.get("name", ""))
         return _run(inner[0], [Constant(_plain(c)) for c in inner[1]], arguments, call)
@@ -180,6 +187,42 @@ def _equation(equation: JaxprEqn, arguments: list[Value], call: _Call) -> list[V
         for k, var in enumerate(equation.outvars)
     ]
     return [*call.taken[key]]
+
+
+# Where gradients are compared, and by how much they may differ for having been written otherwise.
+_TRIED, _DIFFERENT = (-1.7, -0.6, 0.3, 1.1), 1e-3
+
+
+def _check_gradient(equation: JaxprEqn, arguments: list[Value], call: _Call) -> None:
+    """**Raises:** `Unreadable` if a function has a gradient of its own, which is not that of its values."""
+    key, inner = ("gradient", str(equation)), _inner(equation, [*arguments])
+    if key in call.taken or inner is None:
+        return
+    call.taken[key] = []
+    variables = [var for var in equation.invars if not isinstance(var, Literal)]
+    own = Jaxpr((), variables, equation.outvars, [equation], debug_info=inner[0].debug_info)
+    moving = [k for k, a in enumerate(arguments) if isinstance(a, Step) and jnp.issubdtype(a.dtype, jnp.floating)]
+    tried = [
+        jnp.resize(jnp.asarray(_TRIED, a.dtype), a.shape) if isinstance(a, Step) else jnp.asarray(a.value)
+        for a in arguments
+    ]
+
+    def gradients(program: ClosedJaxpr, named: Sequence[int]) -> list[Array]:
+        def at(*moved: Array) -> list[Array]:
+            given = dict(enumerate(tried)) | dict(zip(moving, moved, strict=True))
+            outputs = jaxpr_as_fun(program)(*(given[k] for k in named))
+            return [y for y in outputs if jnp.issubdtype(y.dtype, jnp.floating)]
+
+        outputs, back = jax.vjp(at, *(tried[k] for k in moving))
+        return list(back([jnp.ones_like(y) for y in outputs]))
+
+    found = gradients(ClosedJaxpr(own, ()), [k for k, v in enumerate(equation.invars) if not isinstance(v, Literal)])
+    values = gradients(ClosedJaxpr(*inner), range(len(tried)))
+    if not all(np.allclose(x, y, _DIFFERENT, _DIFFERENT, equal_nan=True) for x, y in zip(found, values, strict=True)):
+        raise Unreadable(
+            f"`model`: `{equation.params.get('name') or equation.primitive.name}`{call.place} has a gradient of its "
+            "own, as straight-through estimators do, so that the Jacobian is not that of the values."
+        )
 
 
 def _identity(argument: Value) -> Any:

@@ -186,7 +186,10 @@ class Times(Part):
 
 @dataclasses.dataclass(kw_only=True)
 class Mask(Part):
+    """Dropout; `kept`, if what it divides by is not known yet."""
+
     rate: float
+    kept: np.ndarray | None = None
 
     def layer(self, law: AbstractWeights | None, whole: bool) -> AbstractLayer:
         return Dropout(self.rate)

@@ -143,7 +143,7 @@ class Reader:
             else:
                 part, layout = self._part(before, step, layout)
                 parts += part
-        return [*parts, *self._entries(run)], layout
+        return _with_rates([*parts, *self._entries(run)]), layout
 
     def _part(self, before: Step, step: Step, layout: _Layout) -> tuple[list[Part], _Layout]:
         several = len(step.inputs) == 2
@@ -274,6 +274,13 @@ class Reader:
             parts, own = self.series(before, term, layout)
             if own.index is not None:
                 raise _incomplete(own.step)
+            inner = _scaled_sum(parts)
+            if inner is not None:
+                factor, one = sign * inner[1], inner[0]
+                skips += [factor * one.skip.factor] if one.skip is not None else []
+                branches += [[*branch, Times(place=one.place, factor=factor, part=None)] for branch in one.branches]
+                behind = own
+                continue
             if all(isinstance(part, Times) for part in parts):
                 skips.append(sign * math.prod(part.factor for part in parts if isinstance(part, Times)))
                 if len(parts) == 1 and isinstance(parts[0], Times) and parts[0].part is not None:
@@ -330,6 +337,11 @@ class Reader:
             return self._shift(step, scaled(constants[0], sign), parts, run, layout)
         if step.name == "select_n" or (step.name == "mul" and len(constants) == 1 and _is_mask(constants[0])):
             rate = _rate(step, run)
+            if rate is None and step.name == "mul" and _largest(constants[0]) == 1:
+                parts += self._entries(run)
+                run.clear()
+                parts.append(Mask(place=step.place, rate=math.nan, kept=np.asarray(constants[0].value) != 0))
+                return True
             if rate is None:
                 return False
             keep, before = rate
@@ -504,6 +516,15 @@ def _same(one: np.ndarray | None, other: np.ndarray | None) -> bool:
     return one is other or (one is not None and other is not None and np.array_equal(one, other))
 
 
+def _scaled_sum(parts: list[Part]) -> tuple[Sum, float] | None:
+    """A sum, and the number that it is multiplied by."""
+    match parts:
+        case [Sum() as one, *behind] if all(isinstance(part, Times) for part in behind):
+            return one, math.prod(part.factor for part in behind if isinstance(part, Times))
+        case _:
+            return None
+
+
 def _num_out(weights: Weights) -> int:
     return weights.weight.value.shape[0]
 
@@ -612,6 +633,37 @@ def _divided(share: float, number: int, run: list[tuple[Step, Step]]) -> tuple[f
         return None
     keep = 1 / _times(run[-1][1]).factor
     return (keep, True) if 0 < keep < 1 and _is_share(keep, share, number) else None
+
+
+def _largest(mask: Constant) -> float:
+    return float(np.max(np.asarray(mask.value, float)))
+
+
+def _with_rates(parts: list[Part]) -> list[Part]:
+    """Of masks that are divided by what they keep right behind them.
+
+    **Raises:** `Unreadable` if one is not.
+    """
+    found: list[Part] = []
+    for part in parts:
+        mask = found[-1] if found else None
+        if not isinstance(mask, Mask) or mask.kept is None:
+            found.append(part)
+            continue
+        keep = 1 / part.factor if isinstance(part, Times) and part.factor else math.nan
+        if not (0 < keep < 1 and _is_share(keep, float(np.mean(mask.kept)), mask.kept.size)):
+            raise _is_no_dropout(mask)
+        found[-1] = Mask(place=mask.place, rate=1 - keep)
+    if found and isinstance(found[-1], Mask) and found[-1].kept is not None:
+        raise _is_no_dropout(found[-1])
+    return found
+
+
+def _is_no_dropout(mask: Mask) -> Unreadable:
+    return Unreadable(
+        f"`model`: what stands{mask.place} sets entries to 0, but does not divide by the share that it keeps, as "
+        "dropout does."
+    )
 
 
 def _is_share(keep: float, share: float, number: int) -> bool:

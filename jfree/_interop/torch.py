@@ -326,12 +326,47 @@ def _scaled(function: Callable[[Any, Any], Any], x: Any, y: Any, alpha: float = 
     return function(x, y if alpha == 1 else alpha * y)
 
 
-def _reduced(function: Callable[..., Array], x: Array, axes: Any = None, keep: bool = False, **_: Any) -> Array:
-    return function(x, tuple(axes) if isinstance(axes, Sequence) else axes, keepdims=keep)
+def _reduced(
+    function: Callable[..., Array], x: Array, axes: Any = None, keep: bool = False, keepdim: bool = False, **_: Any
+) -> Array:
+    return function(x, tuple(axes) if isinstance(axes, Sequence) else axes, keepdims=keep or keepdim)
 
 
 def _addmm(bias: Array, x: Array, weight: Array, beta: float = 1, alpha: float = 1) -> Array:
     return beta * bias + alpha * (x @ weight)
+
+
+def _moment(
+    function: Callable[..., Array],
+    x: Array,
+    axes: Any = None,
+    unbiased: bool = True,
+    keep: bool = False,
+    correction: float | None = None,
+    keepdim: bool = False,
+) -> Array:
+    """Variance or standard deviation, of a sample unless it is said to be of all."""
+    if isinstance(axes, bool):
+        axes, unbiased = None, axes
+    ddof = int(unbiased) if correction is None else correction
+    return function(x, tuple(axes) if isinstance(axes, Sequence) else axes, ddof=ddof, keepdims=keep or keepdim)
+
+
+def _norm(x: Array, order: Any = None, axes: Any = None, keep: bool = False, keepdim: bool = False, **_: Any) -> Array:
+    if order not in (None, 2, 2.0):
+        raise Unreadable(f"`model`: `linalg_vector_norm` of order {order} can't be read, that of order 2 can.")
+    return jnp.sqrt(
+        jnp.sum(jnp.square(x), tuple(axes) if isinstance(axes, Sequence) else axes, keepdims=keep or keepdim)
+    )
+
+
+def _expand(x: Array, shape: Sequence[int], **_: Any) -> Array:
+    kept = (1,) * (len(shape) - x.ndim) + x.shape
+    return jnp.broadcast_to(x, [n if size == -1 else size for size, n in zip(shape, kept, strict=True)])
+
+
+def _power(x: Any, power: Any) -> Array:
+    return jnp.square(x) if isinstance(power, int | float) and power == 2 else jnp.power(x, power)
 
 
 def _prelu(x: Array, slope: Array) -> Array:
@@ -346,25 +381,38 @@ def _self(x: Array, *_: Any, **__: Any) -> Array:
 _STEPS: dict[str, Callable[..., Any]] = {
     "abs": jnp.abs,
     "add": functools.partial(_scaled, jnp.add),
+    "addcdiv": lambda x, y, z, value=1: x + value * y / z,
+    "addcmul": lambda x, y, z, value=1: x + value * y * z,
     "addmm": _addmm,
     "alias": _self,
+    "asinh": jnp.arcsinh,
+    "atan": jnp.arctan,
     "batch_norm": _batch_norm,
+    "bmm": jnp.matmul,
     "cat": lambda xs, axis=0: jnp.concatenate(xs, axis),
     "celu": jax.nn.celu,
     "chunk": _chunk,
     "clamp": lambda x, low=None, high=None: jnp.clip(x, low, high),
+    "clamp_max": jnp.minimum,
+    "clamp_min": jnp.maximum,
     "clone": _self,
     "contiguous": _self,
     "conv1d": _conv,
     "conv2d": _conv,
     "conv3d": _conv,
     "cos": jnp.cos,
-    "detach": _self,
+    "cosh": jnp.cosh,
+    "detach": lax.stop_gradient,
     "div": jnp.divide,
     "dropout": _dropout,
+    "einsum": lambda equation, arrays, **_: jnp.einsum(equation, *arrays),
     "elu": _elu,
     "erf": jax.scipy.special.erf,
     "exp": jnp.exp,
+    "exp2": jnp.exp2,
+    "expand": _expand,
+    "expand_as": lambda x, like: jnp.broadcast_to(x, like.shape),
+    "expm1": jnp.expm1,
     "feature_dropout": _dropout,
     "flatten": _flatten,
     "gelu": _gelu,
@@ -379,9 +427,13 @@ _STEPS: dict[str, Callable[..., Any]] = {
     "layer_norm": _layer_norm,
     "le": jnp.less_equal,
     "leaky_relu": lambda x, slope=0.01: jnp.where(x > 0, x, slope * x),
+    "linalg_vector_norm": _norm,
     "linear": _linear,
+    "log": jnp.log,
+    "log1p": jnp.log1p,
     "log_sigmoid": jax.nn.log_sigmoid,
     "lt": jnp.less,
+    "masked_fill": lambda x, mask, value: jnp.where(mask, value, x),
     "matmul": jnp.matmul,
     "maximum": jnp.maximum,
     "mean": functools.partial(_reduced, jnp.mean),
@@ -389,10 +441,12 @@ _STEPS: dict[str, Callable[..., Any]] = {
     "mish": jax.nn.mish,
     "mm": jnp.matmul,
     "mul": jnp.multiply,
+    "mT": lambda x: jnp.swapaxes(x, -1, -2),
     "neg": jnp.negative,
+    "numpy_T": jnp.transpose,
     "pad": _pad,
     "permute": lambda x, axes: jnp.transpose(x, axes),
-    "pow": lambda x, power: jnp.square(x) if power == 2 else jnp.power(x, power),
+    "pow": _power,
     "prelu": _prelu,
     "reciprocal": jnp.reciprocal,
     "relu": jax.nn.relu,
@@ -405,7 +459,9 @@ _STEPS: dict[str, Callable[..., Any]] = {
     "selu": jax.nn.selu,
     "sigmoid": jax.nn.sigmoid,
     "silu": jax.nn.silu,
+    "sign": jnp.sign,
     "sin": jnp.sin,
+    "sinh": jnp.sinh,
     "slice": _slice,
     "softmax": lambda x, axis, dtype=None: jax.nn.softmax(x, axis),
     "softplus": _softplus,
@@ -414,6 +470,7 @@ _STEPS: dict[str, Callable[..., Any]] = {
     "split_with_sizes": _split,
     "sqrt": jnp.sqrt,
     "square": jnp.square,
+    "std": functools.partial(_moment, jnp.std),
     "squeeze": lambda x, axes=None: jnp.squeeze(x, tuple(axes) if isinstance(axes, Sequence) else axes),
     "sub": functools.partial(_scaled, jnp.subtract),
     "sum": functools.partial(_reduced, jnp.sum),
@@ -424,6 +481,7 @@ _STEPS: dict[str, Callable[..., Any]] = {
     "transpose": jnp.swapaxes,
     "unflatten": lambda x, axis, sizes: x.reshape(*x.shape[: axis % x.ndim], *sizes, *x.shape[axis % x.ndim + 1 :]),
     "unsqueeze": jnp.expand_dims,
+    "var": functools.partial(_moment, jnp.var),
     "view": lambda x, shape: x.reshape(shape),
     "where": jnp.where,
 }
