@@ -22,7 +22,7 @@ from ._networks.abstract import AbstractNetwork, propagate
 from ._networks.mlp import MLP
 from ._networks.network import Network
 from ._numerics.show import number, Shown, Table
-from ._spectra import jacobian_spectrum
+from ._spectra import fisher_spectrum, jacobian_spectrum
 from ._spectrum.outliers import Outliers
 from ._tune import CAUTIOUS, tune, TuneResult
 from .plot import pyplot
@@ -53,6 +53,8 @@ class Account(Shown):
     - `singular_values`: quantiles of those of the Jacobian that are not 0, at 5, 25, 50, 75 and 95 %.
     - `chi`: the geometric mean over layers of the growth of squared gradients.
     - `outliers`: what is known of eigenvalues outside the bulk.
+    - `learning_rate_bound`: steps of gradient descent on the squared error of one example diverge above it, see
+        `jfree.Spectrum.learning_rate_bound`; NaN of networks that are no MLP.
     - `diagnosis`: what is to be expected of the signal, and of samples of these widths.
     """
 
@@ -60,6 +62,7 @@ class Account(Shown):
     singular_values: Float[Array, "5"]
     chi: Float[Array, ""]
     outliers: Outliers
+    learning_rate_bound: Float[Array, ""]
     diagnosis: Diagnosis
 
     @staticmethod
@@ -70,7 +73,8 @@ class Account(Shown):
         zero = spectrum.mass_at_zero()
         quantiles = spectrum.quantile(zero + (1 - zero) * jnp.asarray(_LEVELS, zero.dtype))
         chi = jnp.exp(jnp.mean(jnp.log(propagate(used).chi)))
-        return Account(net, jnp.sqrt(quantiles), chi, spectrum.outliers(), diagnose(used, q0))
+        bound = jnp.full_like(chi, jnp.nan) if plain is None else fisher_spectrum(plain).learning_rate_bound()
+        return Account(net, jnp.sqrt(quantiles), chi, spectrum.outliers(), bound, diagnose(used, q0))
 
     def rows(self) -> dict[str, str]:
         found = self.diagnosis
@@ -80,6 +84,8 @@ class Account(Shown):
         }
         rows |= {"q of the last layer": number(found.q[found.q.size // 2]), "chi": number(self.chi)}
         rows |= {"chi_q": number(found.chi_q)}
+        if jnp.isfinite(self.learning_rate_bound):
+            rows["learning-rate bound, squared error"] = number(self.learning_rate_bound)
         if jnp.isfinite(found.signal_spread):
             rows["spread of log q at these widths"] = number(found.signal_spread)
         return rows

@@ -706,6 +706,8 @@ def test_one_call():
     assert report.num_written == 26
     assert not report.left
     before, after = report.before.singular_values, report.after.singular_values
+    bounds = [jfree.fisher_spectrum(a.net).learning_rate_bound() for a in (report.before, report.after)]
+    assert np.allclose([report.before.learning_rate_bound, report.after.learning_rate_bound], bounds)
     assert before[-1] < 1e-2
     assert np.all((after > 0.2) & (after < 3))
     for text in ("Wrote 26 arrays", "singular value, 50%", "chi_q", "spread of log q", "objective"):
