@@ -66,9 +66,10 @@ def jacobian_eigenvalues(
     """Eigenvalues of `J^T J` or `J J^T` of sampled networks of finite width, or of a model, at an input (host).
 
     `jacobian_eigenvalues(net, key)` samples networks, and takes each at a random input.
-    `jacobian_eigenvalues(model, x)` takes a model as it is, at examples: any differentiable function of one example, or a
-    PyTorch module whose steps `jfree.from_torch` knows. Its Jacobian is formed, in forward or in reverse mode, whichever
-    has fewer directions; where it does not fit, `jacobian_density_lanczos` and `extreme_singular_values` do without.
+    `jacobian_eigenvalues(model, x)` takes a model as it is, at examples: any differentiable function of one example, or
+    a PyTorch module whose steps `jfree.from_torch` knows. Its Jacobian is formed, in forward or in reverse mode,
+    whichever has fewer directions; where it does not fit, `jacobian_density_lanczos` and `extreme_singular_values` do
+    without.
 
     **Arguments:**
 

@@ -1,5 +1,6 @@
 """Extreme singular values of matrices that are known by their products with vectors."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,26 +11,26 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 
 class ExtremeSingularValues(eqx.Module):
-    """The smallest and the largest singular values of a Jacobian, dimensionless and ascending, and how far off they are.
+    """The smallest and the largest singular value of a Jacobian, dimensionless, and how far off they may be.
 
     A value is NaN where its bound exceeds the tolerance: the bound is the reason, and more steps the remedy.
 
-    - `smallest`, `largest`: `smallest[0]` is the smallest of all, `largest[-1]` the largest.
-    - `smallest_bound`, `largest_bound`: some singular value is no farther from the value than this.
-    - `complete`: whether the whole space was searched, so that no singular value can be missed.
+    - `smallest_bound`, `largest_bound`: of the errors, but for a chance of one in a million. Errors have a sign: the
+        smallest is found too large, the largest too small.
+    - `complete`: whether the whole space was searched, so that bounds are of rounding alone, and hold always.
     - `num_steps`: how many were taken.
     """
 
-    smallest: Float[Array, "*batch values"]
-    largest: Float[Array, "*batch values"]
-    smallest_bound: Float[Array, "*batch values"]
-    largest_bound: Float[Array, "*batch values"]
+    smallest: Float[Array, "*batch"]
+    largest: Float[Array, "*batch"]
+    smallest_bound: Float[Array, "*batch"]
+    largest_bound: Float[Array, "*batch"]
     complete: Bool[Array, "*batch"]
     num_steps: Int[Array, "*batch"]
 
     def condition_number(self) -> Float[Array, "*batch"]:
         """The largest over the smallest singular value; NaN if one of them is, infinite if the smallest is 0."""
-        return self.largest[..., -1] / self.smallest[..., 0]
+        return self.largest / self.smallest
 
 
 class Products(NamedTuple):
@@ -62,46 +63,41 @@ class _Bidiagonal(NamedTuple):
     count: Int[Array, ""]
 
 
-class _Triples(NamedTuple):
-    """Singular values of `B`, the smallest and then the largest, with their vectors in terms of `U` and `V`."""
+class _Extremes(NamedTuple):
+    """The smallest and the largest singular value of `B`, with vectors in terms of `U` and `V`, and what `A` may have
+    beyond.
+    """
 
-    values: Float[Array, " triples"]
-    left: Float[Array, "triples steps"]
-    right: Float[Array, "triples steps"]
-    residuals: Float[Array, " triples"]
-    largest: Float[Array, ""]
+    values: Float[Array, "2"]
+    left: Float[Array, "2 steps"]
+    right: Float[Array, "2 steps"]
+    beyond: Float[Array, "2"]
 
 
 _CHUNK = 32  # steps between two looks at what has converged: one costs about as much as some steps
+_CHANCE = 1e-6  # that a bound fails
 
 
 def extremes_of(
-    matrix: Products, key: PRNGKeyArray, num_values: int, num_steps: int, tolerance: Float[Array, ""]
+    matrix: Products, key: PRNGKeyArray, num_steps: int, tolerance: Float[Array, ""]
 ) -> ExtremeSingularValues:
     """By Golub and Kahan's bidiagonalisation (1965) with full reorthogonalisation, from a random vector.
 
-    It ends when all values have converged, or after `num_steps`. Where these are all there are it takes them all: it is
-    complete. For unit vectors with `|A v - s u|^2 + |A^T u - s v|^2 = r^2`, `s` is a singular value of a matrix no
-    farther than `r` from `A`; so `A` has one within `r` of `s` (Weyl).
+    It ends when both have converged, or after `num_steps`. Where these are all there are, it takes them all. Bounds add
+    what may lie beyond (`_beyond`) to the residuals: for unit vectors with `|A v - s u|^2 + |A^T u - s v|^2 = r^2`, `s`
+    is a singular value of a matrix no farther than `r` from `A`.
     """
     matrix = matrix.tall()
     complete = num_steps == matrix.num_inputs
-    found = _bidiagonalised(matrix, key, num_values, num_steps, tolerance, complete)
-    triples = _triples(found, num_values)
-    bounds = _bounds(matrix, found, triples)
-    # Those of a part of `A` are no smaller, so what noise hides from below lies between 0 and the value.
-    bounds = jnp.where(bounds <= tolerance * triples.values, bounds, jnp.maximum(bounds, triples.values))
-    known = bounds <= _allowed(matrix, triples, tolerance)
-    # Unless all that lie farther out are known, nobody knows the place of one in the order.
-    smallest, largest = jnp.split(known, 2)
-    known = jnp.concatenate([jnp.cumprod(smallest), jnp.cumprod(largest[::-1])[::-1]]) > 0
-    values = jnp.where(known, triples.values, jnp.nan)
-    halves = (*jnp.split(values, 2), *jnp.split(bounds, 2))
-    return ExtremeSingularValues(*halves, jnp.asarray(complete), found.count)
+    found = _bidiagonalised(matrix, key, num_steps, tolerance, complete)
+    extremes = _extremes(found, matrix.num_inputs)
+    bounds = _residuals(matrix, found, extremes) + (0 if complete else extremes.beyond)
+    values = jnp.where(bounds <= _allowed(matrix, extremes, tolerance), extremes.values, jnp.nan)
+    return ExtremeSingularValues(*values, *bounds, jnp.asarray(complete), found.count)
 
 
 def _bidiagonalised(
-    matrix: Products, key: PRNGKeyArray, num_values: int, num_steps: int, tolerance: Array, complete: bool
+    matrix: Products, key: PRNGKeyArray, num_steps: int, tolerance: Array, complete: bool
 ) -> _Bidiagonal:
     start = _start(matrix, key, num_steps)
 
@@ -117,9 +113,9 @@ def _bidiagonalised(
 
     def chunk(state: tuple[_Bidiagonal, Array]) -> tuple[_Bidiagonal, Array]:
         found = further(state[0], jnp.minimum(state[0].count + _CHUNK, num_steps))
-        triples = _triples(found, num_values)
-        # Estimates of the residuals; half of what is allowed leaves room for rounding.
-        return found, jnp.all(2 * triples.residuals <= _allowed(matrix, triples, tolerance))
+        extremes = _extremes(found, matrix.num_inputs)
+        # Half of what is allowed leaves room for residuals.
+        return found, jnp.all(2 * extremes.beyond <= _allowed(matrix, extremes, tolerance))
 
     return jax.lax.while_loop(unsettled, chunk, (start, jnp.asarray(False)))[0]
 
@@ -145,18 +141,20 @@ def _step(matrix: Products, key: PRNGKeyArray, found: _Bidiagonal) -> _Bidiagona
 def _orthonormal(vector: Array, basis: Float[Array, "steps N"], key: PRNGKeyArray) -> tuple[Array, Array]:
     """What `vector` has that is orthogonal to the basis, normalised, and its length.
 
-    Where nothing is left, any direction will do, at length 0: a random one. Where only rounding is left, it is one. Both
-    are far from orthogonal at first, therefore the passes behind (`matfree.decomp.bidiag` divides by 0 there).
+    Where nothing is left, any direction will do, at length 0: a random one. Where only rounding is left, it is one.
+    Both are far from orthogonal at first, therefore the passes behind (`matfree.decomp.bidiag` divides by 0 there).
     """
     rest = _projected(vector, basis)
     length = _norm(rest)
     lost = length <= jnp.finfo(vector.dtype).eps * _norm(vector)
     random = jax.random.normal(key, vector.shape, vector.dtype)
     direction = jnp.where(lost, random / _norm(random), rest / jnp.where(lost, 1, length))
-    for _ in range(2):
+
+    def again(_: Array, direction: Array) -> Array:
         direction = _projected(direction, basis)
-        direction = direction / _norm(direction)
-    return direction, jnp.where(lost, 0, length)
+        return direction / _norm(direction)
+
+    return jax.lax.fori_loop(0, 2, again, direction), jnp.where(lost, 0, length)
 
 
 def _projected(vector: Array, basis: Float[Array, "steps N"]) -> Array:
@@ -170,31 +168,69 @@ def _norm(vectors: Float[Array, "*batch N"]) -> Float[Array, "*batch"]:
     return size[..., 0] * jnp.linalg.norm(vectors / size, axis=-1)
 
 
-def _triples(found: _Bidiagonal, num_values: int) -> _Triples:
+def _extremes(found: _Bidiagonal, num_inputs: int) -> _Extremes:
     """Places of steps not taken yet hold a number larger than `|B|`, which come first and are left out."""
     places = jnp.arange(found.diagonal.size)
     bound = 2 * (jnp.max(found.diagonal) + jnp.max(found.beside))
-    diagonal = jnp.where(places < found.count, found.diagonal, jnp.where(bound == 0, 1, bound))
-    beside = jnp.where(places < found.count - 1, found.beside, 0)[:-1]
-    left, values, right = jnp.linalg.svd(jnp.diag(diagonal) + jnp.diag(beside, 1))
-    each, first = jnp.arange(num_values), found.diagonal.size - found.count
-    chosen = jnp.concatenate([places[-1] - each, first + each[::-1]])
-    vectors = left[:, chosen].T, right[chosen]
-    residuals = found.beside[found.count - 1] * jnp.abs(vectors[0][:, found.count - 1])
-    return _Triples(values[chosen], *vectors, residuals, values[first])
+    scale = jnp.where(bound == 0, 1, bound)
+    taken = places < found.count
+    diagonal = jnp.where(taken, found.diagonal / scale, 1)
+    beside = jnp.where(taken, found.beside / scale, 0)
+    inner = jnp.where(places < found.count - 1, beside, 0)[:-1]
+    left, values, right = jnp.linalg.svd(jnp.diag(diagonal) + jnp.diag(inner, 1))
+    first = found.diagonal.size - found.count
+    chosen = jnp.stack([places[-1], first])
+    eps = jnp.finfo(diagonal.dtype).eps
+    # Where the recurrence ends, or only rounding is left, it is that of a matrix which differs by rounding.
+    logs = jnp.log(jnp.maximum(diagonal, eps)) + jnp.log(jnp.maximum(beside, eps))
+    length = jnp.sum(jnp.where(taken, logs, 0))
+    beyond = _beyond(values, places >= first, chosen, length, num_inputs)
+    return _Extremes(scale * values[chosen], left[:, chosen].T, right[chosen], scale * beyond)
 
 
-def _bounds(matrix: Products, found: _Bidiagonal, triples: _Triples) -> Float[Array, " triples"]:
-    """Residuals from the matrix itself, whatever happened on the way, and what they may owe to rounding."""
-    u, v = triples.left @ found.left, triples.right @ found.right
+def _beyond(values: Array, taken: Array, chosen: Array, length: Array, num_inputs: int) -> Float[Array, "2"]:
+    """How far beyond the singular values of `B` those of `A` may lie, but for a chance.
+
+    Lanczos' polynomial, `p(t) = prod(t - s_j^2)` over the singular values `s_j` of `B`, has `|p(A^T A) v| = prod(alpha_j
+    beta_j)` at the first vector `v`. Therefore `|p(s^2)| <= prod(alpha_j beta_j) / |c|` for any singular value `s` of
+    `A` and the component `c` of `v` along its vector, which for a random `v` of length 1 is less than `chance sqrt(pi /
+    2N)` with probability `chance` at most. Beyond all `s_j` the polynomial is monotone, and is inverted by bisection
+    (van Dorsselaer, Hochstenbach and van der Vorst 2001; Hochstenbach 2013).
+    """
+    least = length - math.log(_CHANCE * math.sqrt(math.pi / (2 * num_inputs)))
+    ends, signs = values[chosen], jnp.asarray([-1, 1], values.dtype)
+    tiny = jnp.log(jnp.finfo(values.dtype).tiny)
+
+    def polynomial(distance: Array) -> Array:
+        """Its logarithm at singular values `distance` beyond both ends."""
+        differences = jnp.abs(ends[:, None] - values) + distance[:, None]
+        sums = ends[:, None] + signs[:, None] * distance[:, None] + values
+        each = jnp.log(differences) + jnp.log(jnp.maximum(sums, jnp.finfo(values.dtype).tiny))
+        return jnp.sum(jnp.where(taken, each, 0), axis=1)
+
+    def halve(_: Array, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bracket
+        middle = (low + high) / 2
+        inside = polynomial(jnp.exp(middle)) <= least
+        return jnp.where(inside, middle, low), jnp.where(inside, high, middle)
+
+    # Singular values lie above 0, and below what doubles the logarithm.
+    largest = jnp.stack([jnp.log(jnp.maximum(ends[0], jnp.exp(tiny))), -tiny / 4])
+    _, high = jax.lax.fori_loop(0, 40, halve, (jnp.full_like(ends, tiny), largest))
+    return jnp.exp(high)
+
+
+def _residuals(matrix: Products, found: _Bidiagonal, extremes: _Extremes) -> Float[Array, "2"]:
+    """From the matrix itself, whatever happened on the way, and what they may owe to rounding."""
+    u, v = extremes.left @ found.left, extremes.right @ found.right
     u, v = u / _norm(u)[:, None], v / _norm(v)[:, None]
-    forward = jax.lax.map(matrix.forward, v) - triples.values[:, None] * u
-    backward = jax.lax.map(matrix.backward, u) - triples.values[:, None] * v
-    rounding = 4 * jnp.finfo(u.dtype).eps * triples.largest
+    forward = jax.lax.map(matrix.forward, v) - extremes.values[:, None] * u
+    backward = jax.lax.map(matrix.backward, u) - extremes.values[:, None] * v
+    rounding = 4 * jnp.finfo(u.dtype).eps * extremes.values[1]
     return jnp.hypot(_norm(forward), _norm(backward)) + rounding
 
 
-def _allowed(matrix: Products, triples: _Triples, tolerance: Array) -> Float[Array, " triples"]:
+def _allowed(matrix: Products, extremes: _Extremes, tolerance: Array) -> Float[Array, "2"]:
     """`tolerance` times the value, but what cannot be told from 0 need not be known: `N` errors add up as `sqrt(N)`."""
-    noise = 8 * matrix.num_outputs**0.5 * jnp.finfo(matrix.dtype).eps * triples.largest
-    return jnp.maximum(tolerance * triples.values, noise)
+    noise = 8 * matrix.num_outputs**0.5 * jnp.finfo(matrix.dtype).eps * extremes.values[1]
+    return jnp.maximum(tolerance * extremes.values, noise)

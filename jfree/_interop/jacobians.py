@@ -1,13 +1,11 @@
 """Jacobians of models of any library that JAX can trace, at one example."""
 
 import functools
-from collections.abc import Callable
 from typing import Any, TYPE_CHECKING
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from .._finite.sampling import few_threads
@@ -27,64 +25,55 @@ if TYPE_CHECKING:
 def extreme_singular_values(
     model: "Model | torch.nn.Module",
     x: "ArrayLike | torch.Tensor",
-    num_values: int = 1,
     num_steps: int = 256,
-    tolerance: float | Float[Array, ""] | None = None,
+    tolerance: ArrayLike | None = None,
     key: PRNGKeyArray | None = None,
 ) -> ExtremeSingularValues:
-    """The smallest and the largest singular values of the Jacobian of a model at one example, from products alone.
+    """The smallest and the largest singular value of the Jacobian of a model at one example, from products alone.
 
-    Nothing of the size of the Jacobian `J` is formed. A step of Golub and Kahan's bidiagonalisation (1965) costs one JVP
-    and one VJP of the model, linearised once, and keeps one vector of inputs and one of outputs. There are
+    Nothing of the size of the Jacobian `J` is formed. A step of Golub and Kahan's bidiagonalisation (1965) costs one
+    JVP and one VJP of the model, linearised once, and keeps one vector of inputs and one of outputs. There are
     `min(N_in, N_out)` singular values; the zeros that `J^T J` or `J J^T` has beyond these do not count.
 
-    Where `num_steps` is at least `min(N_in, N_out)` the answer is complete, and errors are those of rounding. Otherwise
-    the largest converges in tens of steps, and the smallest in about `sqrt((largest^2 - smallest^2) / gap)`, where `gap`
-    is that of its square to the next one: soon where singular values are near 1, and hardly ever where they reach down
-    to 0 densely. What has not converged is NaN. Every value comes with a bound, from residuals of its singular vectors:
-    a singular value is that close. It is also the extreme one for almost every `key`, as for all methods of this kind,
-    but of several that are equal only one may be seen, unless the answer is complete.
+    Where `num_steps` is at least `min(N_in, N_out)`, the answer is complete, and errors are those of rounding.
+    Otherwise the largest converges in tens of steps. The smallest takes some `sqrt((largest^2 - smallest^2) / gap)` of
+    them, where `gap` is that of its square to the next one: few where singular values are near 1, and more than there
+    are where they are dense at 0. What has not converged is NaN. Bounds are probabilistic: of what a random vector may
+    have missed, but for one chance in a million (van Dorsselaer, Hochstenbach and van der Vorst 2001), and residuals.
 
     **Arguments:**
 
     - `model`: any differentiable function of one example, such as an Equinox module, a Flax NNX module, or
         `functools.partial(apply, parameters)`; or a PyTorch module, whose steps `jfree.from_torch` knows.
     - `x`: the example, of any shape that the model takes; its outputs may have any shape.
-    - `num_values`: how many at each end.
     - `num_steps`: at most; no more than `min(N_in, N_out)` are taken.
     - `tolerance`: the largest bound, relative to the value, of a value that is not NaN. By default `sqrt(eps)` of the
         dtype of `x`. Values that rounding cannot tell from 0 may have larger ones.
     - `key`: of `jax.random`, for the random vectors; by default always the same.
 
-    **Returns:** `smallest` and `largest`, dimensionless and ascending, with their bounds.
+    **Returns:** `smallest` and `largest`, dimensionless, with their bounds, and `condition_number()`.
 
     **Raises:** `ValueError` naming the argument, if `model` is no function of `x` that returns one array of real
-    numbers, `x` is not finite, real numbers, `num_values` or `num_steps` is not a positive integer, `num_values` exceeds
-    one of `num_steps` and `min(N_in, N_out)`, or `tolerance` is not positive; `MemoryError` if the vectors would not fit.
+    numbers, `x` is not finite, real numbers, `num_steps` is not a positive integer, or `tolerance` is not positive;
+    `MemoryError` if the vectors would not fit.
     """
     function, x = function_of(model), example_of(model, x)
     x = check(x, is_finite, "`x` must be finite.")
     num_outputs = size_of_output(function, x)
-    num_values, num_steps = integer("num_values", num_values), integer("num_steps", num_steps)
-    num_steps = min(num_steps, x.size, num_outputs)
-    if num_values > num_steps:
-        raise ValueError(
-            f"`num_values` must be at most {num_steps}, the smallest of `num_steps` and the numbers of inputs and "
-            f"outputs, got {num_values}."
-        )
+    num_steps = min(integer("num_steps", num_steps), x.size, num_outputs)
     num_numbers = num_steps * (x.size + num_outputs + 4 * num_steps)
     check_memory("`num_steps`", num_numbers * x.dtype.itemsize)
-    tolerance = float(jnp.finfo(x.dtype).eps) ** 0.5 if tolerance is None else tolerance
-    tolerance = scalar("tolerance", tolerance, x.dtype, positive, "positive and finite")
+    given = float(jnp.finfo(x.dtype).eps) ** 0.5 if tolerance is None else tolerance
+    bound = scalar("tolerance", given, x.dtype, positive, "positive and finite")
     key = jax.random.key(0) if key is None else key
-    return _extremes(function, x, key, num_values, num_steps, tolerance)
+    return _extremes(function, x, key, num_steps, bound)
 
 
 @eqx.filter_jit
 def _extremes(
-    function: Model, x: Array, key: PRNGKeyArray, num_values: int, num_steps: int, tolerance: Array
+    function: Model, x: Array, key: PRNGKeyArray, num_steps: int, tolerance: Array
 ) -> ExtremeSingularValues:
-    return extremes_of(_products(function, x), key, num_values, num_steps, tolerance)
+    return extremes_of(_products(function, x), key, num_steps, tolerance)
 
 
 def singular_values_of_model(
@@ -150,7 +139,7 @@ def function_of(model: Any) -> Model:
         return _Applied(lambda leaves, x: rebuild(leaves)(x), (leaves,), {})
     if isinstance(model, AbstractNetwork) or not callable(model):
         raise ValueError(f"`model` must be a function of one example, got {type(model).__name__}.")
-    if type(model) is functools.partial:
+    if isinstance(model, functools.partial):
         return _Applied(model.func, model.args, model.keywords)
     return model
 
@@ -197,13 +186,13 @@ def _examples(function: Model, x: Array, batched: bool | None) -> Array:
     found = next((examples for examples in several if _takes(function, examples[0])), None)
     if batched and found is None:
         raise ValueError(f"`model` must take one of several examples `x`, of shape {x.shape}, if they are `batched`.")
-    if batched or found is not None and not _takes(function, x):
-        return found
-    if found is not None and x.ndim > 1 and x.shape[0] > 1:
-        raise ValueError(
-            f"`x`, of shape {x.shape}, may be one example or several, as `model` takes both: set `batched` to tell."
-        )
-    return x[None]
+    if found is None or not (batched or not _takes(function, x)):
+        if found is not None and x.ndim > 1 and x.shape[0] > 1:
+            raise ValueError(
+                f"`x`, of shape {x.shape}, may be one example or several, as `model` takes both: set `batched` to tell."
+            )
+        return x[None]
+    return found
 
 
 def _takes(function: Model, x: Array) -> bool:
