@@ -70,9 +70,7 @@ def extreme_singular_values(
 
 
 @eqx.filter_jit
-def _extremes(
-    function: Model, x: Array, key: PRNGKeyArray, num_steps: int, tolerance: Array
-) -> ExtremeSingularValues:
+def _extremes(function: Model, x: Array, key: PRNGKeyArray, num_steps: int, tolerance: Array) -> ExtremeSingularValues:
     return extremes_of(_products(function, x), key, num_steps, tolerance)
 
 
@@ -186,12 +184,13 @@ def _examples(function: Model, x: Array, batched: bool | None) -> Array:
     found = next((examples for examples in several if _takes(function, examples[0])), None)
     if batched and found is None:
         raise ValueError(f"`model` must take one of several examples `x`, of shape {x.shape}, if they are `batched`.")
-    if found is None or not (batched or not _takes(function, x)):
-        if found is not None and x.ndim > 1 and x.shape[0] > 1:
-            raise ValueError(
-                f"`x`, of shape {x.shape}, may be one example or several, as `model` takes both: set `batched` to tell."
-            )
+    whole = not batched and _takes(function, x)
+    if found is None or (whole and (x.ndim == 1 or x.shape[0] == 1)):
         return x[None]
+    if whole:
+        raise ValueError(
+            f"`x`, of shape {x.shape}, may be one example or several, as `model` takes both: set `batched` to tell."
+        )
     return found
 
 
