@@ -350,13 +350,13 @@ def test_extreme_singular_values_that_are_not_known_are_nan():
     assert found[60].smallest_bound > 1e-3
     assert not found[60].complete
     assert np.isclose(found[90].condition_number(), 1000, rtol=1e-9)
-    rough = extreme_singular_values(product(matrix), jnp.ones(90), num_steps=60, tolerance=1.0)
-    assert np.isclose(rough.smallest - rough.smallest_bound, 0.001, atol=1e-3)
+    rough = extreme_singular_values(product(matrix), jnp.ones(90), num_steps=60, tolerance=10.0)
+    assert rough.smallest - rough.smallest_bound < 0.001 < rough.smallest
 
 
 def test_bounds_hold_for_what_a_random_vector_sees_late():
     """Two values closer than so many steps can tell apart, of which it may see the larger."""
-    values = np.append([0.5, 0.5 + 1e-5], np.linspace(0.6, 1, 78))
+    values = np.append([0.5, 0.5 + 1e-7], np.linspace(0.6, 1, 78))
     matrix = random_matrix((80, 80), values)
 
     def errors(key):
@@ -364,7 +364,7 @@ def test_bounds_hold_for_what_a_random_vector_sees_late():
         return found.smallest - 0.5, found.smallest_bound
 
     error, bound = jax.vmap(errors)(jax.random.split(KEY, 50))
-    assert jnp.max(error) > 1e-6
+    assert jnp.max(error) > 1e-8
     assert jnp.all((error > -1e-14) & (error < bound))
 
 
@@ -433,13 +433,14 @@ def test_models_of_all_kinds(name):
     found = extreme_singular_values(model, xs[0])
     assert np.isclose(found.smallest, exact[0][-1], atol=1e-6 * exact[0][0])
     assert np.isclose(found.largest, exact[0][0], rtol=1e-6)
+    eigenvalues = functools.partial(jacobian_eigenvalues, model)
     for side, size in (("input", xs[0].size), ("output", jacobians[0].shape[0])):
-        rows = jacobian_eigenvalues(model, xs, side=side, batched=True)
+        rows = eigenvalues(xs, side=side, batched=True)
         assert rows.shape == (2, size)
         for row, values in zip(rows, exact, strict=True):
             padded = np.pad(values[:size] ** 2, (0, max(0, size - values.size)))[::-1]
             assert np.allclose(row, padded, atol=1e-6 * values[0] ** 2)
-    assert np.allclose(jacobian_eigenvalues(model, xs[0], side="output", batched=False), rows[:1], atol=1e-6)
+        assert np.allclose(eigenvalues(xs[0], side=side, batched=False), rows[:1], atol=1e-6)
 
 
 def test_what_is_an_example_is_told_by_the_model():
@@ -447,7 +448,7 @@ def test_what_is_an_example_is_told_by_the_model():
     xs = jax.random.normal(KEY, (5, 6))
     assert jacobian_eigenvalues(model, xs).shape == (5, 6)
     assert jacobian_eigenvalues(model, xs[0]).shape == (1, 6)
-    assert jacobian_eigenvalues(lambda x: jnp.tanh(x[0] * x[1]), xs[:2]).shape == (1, 12)
+    assert jacobian_eigenvalues(lambda x: x.reshape(2, 6).sum(0), xs[:2]).shape == (1, 12)
     with pytest.raises(ValueError, match="set `batched`"):
         jacobian_eigenvalues(jnp.tanh, xs)
     assert jacobian_eigenvalues(jnp.tanh, xs, batched=True).shape == (5, 6)
@@ -484,19 +485,19 @@ def test_impossible_models(function, model, x, named):
 
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
-    ("call", "named"),
+    ("function", "arguments", "options", "named"),
     [
-        (lambda: extreme_singular_values(jnp.tanh, jnp.ones(3), num_steps=0), "`num_steps`"),
-        (lambda: extreme_singular_values(jnp.tanh, jnp.ones(3), tolerance=0.0), "`tolerance`"),
-        (lambda: extreme_singular_values(TANH, jnp.ones(3)), "`model` must be a function of one example, got MLP"),
-        (lambda: jacobian_eigenvalues(jnp.tanh, jnp.ones(3), num_samples=2), "`num_samples`"),
-        (lambda: jacobian_eigenvalues(jnp.tanh, jnp.ones(()), batched=True), "`model` must take one of several"),
-        (lambda: jacobian_eigenvalues(TANH, KEY, batched=True), "`batched`"),
+        (extreme_singular_values, (jnp.tanh, jnp.ones(3)), {"num_steps": 0}, "`num_steps`"),
+        (extreme_singular_values, (jnp.tanh, jnp.ones(3)), {"tolerance": 0.0}, "`tolerance`"),
+        (extreme_singular_values, (TANH, jnp.ones(3)), {}, "`model` must be a function of one example, got MLP"),
+        (jacobian_eigenvalues, (jnp.tanh, jnp.ones(3)), {"num_samples": 2}, "`num_samples`"),
+        (jacobian_eigenvalues, (jnp.tanh, jnp.ones(())), {"batched": True}, "`model` must take one of several"),
+        (jacobian_eigenvalues, (TANH, KEY), {"batched": True}, "`batched`"),
     ],
 )
-def test_impossible_options_for_models(call, named):
+def test_impossible_options_for_models(function, arguments, options, named):
     with pytest.raises(ValueError, match=named):
-        call()
+        function(*arguments, **options)
 
 
 def test_jacobians_that_do_not_fit_are_refused():

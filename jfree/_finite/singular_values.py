@@ -49,7 +49,7 @@ class Products(NamedTuple):
         return Products(self.backward, self.forward, self.num_outputs, self.num_inputs, self.dtype)
 
 
-class _Bidiagonal(NamedTuple):
+class _Bidiagonal(eqx.Module):
     """`A V = U B` and `A^T U = V B^T + beside[-1] v e^T`; the rows of `left` and `right` are those of `U^T` and `V^T`.
 
     `B` has `diagonal`, and `beside` above it but for its last entry; `v` is orthogonal to all before.
@@ -93,7 +93,8 @@ def extremes_of(
     extremes = _extremes(found, matrix.num_inputs)
     bounds = _residuals(matrix, found, extremes) + (0 if complete else extremes.beyond)
     values = jnp.where(bounds <= _allowed(matrix, extremes, tolerance), extremes.values, jnp.nan)
-    return ExtremeSingularValues(*values, *bounds, jnp.asarray(complete), found.count)
+    (smallest, largest), (smallest_bound, largest_bound) = values, bounds
+    return ExtremeSingularValues(smallest, largest, smallest_bound, largest_bound, jnp.asarray(complete), found.count)
 
 
 def _bidiagonalised(
@@ -141,14 +142,15 @@ def _step(matrix: Products, key: PRNGKeyArray, found: _Bidiagonal) -> _Bidiagona
 def _orthonormal(vector: Array, basis: Float[Array, "steps N"], key: PRNGKeyArray) -> tuple[Array, Array]:
     """What `vector` has that is orthogonal to the basis, normalised, and its length.
 
-    Where nothing is left, any direction will do, at length 0: a random one. Where only rounding is left, it is one.
-    Both are far from orthogonal at first, therefore the passes behind (`matfree.decomp.bidiag` divides by 0 there).
+    Where nothing is left but rounding, which a second projection tells, any direction will do, at length 0: a random
+    one (`matfree.decomp.bidiag` divides by 0 there). It is far from orthogonal at first, therefore two passes more.
     """
     rest = _projected(vector, basis)
     length = _norm(rest)
-    lost = length <= jnp.finfo(vector.dtype).eps * _norm(vector)
+    direction = _projected(rest / jnp.where(length == 0, 1, length), basis)
+    lost = _norm(direction) < 0.5
     random = jax.random.normal(key, vector.shape, vector.dtype)
-    direction = jnp.where(lost, random / _norm(random), rest / jnp.where(lost, 1, length))
+    direction = jnp.where(lost, random, direction)
 
     def again(_: Array, direction: Array) -> Array:
         direction = _projected(direction, basis)
@@ -191,11 +193,15 @@ def _extremes(found: _Bidiagonal, num_inputs: int) -> _Extremes:
 def _beyond(values: Array, taken: Array, chosen: Array, length: Array, num_inputs: int) -> Float[Array, "2"]:
     """How far beyond the singular values of `B` those of `A` may lie, but for a chance.
 
-    Lanczos' polynomial, `p(t) = prod(t - s_j^2)` over the singular values `s_j` of `B`, has `|p(A^T A) v| = prod(alpha_j
-    beta_j)` at the first vector `v`. Therefore `|p(s^2)| <= prod(alpha_j beta_j) / |c|` for any singular value `s` of
-    `A` and the component `c` of `v` along its vector, which for a random `v` of length 1 is less than `chance sqrt(pi /
-    2N)` with probability `chance` at most. Beyond all `s_j` the polynomial is monotone, and is inverted by bisection
-    (van Dorsselaer, Hochstenbach and van der Vorst 2001; Hochstenbach 2013).
+    Lanczos' polynomial, `p(t) = prod(t - s_j^2)` over the singular values `s_j` of `B`, has
+    `|p(A^T A) v| = prod(alpha_j beta_j)` at the first vector `v`: the product of what stands on and above the diagonal.
+    Therefore `|p(s^2)| <= prod(alpha_j beta_j) / |c|` for any singular value `s` of `A` and the component `c` of `v`
+    along its vector. Of a random `v` of length 1, `|c|` is below `chance sqrt(pi / 2N)` with that chance at most.
+    Beyond all `s_j` the polynomial is monotone, and is inverted by bisection (van Dorsselaer, Hochstenbach and van der
+    Vorst 2001).
+
+    **Arguments:** `taken` marks the values that are those of `B`, `chosen` where its smallest and its largest stand,
+    and `length` is the logarithm of the product.
     """
     least = length - math.log(_CHANCE * math.sqrt(math.pi / (2 * num_inputs)))
     ends, signs = values[chosen], jnp.asarray([-1, 1], values.dtype)
