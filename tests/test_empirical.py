@@ -2,6 +2,7 @@ import functools
 import re
 import subprocess
 import sys
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -433,7 +434,7 @@ def test_models_of_all_kinds(name):
     found = extreme_singular_values(model, xs[0])
     assert np.isclose(found.smallest, exact[0][-1], atol=1e-6 * exact[0][0])
     assert np.isclose(found.largest, exact[0][0], rtol=1e-6)
-    eigenvalues = functools.partial(jacobian_eigenvalues, model)
+    eigenvalues: Any = functools.partial(jacobian_eigenvalues, model)
     for side, size in (("input", xs[0].size), ("output", jacobians[0].shape[0])):
         rows = eigenvalues(xs, side=side, batched=True)
         assert rows.shape == (2, size)

@@ -15,7 +15,7 @@ class ExtremeSingularValues(eqx.Module):
 
     A value is NaN where its bound exceeds the tolerance: the bound is the reason, and more steps the remedy.
 
-    - `smallest_bound`, `largest_bound`: of the errors, but for a chance of one in a million. Errors have a sign: the
+    - `smallest_bound`, `largest_bound`: of the errors, but for a chance of one in a million. But for rounding, the
         smallest is found too large, the largest too small.
     - `complete`: whether the whole space was searched, so that bounds are of rounding alone, and hold always.
     - `num_steps`: how many were taken.
@@ -148,15 +148,20 @@ def _orthonormal(vector: Array, basis: Float[Array, "steps N"], key: PRNGKeyArra
     rest = _projected(vector, basis)
     length = _norm(rest)
     direction = _projected(rest / jnp.where(length == 0, 1, length), basis)
-    lost = _norm(direction) < 0.5
-    random = jax.random.normal(key, vector.shape, vector.dtype)
-    direction = jnp.where(lost, random, direction)
+    left = _norm(direction)
+    lost = left < 0.5
 
-    def again(_: Array, direction: Array) -> Array:
-        direction = _projected(direction, basis)
-        return direction / _norm(direction)
+    def found(_: PRNGKeyArray) -> Array:
+        return direction / jnp.where(lost, 1, left)
 
-    return jax.lax.fori_loop(0, 2, again, direction), jnp.where(lost, 0, length)
+    def drawn(key: PRNGKeyArray) -> Array:
+        def again(_: Array, drawn: Array) -> Array:
+            drawn = _projected(drawn, basis)
+            return drawn / _norm(drawn)
+
+        return jax.lax.fori_loop(0, 2, again, jax.random.normal(key, vector.shape, vector.dtype))
+
+    return jax.lax.cond(lost, drawn, found, key), jnp.where(lost, 0, length)
 
 
 def _projected(vector: Array, basis: Float[Array, "steps N"]) -> Array:
