@@ -4,16 +4,18 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, cast, Literal, NamedTuple, overload, TYPE_CHECKING, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
 from ._finite.lanczos import jacobian_density_lanczos as jacobian_density_lanczos, LanczosDensity as LanczosDensity
 from ._finite.sampling import few_threads, integer_widths, laws_of_layers, scale_of, with_all_scales, with_positions
+from ._finite.singular_values import ExtremeSingularValues as ExtremeSingularValues
+from ._interop.jacobians import extreme_singular_values as extreme_singular_values, singular_values_of_model
 from ._layers.dense import Dense, draw
 from ._layers.layer import AbstractLayer
 from ._layers.weights import AbstractWeights
@@ -28,32 +30,79 @@ from ._numerics.memory import check_memory
 from ._spectrum.spectrum import Spectrum
 from .activations._base import AbstractActivation
 
+if TYPE_CHECKING:
+    import torch
 
+
+@overload
 def jacobian_eigenvalues(
     net: AbstractNetwork,
     key: PRNGKeyArray,
     width: int | None = None,
     num_samples: int = 1,
     side: Literal["input", "output"] = "input",
-) -> Float[Array, "samples N"]:
-    """Eigenvalues of `J^T J` or `J J^T` of sampled networks of finite width, at a random input (host).
+) -> Float[Array, "samples N"]: ...
+
+
+@overload
+def jacobian_eigenvalues(
+    model: "Callable[..., Any] | torch.nn.Module",
+    x: "ArrayLike | torch.Tensor",
+    /,
+    *,
+    side: Literal["input", "output"] = "input",
+    batched: bool | None = None,
+) -> Float[Array, "examples N"]: ...
+
+
+def jacobian_eigenvalues(
+    net: "AbstractNetwork | Callable[..., Any] | torch.nn.Module",
+    key: "PRNGKeyArray | ArrayLike | torch.Tensor",
+    width: int | None = None,
+    num_samples: int = 1,
+    side: Literal["input", "output"] = "input",
+    batched: bool | None = None,
+) -> Float[Array, "rows N"]:
+    """Eigenvalues of `J^T J` or `J J^T` of sampled networks of finite width, or of a model, at an input (host).
+
+    `jacobian_eigenvalues(net, key)` samples networks, and takes each at a random input.
+    `jacobian_eigenvalues(model, x)` takes a model as it is, at examples: any differentiable function of one example, or
+    a PyTorch module whose steps `jfree.from_torch` knows. Its Jacobian is formed, in forward or in reverse mode,
+    whichever has fewer directions; where it does not fit, `jacobian_density_lanczos` and `extreme_singular_values` do
+    without.
 
     **Arguments:**
 
-    - `net`: what to sample. The input is Gaussian, scaled such that `|x_0|^2 / N_0 = q0`.
-    - `key`: of `jax.random`.
+    - `net`: what to sample. The input is Gaussian, scaled such that `|x_0|^2 / N_0 = q0`. Or the `model`.
+    - `key`: of `jax.random`. Or `x`: one example of any shape, or several along a first axis.
     - `width`: the largest width; the others keep their ratios to it, rounded. By default `net.widths` are the widths;
         a `ResNet` has none, and needs it. Of convolutions without positions they are channels.
     - `num_samples`: how many networks, all drawn independently.
     - `side`: `"input"` for the `N_0` eigenvalues of `J^T J`, `"output"` for the `N_L` of `J J^T`, zeros included.
+    - `batched`: of a model, whether `x` has several examples. By default it has if the model takes only one of them.
 
-    **Returns:** the squared singular values of `J = D_L W_L ... D_1 W_1`, ascending, one row per network.
+    **Returns:** the squared singular values of `J = D_L W_L ... D_1 W_1`, or of the model's Jacobian, dimensionless and
+    ascending, one row per network or example.
 
     **Raises:** `ValueError` if `side` is neither, `num_samples` or `width` is not a positive integer, or a width is
-    not an integer or rounds to 0; `MemoryError` if the matrices would not fit.
+    not an integer or rounds to 0; if a model does not take `x`, takes both `x` and parts of it while `batched` is not
+    given, or does not return one array of real numbers; `MemoryError` if the matrices would not fit.
     """
     if side not in ("input", "output"):
         raise ValueError(f"`side` must be 'input' or 'output', got {side!r}.")
+    if isinstance(net, AbstractNetwork):
+        if batched is not None:
+            raise ValueError("`batched` is for examples of a model: a network is sampled.")
+        return _eigenvalues_of_samples(net, cast(Array, key), width, num_samples, side)
+    if width is not None or num_samples != 1:
+        raise ValueError("`width` and `num_samples` are for networks that are sampled: a model is taken as it is.")
+    values, *sizes = singular_values_of_model(net, key, batched)
+    return _squared(values, sizes[0 if side == "input" else 1])
+
+
+def _eigenvalues_of_samples(
+    net: AbstractNetwork, key: PRNGKeyArray, width: int | None, num_samples: int, side: Literal["input", "output"]
+) -> Float[Array, "samples N"]:
     net, width = with_positions(net, width)
     widths = _checked(net, width, num_samples)
     assert isinstance(net, MLP | ResNet | Network)
@@ -483,6 +532,10 @@ def _random_inputs(
 
 
 def _squared_singular_values(jacobians: Array, size: int) -> Array:
+    return _squared(jnp.linalg.svd(jacobians, compute_uv=False), size)
+
+
+def _squared(singular_values: Float[Array, "rows values"], size: int) -> Float[Array, "rows {size}"]:
     """Ascending, as many as `size`: zeros where there are more than singular values."""
-    values = jnp.square(jnp.linalg.svd(jacobians, compute_uv=False))[:, ::-1][:, -size:]
+    values = jnp.square(singular_values)[:, ::-1][:, -size:]
     return jnp.pad(values, ((0, 0), (size - values.shape[1], 0)))

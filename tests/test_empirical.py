@@ -1,6 +1,10 @@
+import functools
+import re
 import subprocess
 import sys
+from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +14,7 @@ from helpers import num_compiled
 import jfree
 from jfree._numerics.memory import check_memory
 from jfree.empirical import (
+    extreme_singular_values,
     fisher_eigenvalues,
     full_fisher_eigenvalues,
     jacobian_density_lanczos,
@@ -292,3 +297,227 @@ def test_lanczos_sees_the_zeros_of_relu(weights):
     found = jfree.empirical.jacobian_density_lanczos(model, x, jax.random.key(2), num_steps=64, num_vectors=64)
     assert zeros > 0.3
     np.testing.assert_allclose(found.cdf(jnp.array([0.0, 1e-10])), zeros, atol=0.03)
+
+
+def random_matrix(shape, values, dtype=jnp.float64):
+    """With given singular values."""
+    rng = np.random.default_rng(0)
+    left, right = (np.linalg.qr(rng.normal(size=(size, len(values))))[0] for size in shape)
+    return jnp.asarray((left * values) @ right.T, dtype)
+
+
+def product(matrix):
+    return functools.partial(jnp.matmul, matrix)
+
+
+VALUES = {
+    "spread": np.linspace(0.5, 2, 40),
+    "ill-conditioned": np.logspace(-8, 0, 40),
+    "rank-deficient": np.append(np.zeros(15), np.linspace(0.5, 2, 25)),
+    "isometry": np.ones(40),
+    "near isometry": 1 + 1e-6 * np.linspace(-1, 1, 40) ** 3,
+    "vanishing": 1e-200 * np.linspace(0.5, 2, 40),
+    "zero": np.zeros(40),
+}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("shape", [(40, 40), (40, 70), (70, 40)])
+def test_extreme_singular_values_are_those_of_the_matrix(shape, dtype):
+    """All of them of one size, so that they share a program; bounds hold, and are of rounding."""
+    for name, values in VALUES.items():
+        values = 1e170 * values if name == "vanishing" and dtype == jnp.float32 else values
+        matrix = random_matrix(shape, values, dtype)
+        exact = np.linalg.svd(np.asarray(matrix, float), compute_uv=False)
+        found = extreme_singular_values(product(matrix), jnp.ones(shape[1], dtype))
+        assert found.complete, name
+        assert found.largest.dtype == dtype
+        for value, bound, true in (
+            (found.smallest, found.smallest_bound, exact[-1]),
+            (found.largest, found.largest_bound, exact[0]),
+        ):
+            assert abs(value - true) <= bound <= 50 * jnp.finfo(dtype).eps * exact[0], name
+
+
+def test_extreme_singular_values_that_are_not_known_are_nan():
+    """Not even near the others; their bounds hold all the same."""
+    matrix = random_matrix((90, 90), np.append(0.001, np.logspace(-2, 0, 89)))
+    found = {k: extreme_singular_values(product(matrix), jnp.ones(90), num_steps=k) for k in (5, 60, 90)}
+    assert jnp.isnan(found[5].smallest)
+    assert jnp.isnan(found[5].largest)
+    assert jnp.isnan(found[5].condition_number())
+    assert jnp.isnan(found[60].smallest)
+    assert np.isclose(found[60].largest, 1, rtol=1e-12)
+    assert found[60].smallest_bound > 1e-3
+    assert not found[60].complete
+    assert np.isclose(found[90].condition_number(), 1000, rtol=1e-9)
+    rough = extreme_singular_values(product(matrix), jnp.ones(90), num_steps=60, tolerance=10.0)
+    assert rough.smallest - rough.smallest_bound < 0.001 < rough.smallest
+
+
+def test_bounds_hold_for_what_a_random_vector_sees_late():
+    """Two values closer than so many steps can tell apart, of which it may see the larger."""
+    values = np.append([0.5, 0.5 + 1e-7], np.linspace(0.6, 1, 78))
+    matrix = random_matrix((80, 80), values)
+
+    def errors(key):
+        found = extreme_singular_values(product(matrix), jnp.ones(80), num_steps=40, tolerance=1.0, key=key)
+        return found.smallest - 0.5, found.smallest_bound
+
+    error, bound = jax.vmap(errors)(jax.random.split(KEY, 50))
+    assert jnp.max(error) > 1e-8
+    assert jnp.all((error > -1e-14) & (error < bound))
+
+
+def test_nothing_of_the_size_of_the_jacobian_is_formed():
+    """Of a layer of 20000 units, near an isometry."""
+    size = 20000
+    slopes = jnp.linspace(0.9, 1.1, size)
+
+    def model(x):
+        return jnp.roll(jnp.tanh(x) * slopes, 1)
+
+    def found(x):
+        return extreme_singular_values(model, x, num_steps=64, tolerance=1e-2)
+
+    x = jnp.zeros(size)
+    jaxpr = str(jax.make_jaxpr(found)(x))
+    shapes = re.findall(r"f64\[([\d,]+)\]", jaxpr)
+    assert max(np.prod([int(n) for n in shape.split(",")]) for shape in shapes) <= 64 * size
+    result = found(x)
+    assert result.num_steps <= 64
+    for value, bound, true in (
+        (result.smallest, result.smallest_bound, 0.9),
+        (result.largest, result.largest_bound, 1.1),
+    ):
+        assert abs(value - true) <= bound < 1e-2 * true
+
+
+class Convolutional(eqx.Module):
+    first: eqx.nn.Conv2d
+    second: eqx.nn.Conv2d
+
+    def __init__(self, key):
+        keys = jax.random.split(key)
+        self.first = eqx.nn.Conv2d(3, 8, 3, padding=1, key=keys[0])
+        self.second = eqx.nn.Conv2d(8, 4, 3, stride=2, key=keys[1])
+
+    def __call__(self, x):
+        return self.second(jax.nn.gelu(self.first(x)))
+
+
+def flax_model():
+    nnx = pytest.importorskip("flax.nnx")
+    rngs = nnx.Rngs(0)
+    layers = nnx.Linear(6, 16, rngs=rngs), nnx.tanh, nnx.Dropout(0.5, rngs=rngs), nnx.Linear(16, 9, rngs=rngs)
+    return nnx.Sequential(*layers)
+
+
+MODELS = {
+    "Equinox": lambda: (eqx.nn.MLP(6, 9, 16, 2, jax.nn.tanh, key=KEY), (6,)),
+    "convolutional": lambda: (Convolutional(KEY), (3, 6, 6)),
+    "Flax": lambda: (flax_model(), (6,)),
+    "jfree": lambda: (jfree.to_equinox(jfree.MLP([6, 12, 9], "relu", sigma_w=1.4), KEY), (6,)),
+    "partial of NumPy": lambda: (functools.partial(lambda w, x: jnp.sin(x @ w), np.full((6, 4), 0.5)), (3, 6)),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_of_all_kinds(name):
+    """At arrays of any shape, one example or several."""
+    model, shape = MODELS[name]()
+    if hasattr(model, "eval"):
+        model.eval()
+    xs = jax.random.normal(jax.random.key(1), (2, *shape))
+    jacobians = [np.asarray(jax.jacobian(model)(x)).reshape(-1, xs[0].size) for x in xs]
+    exact = [np.linalg.svd(jacobian, compute_uv=False) for jacobian in jacobians]
+    found = extreme_singular_values(model, xs[0])
+    assert np.isclose(found.smallest, exact[0][-1], atol=1e-6 * exact[0][0])
+    assert np.isclose(found.largest, exact[0][0], rtol=1e-6)
+    eigenvalues: Any = functools.partial(jacobian_eigenvalues, model)
+    for side, size in (("input", xs[0].size), ("output", jacobians[0].shape[0])):
+        rows = eigenvalues(xs, side=side, batched=True)
+        assert rows.shape == (2, size)
+        for row, values in zip(rows, exact, strict=True):
+            padded = np.pad(values[:size] ** 2, (0, max(0, size - values.size)))[::-1]
+            assert np.allclose(row, padded, atol=1e-6 * values[0] ** 2)
+        assert np.allclose(eigenvalues(xs[0], side=side, batched=False), rows[:1], atol=1e-6)
+
+
+def test_what_is_an_example_is_told_by_the_model():
+    model = eqx.nn.MLP(6, 9, 16, 2, key=KEY)
+    xs = jax.random.normal(KEY, (5, 6))
+    assert jacobian_eigenvalues(model, xs).shape == (5, 6)
+    assert jacobian_eigenvalues(model, xs[0]).shape == (1, 6)
+    assert jacobian_eigenvalues(lambda x: x.reshape(2, 6).sum(0), xs[:2]).shape == (1, 12)
+    with pytest.raises(ValueError, match="set `batched`"):
+        jacobian_eigenvalues(jnp.tanh, xs)
+    assert jacobian_eigenvalues(jnp.tanh, xs, batched=True).shape == (5, 6)
+    assert jacobian_eigenvalues(jnp.tanh, xs, batched=False).shape == (1, 30)
+
+
+def test_models_compile_once():
+    first, second = (eqx.nn.MLP(4, 4, 4, 1, key=key) for key in jax.random.split(KEY))
+    extreme_singular_values(first, jnp.ones(4))
+    assert num_compiled(lambda: extreme_singular_values(second, jnp.zeros(4))) == 0
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("function", [extreme_singular_values, jacobian_eigenvalues])
+@pytest.mark.parametrize(
+    ("model", "x", "named"),
+    [
+        (jnp.tanh, jnp.ones(3, complex), "`x` must be an array of real numbers, got complex"),
+        (jnp.tanh, jax.random.key(0), "`x` must be an array of real numbers"),
+        (jnp.tanh, "x", "`x` must be an array of real numbers"),
+        (jnp.tanh, jnp.asarray([1.0, jnp.nan]), "`x` must be finite"),
+        (jnp.tanh, jnp.zeros(0), "must have entries"),
+        (lambda x: x + 1j, jnp.ones(3), "`model` must return one array of real numbers"),
+        (lambda x: (x, x), jnp.ones(3), "`model` must return one array of real numbers"),
+        (jnp.argmax, jnp.ones(3), "`model` must return one array of real numbers"),
+        (eqx.nn.Linear(4, 4, key=KEY), jnp.ones(3), r"`model` must take `x`, of shape \(3,\); it raised: "),
+        (3, jnp.ones(3), "`model` must be a function of one example, got int"),
+    ],
+)
+def test_impossible_models(function, model, x, named):
+    with pytest.raises(ValueError, match=named):
+        function(model, x)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("function", "arguments", "options", "named"),
+    [
+        (extreme_singular_values, (jnp.tanh, jnp.ones(3)), {"num_steps": 0}, "`num_steps`"),
+        (extreme_singular_values, (jnp.tanh, jnp.ones(3)), {"tolerance": 0.0}, "`tolerance`"),
+        (extreme_singular_values, (TANH, jnp.ones(3)), {}, "`model` must be a function of one example, got MLP"),
+        (jacobian_eigenvalues, (jnp.tanh, jnp.ones(3)), {"num_samples": 2}, "`num_samples`"),
+        (jacobian_eigenvalues, (jnp.tanh, jnp.ones(())), {"batched": True}, "`model` must take one of several"),
+        (jacobian_eigenvalues, (TANH, KEY), {"batched": True}, "`batched`"),
+    ],
+)
+def test_impossible_options_for_models(function, arguments, options, named):
+    with pytest.raises(ValueError, match=named):
+        function(*arguments, **options)
+
+
+def test_jacobians_that_do_not_fit_are_refused():
+    x = jnp.ones(2_000_000)
+    with pytest.raises(MemoryError, match="output of `model`"):
+        jacobian_eigenvalues(jnp.tanh, x)
+    with pytest.raises(MemoryError, match="`num_steps`"):
+        extreme_singular_values(jnp.tanh, x, num_steps=10**6)
+
+
+def test_torch_modules_have_jacobians_too():
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(6, 12), torch.nn.GELU(), torch.nn.Linear(12, 4)).double()
+    x = torch.randn(3, 6, dtype=torch.double)
+    exact = [np.linalg.svd(torch.func.jacrev(module)(one).detach().numpy(), compute_uv=False) for one in x]
+    assert np.allclose(jacobian_eigenvalues(module, x, side="output", batched=True), np.square(exact)[:, ::-1])
+    found = extreme_singular_values(module, x[0])
+    assert np.allclose([found.largest, found.smallest], exact[0][[0, -1]])
+    with torch.no_grad():
+        module[0].weight.mul_(2)
+    assert extreme_singular_values(module, x[0]).largest != found.largest
