@@ -490,8 +490,7 @@ def _learning_rates(name: str, num_seeds: int, found: Online, rows: list[Row]) -
 
 
 def learning_rate_row(depth: int, found: Online) -> Row:
-    predicted = bound(depth)
-    collapse, explosion = found.collapse(depth), found.explosion(depth)
+    predicted, collapse, explosion = rate_bound(depth), found.collapse(depth), found.explosion(depth)
     best = float(found.accuracy[DEPTHS.index(depth)].max())
     row = {"L": depth, "2 / L": 2 / depth, "2 / lambda_max": predicted, "best accuracy": best}
     row |= {"collapse at": collapse, "collapse / predicted": collapse / predicted}
@@ -499,11 +498,11 @@ def learning_rate_row(depth: int, found: Online) -> Row:
 
 
 def literal_row(depth: int, found: Online) -> Row:
-    collapse, explosion = found.collapse(depth) / bound(depth), found.explosion(depth) / bound(depth)
+    collapse, explosion = found.collapse(depth) / rate_bound(depth), found.explosion(depth) / rate_bound(depth)
     return {"|y| = 1: collapse / predicted": collapse, "|y| = 1: explosion / predicted": explosion}
 
 
-def bound(depth: int) -> float:
+def rate_bound(depth: int) -> float:
     """2 / lambda_max."""
     return float(jfree.fisher_spectrum(hard_tanh(depth)).learning_rate_bound())
 
