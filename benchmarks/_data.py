@@ -8,7 +8,7 @@ Images = tuple[np.ndarray, np.ndarray]
 
 def digits() -> Images:
     """scikit-learn's, 1797 of 8 x 8 pixels."""
-    pixels, classes = load_digits(return_X_y=True)
+    pixels, classes = map(np.asarray, load_digits(return_X_y=True))
     return pixels / 16, classes
 
 
