@@ -423,12 +423,10 @@ def learning_rates(full: bool) -> Reproduction:
     literal = Online.train(RATES[::2], images, 1.0, 1)
     rows = [learning_rate_row(depth, found) | literal_row(depth, literal) for depth in DEPTHS]
     figure_4 = _learning_rates("scikit-learn's digits", num_seeds, found, rows)
-    figure_4.notes += [
+    figure_4.notes.append(
         "With |y| = 1 (last columns, 1 seed, every other rate) labels are next to 0, training shrinks the network, and "
-        "no boundary appears at 2 / L.",
-        "At large depth there are rates above the boundary where accuracy is at chance and the loss near 0.5, that of "
-        "outputs near 0: the region into which the published loss violates the boundary.",
-    ]
+        "no boundary appears at 2 / L."
+    )
     return figure_4
 
 
@@ -480,6 +478,8 @@ def _learning_rates(name: str, num_seeds: int, found: Online, rows: list[Row]) -
             "The paper makes the labels an orthonormal system of R^M. The figure and the checks read that in the "
             "norm |y|^2 / M, in which inputs and outputs have norm 1 too: then the boundary is the predicted one. We "
             "chose this reading because it gives the published picture.",
+            "At large depth there are rates above the boundary where accuracy is at chance and the loss near 0.5, "
+            "that of outputs near 0: the region into which the published loss violates the boundary.",
             "Steps this large change the Fisher information on the way, which the linear argument for 2 / lambda_max "
             "leaves out; we did not look further. "
             f"Outside the tolerance: L = {', '.join(outside) or 'none'}.",
