@@ -340,7 +340,8 @@ def _train_all(
     pixels, classes = training.images()
     order = rng.permutation(len(pixels))
     x, y = jnp.asarray(pixels[order], jnp.float32), jnp.asarray(classes[order])
-    cut, per_epoch = len(pixels) * 4 // 5, training.num_steps() // training.epochs
+    cut, rate = len(pixels) * 4 // 5, training.learning_rate()
+    per_epoch = cut // BATCH
     picks = [rng.permutation(cut)[: per_epoch * BATCH].reshape(per_epoch, BATCH) for _ in range(training.epochs)]
     widths = np.append(widths, np.full((len(widths), 1), 10), axis=1)
     by_size = np.argsort(np.sum(widths[:, 1:] * widths[:, :-1], axis=1))
@@ -349,8 +350,7 @@ def _train_all(
     for some in np.array_split(by_size, -(-len(widths) // training.together)):
         weights = _padded_weights(widths[some], gain[some], rng)
         for index, share in enumerate(training.shares.values()):
-            rate = jnp.float32(share * training.learning_rate())
-            losses[index][:, some] = _train(weights, batches, *data, rate)
+            losses[index][:, some] = _train(weights, batches, *data, jnp.float32(share * rate))
     return losses
 
 
