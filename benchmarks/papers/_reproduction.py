@@ -1,10 +1,13 @@
 """What a reproduction hands over: tables, a figure, and what was published beside what came out."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
+
+from .._harness import RESULTS
 
 Row = dict[str, Any]
 
@@ -24,6 +27,18 @@ class Check(NamedTuple):
         scale = abs(published) if relative else 1.0
         words = f"{tolerance:g} {'relative' if relative else 'absolute'}"
         return Check(what, published, ours, words, abs(ours - published) <= tolerance * scale)
+
+
+def beside(name: str, checks: list[Check]) -> list[Row]:
+    """These checks, on MNIST, and those that the reproduction `name` saved last, on digits."""
+    saved = json.loads((RESULTS / "papers" / f"{name}.json").read_text())["tables"]["Published, and ours"]
+    digits = {row["what"]: row for row in saved}
+    return [
+        {"what": check.what, "published": check.published}
+        | {"digits": digits[check.what]["ours"], "digits agree": digits[check.what]["agrees"]}
+        | {"MNIST": check.ours, "MNIST agrees": check.agrees}
+        for check in checks
+    ]
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ from matplotlib.ticker import NullFormatter
 
 import jfree
 from jfree.activations import AbstractActivation
-from jfree.cli._network import Network
 from jfree.empirical import jacobian_eigenvalues, ks_distance
 
+from .._data import digits, standardised
 from ._reproduction import Check, Reproduce, Reproduction, Row
 
 PAPER = "Ling, He, Qiu"
@@ -386,10 +386,8 @@ def residual_training(full: bool) -> Reproduction:
 
 def _trained(name: str, optimizer: str, size: Size) -> dict[str, Run]:
     """Every variance, from the same draws."""
-    _, data = Network().build(None, labelled=True)
-    assert data.x is not None
-    assert data.y is not None
-    x, y = data.x.astype(np.float32), data.y.astype(np.int32)
+    pixels, classes = digits()
+    x, y = standardised(pixels).astype(np.float32), classes.astype(np.int32)
     orders = [np.random.default_rng(seed).permutation(len(x)) for seed in range(size.seeds)]
     x, y = np.stack([x[order] for order in orders]), np.stack([y[order] for order in orders])
     cut = x.shape[1] * 4 // 5
