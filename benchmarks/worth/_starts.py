@@ -136,12 +136,14 @@ def _annealed(rate: float, steps: int) -> optax.GradientTransformation:
 
 
 _TUNING_STEPS = 60
-_ADAM = _annealed(0.05, _TUNING_STEPS)  # one for all, so that it compiles once
+# One each for all, so that they compile once; a slope has a long way to go.
+_ADAM, _FAST_ADAM = _annealed(0.05, _TUNING_STEPS), _annealed(0.2, _TUNING_STEPS)
 
 
 def tuned(problem: Problem, what: str) -> Draw:
     """`jfree.tune` towards isometry from the critical scale: `what` is "one scale" of weights for all layers, the
-    "weights" of every layer, "biases" as well, or one scale and the "slope" of a leaky ReLU.
+    "weights" of every layer, "biases" as well, or one scale and the "slope" of a leaky ReLU. Slopes are tuned without
+    weights on singular values: what is weighted by its size does not see the small ones that a slope lifts.
     """
     arch = problem.arch
     widths = np.array([arch.num_in, *[arch.width] * (arch.depth - 1), arch.num_out], float)
@@ -156,7 +158,9 @@ def tuned(problem: Problem, what: str) -> Draw:
         q0=problem.q0,
     )
     where = {"biases": _with_biases, "slope": _with_slope}.get(what, _sigma_w)
-    best = jfree.tune(net, where=where, optimizer=_ADAM, steps=_TUNING_STEPS, progress=False).net
+    objective = jfree.objectives.isometry if what == "slope" else jfree.objectives.weighted_isometry
+    optimizer = _FAST_ADAM if what == "slope" else _ADAM
+    best = jfree.tune(net, objective, where, optimizer, _TUNING_STEPS, progress=False).net
     assert isinstance(best, jfree.MLP)
     w, b = map(np.asarray, best.scales)
     scales = Scales(w[0], w[None, 1:-1], w[-1], b[0], b[None, 1:-1], b[-1])
