@@ -1,11 +1,11 @@
-"""Claim: deep networks that jfree has tuned train as well as, or better than, those that others have initialised.
+"""Claim: what it is worth in training to start from networks that jfree has tuned, rather than from others' starts.
 
 Networks are trained on images from jfree's start and from others', on equal terms: the same architecture, order of the
 data, optimisers and steps, nothing clipped, and the best rate of each start, chosen by two seeds and judged by five
 others. Every cell is a table, best start first. Seconds are those to the first model, compilation with them.
 
 Left out: DKS of hard tanh, which is not smooth, and of residual networks, whose sums would have to be weighted; TAT but
-for ReLU; GradInit in its form for Adam; activation parameters of smooth activations, which jfree tunes but others lack.
+for ReLU; convolutions; GradInit in its form for Adam; activation parameters of smooth activations, which jfree tunes but others lack.
 
 Run: `python -m benchmarks.worth [--full] [--families mlp] [--activations tanh] [--depths 50] [--data digits]`.
 """

@@ -141,20 +141,20 @@ _ADAM, _FAST_ADAM = _annealed(0.05, _TUNING_STEPS), _annealed(0.2, _TUNING_STEPS
 
 
 def tuned(problem: Problem, what: str) -> Draw:
-    """`jfree.tune` towards isometry from the critical scale: `what` is "one scale" of weights for all layers, the
-    "weights" of every layer, "biases" as well, or one scale and the "slope" of a leaky ReLU. Slopes are tuned without
+    """`jfree.tune` towards isometry from the critical scale: `what` is "one scale" of weights for all layers,
+    "biases", with the weights' of every layer, or one scale and the "slope" of a leaky ReLU. Slopes are tuned without
     weights on singular values: what is weighted by its size does not see the small ones that a slope lifts.
     """
     arch = problem.arch
     widths = np.array([arch.num_in, *[arch.width] * (arch.depth - 1), arch.num_out], float)
     sigma_w, _ = critical(arch.activation, 1.0)
-    each = what in ("weights", "biases")
+    each = what == "biases"
     net = jfree.MLP(
         widths,
         jfree.activations.LeakyReLU(0.1) if what == "slope" else arch.activation,
         "orthogonal",
         np.full(arch.depth, sigma_w) if each else sigma_w,
-        np.full(arch.depth, 0.05) if what == "biases" else 0.0,
+        np.full(arch.depth, 0.05) if each else 0.0,
         q0=problem.q0,
     )
     where = {"biases": _with_biases, "slope": _with_slope}.get(what, _sigma_w)
