@@ -5,7 +5,7 @@ data, optimisers and steps, nothing clipped, and the best rate of each start, ch
 others. Every cell is a table, best start first. Seconds are those to the first model, compilation with them.
 
 Left out: DKS of hard tanh, which is not smooth, and of residual networks, whose sums would have to be weighted; TAT but
-for ReLU; convolutions; GradInit in its form for Adam; activation parameters of smooth activations, which jfree tunes but others lack.
+for ReLU; GradInit in its form for Adam; parameters of other activations than ReLU; convolutions.
 
 Run: `python -m benchmarks.worth [--full] [--families mlp] [--activations tanh] [--depths 50] [--data digits]`.
 """

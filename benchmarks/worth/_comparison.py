@@ -137,10 +137,10 @@ def ranked(rows: list[Row]) -> list[Row]:
     return [{"rank": k + 1, "tied": tied(row)} | row for k, row in enumerate(rows)]
 
 
-def _p_value(*rows: Row) -> float:
+def _p_value(one: Row, other: Row) -> float:
     """Mann and Whitney's."""
-    losses = ([float(loss) for loss in row["losses"].split()] for row in rows)
-    return float(mannwhitneyu(*losses).pvalue)
+    ours, others = (np.array(row["losses"].split(), float) for row in (one, other))
+    return float(mannwhitneyu(ours, others).pvalue)
 
 
 def summary(tables: dict[str, list[Row]]) -> list[Row]:

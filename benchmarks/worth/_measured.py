@@ -23,6 +23,7 @@ from ._models import (
     norm,
     readout,
     same,
+    Weights,
 )
 from ._starts import Draw, Problem
 
@@ -57,7 +58,7 @@ def lsuv(problem: Problem) -> Draw:
     arch = problem.arch
 
     def draw(seed: int) -> Model:
-        return _unit_variances(arch, drawn(arch, "orthogonal", same(arch, 1.0), seed), _batch(problem, seed)[0])
+        return _unit_variances(arch, drawn(arch, "orthogonal", same(arch, 1.0), seed), _batch(problem, seed))
 
     return draw
 
@@ -67,7 +68,7 @@ def _unit_variances(arch: Architecture, model: Model, x: Array) -> Model:
     def unit(layer: Dense, x: Array) -> Dense:
         return layer._replace(w=layer.w / jnp.std(dense(layer, x)))
 
-    def step(x: Array, given: tuple[tuple[Dense, ...], Array]) -> tuple[Array, tuple[Dense, ...]]:
+    def step(x: Array, given: Any) -> tuple[Array, tuple[Dense, ...]]:
         layers, factor = given
         if arch.family == "mlp":
             found = (unit(layers[0], activation(arch.activation, model.shape, x)),)
@@ -98,7 +99,7 @@ def _jacobian_loss(arch: Architecture, model: Model, x: Array, y: Array, key: Ar
         y, moved = jax.jvp(function, (x,), (direction,))
         return y, jnp.square(jnp.log(jnp.mean(jnp.square(moved))))
 
-    def step(x: Array, given: tuple[tuple[tuple[Dense, ...], Array], Array]) -> tuple[Array, Array]:
+    def step(x: Array, given: Any) -> tuple[Array, Array]:
         layer, key = given
         return log_square(lambda x: block(arch, model.shape, x, *layer), x, key)
 
@@ -199,6 +200,6 @@ def _by_steps(
     return draw
 
 
-def _batch(problem: Problem, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _batch(problem: Problem, seed: int) -> Weights:
     pick = np.random.default_rng(seed).integers(0, len(problem.x), 512)
-    return problem.x[pick], problem.y[pick]
+    return problem.x[pick]

@@ -1,7 +1,7 @@
 """Networks to train: parameters stacked over layers, scanned, all starts of one structure."""
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 Family = Literal["mlp", "pre-norm", "plain"]
-Weights = Array | np.ndarray
+Weights = Array | np.ndarray  # on the device, or drawn on the host
 
 # Of `phi`'s input and output, see `activation`, and the slope of a leaky ReLU: what changes nothing.
 UNCHANGED = np.array([1.0, 0.0, 1.0, 0.0, 0.0])
@@ -64,8 +64,8 @@ def activation(name: str, shape: Weights, x: Array) -> Array:
     return gamma * (BASE[name](alpha * x + beta, slope) + delta)
 
 
-def dense(layer: Dense, x: Array) -> Array:
-    return x @ layer.w.T + layer.b
+def dense(layer: Dense, x: Weights) -> Array:
+    return jnp.asarray(x) @ layer.w.T + layer.b
 
 
 def norm(x: Array) -> Array:
@@ -88,17 +88,17 @@ def readout(arch: Architecture, model: Model, x: Array) -> Array:
     return dense(model.last, norm(x) if arch.family == "pre-norm" else x)
 
 
-def logits(arch: Architecture, model: Model, x: Array) -> Array:
-    def step(x: Array, layer: tuple[tuple[Dense, ...], Array]) -> tuple[Array, None]:
+def logits(arch: Architecture, model: Model, x: Weights) -> Array:
+    def step(x: Array, layer: Any) -> tuple[Array, None]:
         return block(arch, model.shape, x, *layer), None
 
     x, _ = jax.lax.scan(step, dense(model.first, x), (model.hidden, model.factor))
     return readout(arch, model, x)
 
 
-def cross_entropy(arch: Architecture, model: Model, x: Array, y: Array) -> Array:
+def cross_entropy(arch: Architecture, model: Model, x: Weights, y: Weights) -> Array:
     log_p = jax.nn.log_softmax(logits(arch, model, x))
-    return -jnp.mean(jnp.take_along_axis(log_p, y[:, None], axis=1))
+    return -jnp.mean(jnp.take_along_axis(log_p, jnp.asarray(y)[:, None], axis=1))
 
 
 class Scales(NamedTuple):

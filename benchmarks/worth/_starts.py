@@ -18,15 +18,15 @@ from torch.nn.init import calculate_gain
 
 import jfree
 
-from ._models import Architecture, BASE, drawn, Law, Model, same, Scales
+from ._models import Architecture, BASE, drawn, Law, Model, same, Scales, Weights
 
 
 class Problem(NamedTuple):
     """What a start may know: the architecture, and some images with their classes."""
 
     arch: Architecture
-    x: Float[np.ndarray, "batch pixels"]
-    y: Int[np.ndarray, " batch"]
+    x: Float[Weights, "batch pixels"]
+    y: Int[Weights, " batch"]
 
     @property
     def q0(self) -> float:

@@ -4,7 +4,7 @@ import functools
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from ._models import Architecture, cross_entropy, logits, Model
+from ._models import Architecture, cross_entropy, logits, Model, Weights
 
 Optimizer = Literal["sgd", "adam"]
 RATES: dict[Optimizer, np.ndarray] = {"sgd": np.geomspace(1e-4, 1e-1, 7), "adam": np.geomspace(1e-5, 1e-2, 7)}
@@ -23,10 +23,10 @@ _OPTIMIZERS = {"sgd": functools.partial(optax.sgd, momentum=0.9), "adam": optax.
 class Data(NamedTuple):
     """In single precision; the last rows are held out."""
 
-    x: Float[np.ndarray, "train pixels"]
-    y: Int[np.ndarray, " train"]
-    x_rest: Float[np.ndarray, "rest pixels"]
-    y_rest: Int[np.ndarray, " rest"]
+    x: Float[Weights, "train pixels"]
+    y: Int[Weights, " train"]
+    x_rest: Float[Weights, "rest pixels"]
+    y_rest: Int[Weights, " rest"]
 
 
 class Run(NamedTuple):
@@ -97,14 +97,15 @@ def _trained(
         update = _OPTIMIZERS[optimizer](rate)
         shape = model.shape
 
-        def loss(trained: Model, x: Array, y: Array) -> Array:
+        def loss(trained: Model, x: Weights, y: Weights) -> Array:
             return cross_entropy(arch, trained._replace(shape=shape), x, y)
 
         def step(state: tuple[Model, optax.OptState], pick: Array) -> tuple[tuple[Model, optax.OptState], Array]:
             trained, memory = state
             value, grad = jax.value_and_grad(loss)(trained, data.x[pick], data.y[pick])
             updates, memory = update.update(grad, memory, trained)
-            return (optax.apply_updates(trained, updates), memory), value
+            moved: Any = optax.apply_updates(trained, updates)
+            return (moved, memory), value
 
         (trained, _), losses = jax.lax.scan(step, (model, update.init(model)), picks)
         trained = trained._replace(shape=shape)
