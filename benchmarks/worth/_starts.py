@@ -177,7 +177,7 @@ _SPREAD_OBJECTIVE = jfree.objectives.target(jfree.objectives.weighted_isometry, 
 
 def _branch_scales(net: Any) -> Any:
     inner, outer = _dense_of(net)
-    return inner.sigma_w, outer.sigma_w, net.layers[-1].sigma_w
+    return inner.sigma_w, outer.sigma_w
 
 
 def _dense_of(net: jfree.Network) -> list[jfree.layers.Dense]:
@@ -186,7 +186,9 @@ def _dense_of(net: jfree.Network) -> list[jfree.layers.Dense]:
 
 
 def tuned_residual(problem: Problem) -> Draw:
-    """Blocks that are alike, tuned to singular values whose squared logarithms have the weighted mean `_SPREAD`."""
+    """Blocks that are alike, their branches tuned so that squared logarithms of singular values have the weighted mean
+    `_SPREAD`.
+    """
     arch = problem.arch
     norm = [jfree.layers.LayerNorm()] if arch.family == "pre-norm" else []
     sigma_w, _ = critical(arch.activation, 1.0)
@@ -202,9 +204,8 @@ def tuned_residual(problem: Problem) -> Draw:
     net = jfree.Network(arch.num_in, [ends[0], blocks, *norm, ends[1]], q0=problem.q0)
     best = jfree.tune(net, _SPREAD_OBJECTIVE, _branch_scales, _ADAM, _TUNING_STEPS, progress=False).net
     assert isinstance(best, jfree.Network)
-    last: Any = best.layers[-1]
     hidden = np.array([[float(layer.sigma_w)] * arch.num_hidden for layer in _dense_of(best)])
-    return partial(drawn, arch, "orthogonal", Scales(first, hidden, float(last.sigma_w)))
+    return partial(drawn, arch, "orthogonal", Scales(first, hidden, 1.0))
 
 
 def fixup(problem: Problem) -> Draw:
