@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
-from . import objectives
+from . import constraints, objectives
 from ._finite.diagnosis import diagnose, Diagnosis
 from ._interop.model import Parameters, parameters_of, read
 from ._interop.parts import Slot
@@ -21,10 +21,11 @@ from ._layers.weights import AbstractWeights
 from ._networks.abstract import AbstractNetwork, propagate
 from ._networks.mlp import MLP
 from ._networks.network import Network
+from ._networks.nonlinearity import too_linear
 from ._numerics.show import number, Shown, Table
 from ._spectra import fisher_spectrum, jacobian_spectrum
 from ._spectrum.outliers import Outliers
-from ._tune import CAUTIOUS, tune, TuneResult
+from ._tune import NONLINEARITY, tune, TuneResult
 from .plot import pyplot
 
 if TYPE_CHECKING:
@@ -230,8 +231,8 @@ def tuned_network(
 ) -> tuple[Network, TuneResult]:
     """A network that was read, with its numbers of these names tuned; as an MLP, if it is one, in less time."""
     plain = net.as_mlp() if set(names) <= {"sigma_w", "sigma_gate", "sigma_b"} else None
-    start = net if plain is None else _started(plain)
-    result = tune(start, objective, _Leaves(names), CAUTIOUS, steps=steps, progress=progress, q0=q0)
+    start = net if plain is None else even_start(plain) if "sigma_w" in names else plain
+    result = tune(start, objective, _Leaves(names), steps=steps, progress=progress, q0=q0)
     best = result.net if plain is None else _with_scales(net, result.net)
     assert isinstance(best, Network)
     return best, result
@@ -250,22 +251,25 @@ class _Leaves(eqx.Module):
         return path[-1] in self.names and "activation" not in path
 
 
-# By which factors all weights are multiplied, of which the best is where tuning starts.
-_FACTORS = np.geomspace(1 / 8, 8, 49)
+# Mean squares of all preactivations, of which the best is where tuning starts.
+_MEAN_SQUARES = np.geomspace(1e-3, 30, 61)
+_FEW_MOMENTS = objectives.moments(1.0, 1.0)
 
 
 @eqx.filter_jit
-def _started(net: MLP) -> MLP:
-    """With all weights multiplied by the factor with which the mean squared singular value is nearest to 1: where it is
-    far from it, gradients are.
+def even_start(net: MLP, nonlinearity: float = NONLINEARITY) -> MLP:
+    """With weights of a scale per layer, by which all preactivations have one mean square: that at which the mean of
+    the squared singular values and the mean of their squares are nearest to 1, and no layer is too linear. Where
+    singular values are far from 1, gradients are.
     """
 
-    def scaled(factor: Array) -> MLP:
-        return eqx.tree_at(lambda n: n.sigma_w, net, net.sigma_w * factor)
+    def cost(q: Array) -> Array:
+        even = constraints.with_variance(net, q)
+        return _FEW_MOMENTS(even) + too_linear(even, jnp.asarray(nonlinearity, q.dtype))
 
-    factors = jnp.asarray(_FACTORS, net.sigma_w.dtype)
-    distance = jax.vmap(lambda factor: jnp.abs(jnp.sum(jnp.log(scaled(factor).propagate().chi))))(factors)
-    return scaled(factors[jnp.nanargmin(distance)])
+    squares = jnp.asarray(_MEAN_SQUARES, net.q0.dtype)
+    costs = jax.vmap(cost)(squares)
+    return constraints.with_variance(net, squares[jnp.nanargmin(costs)])
 
 
 def _with_scales(net: Network, tuned: AbstractNetwork) -> Network:

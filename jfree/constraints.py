@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, ArrayLike
 
 from ._layers.kinds import Kinds
 from ._layers.layer import Signal
@@ -77,17 +77,16 @@ def fixed_variance(q: float) -> Constraint:
     **Raises:** `ValueError` if `q` is not positive, or the network to be constrained is not an `MLP`.
     """
     _positive("q", q)
+    return lambda net: with_variance(_mlp("fixed_variance", net), q)
 
-    def constrain(net: AbstractNetwork) -> AbstractNetwork:
-        net = _mlp("fixed_variance", net)
-        sigma_b = jnp.broadcast_to(net.sigma_b, net.depth)
-        sigma_b = jnp.minimum(sigma_b, (0.99 * q) ** 0.5)
-        layers = jnp.arange(net.depth)
-        square = jax.lax.map(lambda index: _seen(net)(index, jnp.full_like(net.q0, q)), layers)
-        sigma_w = jnp.sqrt((q - jnp.square(sigma_b)) / jnp.append(net.q0, square[:-1]))
-        return eqx.tree_at(lambda n: (n.sigma_w, n.sigma_b), net, (sigma_w, sigma_b))
 
-    return constrain
+def with_variance(net: MLP, q: ArrayLike) -> MLP:
+    """As `fixed_variance` says."""
+    square = jnp.broadcast_to(jnp.asarray(q, net.q0.dtype), net.depth)
+    sigma_b = jnp.minimum(jnp.broadcast_to(net.sigma_b, net.depth), 0.99**0.5 * jnp.sqrt(square))
+    seen = jax.lax.map(lambda layer: _seen(net)(*layer), (jnp.arange(net.depth), square))
+    sigma_w = jnp.sqrt((square - jnp.square(sigma_b)) / jnp.append(net.q0, seen[:-1]))
+    return eqx.tree_at(lambda n: (n.sigma_w, n.sigma_b), net, (sigma_w, sigma_b))
 
 
 def criticality(q: float | None = None, growth: float = 1.0) -> Constraint:
