@@ -21,11 +21,11 @@ from ._layers.weights import AbstractWeights
 from ._networks.abstract import AbstractNetwork, propagate
 from ._networks.mlp import MLP
 from ._networks.network import Network
-from ._networks.nonlinearity import too_linear
+from ._networks.nonlinearity import too_linear, usual_nonlinearity
 from ._numerics.show import number, Shown, Table
 from ._spectra import fisher_spectrum, jacobian_spectrum
 from ._spectrum.outliers import Outliers
-from ._tune import NONLINEARITY, tune, TuneResult
+from ._tune import tune, TuneResult
 from .plot import pyplot
 
 if TYPE_CHECKING:
@@ -253,19 +253,20 @@ class _Leaves(eqx.Module):
 
 # Mean squares of all preactivations, of which the best is where tuning starts.
 _MEAN_SQUARES = np.geomspace(1e-3, 30, 61)
-_FEW_MOMENTS = objectives.moments(1.0, 1.0)
 
 
 @eqx.filter_jit
-def even_start(net: MLP, nonlinearity: float = NONLINEARITY) -> MLP:
+def even_start(net: MLP, nonlinearity: float | None = None) -> MLP:
     """With weights of a scale per layer, by which all preactivations have one mean square: that at which the mean of
-    the squared singular values and the mean of their squares are nearest to 1, and no layer is too linear. Where
-    singular values are far from 1, gradients are.
+    the squared singular values that are not 0 and the mean of their squares are nearest to 1, and no layer is too
+    linear. Where singular values are far from 1, gradients are.
     """
+    least = usual_nonlinearity(net) if nonlinearity is None else nonlinearity
 
     def cost(q: Array) -> Array:
         even = constraints.with_variance(net, q)
-        return _FEW_MOMENTS(even) + too_linear(even, jnp.asarray(nonlinearity, q.dtype))
+        rank = 1 - jacobian_spectrum(even).mass_at_zero()
+        return objectives.moments(rank, rank)(even) + too_linear(even, jnp.asarray(least, q.dtype))
 
     squares = jnp.asarray(_MEAN_SQUARES, net.q0.dtype)
     costs = jax.vmap(cost)(squares)

@@ -18,7 +18,7 @@ from ._finite.diagnosis import alarm
 from ._networks.abstract import AbstractNetwork, as_network
 from ._networks.mlp import MLP
 from ._networks.network import Network
-from ._networks.nonlinearity import too_linear
+from ._networks.nonlinearity import too_linear, usual_nonlinearity
 from ._numerics.arrays import inexact_asarray, is_concrete, Reals
 from ._numerics.checks import integer
 from ._numerics.show import counted, is_interactive, number, Shown
@@ -26,14 +26,9 @@ from ._numerics.show import counted, is_interactive, number, Shown
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# First updates of logarithms, which fall to 0 as a cosine does: of one number for all layers, and where many layers
-# have their own and all want to go the same way.
-_LEARNING_RATE, _CAUTIOUS = 0.2, 0.05
-
-# What all layers together keep. Of tanh and leaky ReLU networks of 50 layers those train best on digits that have
-# between 0.2 and 2 (docs/worth.md).
-NONLINEARITY = 0.5
-
+# First updates of logarithms, which fall to 0 as a cosine does: of the mean over a leaf's entries, if there were one of
+# them, and of what these differ from it by.
+_OF_MEAN, _OF_REST = 0.2, 0.05
 
 _CHUNK = 10  # steps between two looks at the progress
 
@@ -75,21 +70,41 @@ def _sigma_w(net: Any) -> Any:
     return net.sigma_w
 
 
-def _annealed(learning_rate: float) -> optax.GradientTransformationExtraArgs:
-    """Adam, with what is left of a cosine of the share of the steps that are done; one for any number of them."""
-
-    def update(updates: Any, state: Any, params: Any = None, **known: Any):
-        share = known["share"]
-        size = -0.5 * learning_rate * (1 + jnp.cos(jnp.pi * share))
-        return jax.tree.map(lambda u: u * size.astype(u.dtype), updates), state
-
-    # Gradients fall by orders of magnitude on the way: they must not be remembered for long.
-    adam = optax.scale_by_adam(b2=0.9)
-    return optax.chain(adam, optax.GradientTransformationExtraArgs(optax.init_empty_state, update))
+def _annealed(updates: Any, state: Any, params: Any = None, **known: Any):
+    """Times what is left of a cosine of the share of the steps that are done."""
+    left = 0.5 * (1 + jnp.cos(jnp.pi * known["share"]))
+    return jax.tree.map(lambda u: u * left.astype(u.dtype), updates), state
 
 
-# One each for all calls: a new one is compiled anew.
-_BOLD, _CAREFUL = _annealed(_LEARNING_RATE), _annealed(_CAUTIOUS)
+def _by_mean_and_rest(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Leaves as their mean and what they differ from it by, each scaled by `inner` on its own. All layers together are
+    a stiff direction: the mean moves the less, the more there are.
+    """
+
+    def split(leaves: Any) -> Any:
+        return jax.tree.map(lambda x: (jnp.mean(x), x - jnp.mean(x)), leaves)
+
+    def init(params: Any) -> Any:
+        return inner.init(split(params))
+
+    def update(updates: Any, state: Any, params: Any = None, **_: Any):
+        scaled, state = inner.update(split(updates), state)
+
+        def joined(update: Array, both: tuple[Array, Array]) -> Array:
+            mean, rest = both
+            return -_OF_MEAN * mean / update.size**0.5 - _OF_REST * (rest - jnp.mean(rest))
+
+        return jax.tree.map(joined, updates, scaled), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+# One for all calls: a new one is compiled anew. Gradients fall by orders of magnitude on the way: they must not be
+# remembered for long.
+_ADAM = optax.chain(
+    _by_mean_and_rest(optax.scale_by_adam(b2=0.9)),
+    optax.GradientTransformationExtraArgs(optax.init_empty_state, _annealed),
+)
 
 
 def _unconstrained(net: AbstractNetwork) -> AbstractNetwork:
@@ -100,13 +115,13 @@ def tune(
     net: AbstractNetwork,
     objective: Callable[[AbstractNetwork], Array] = objectives.weighted_isometry,
     where: Callable[[Any], Any] = _sigma_w,
-    optimizer: optax.GradientTransformation | None = None,
+    optimizer: optax.GradientTransformation = _ADAM,
     steps: int = 200,
     constraint: Callable[[AbstractNetwork], AbstractNetwork] | None = None,
     progress: bool = True,
     stop_at: float = -np.inf,
     q0: Reals | None = None,
-    nonlinearity: float = NONLINEARITY,
+    nonlinearity: float | None = None,
 ) -> TuneResult:
     """Minimises an objective over some leaves of a network by gradient descent.
 
@@ -118,8 +133,9 @@ def tune(
     - `net`: where to start. Share one `sigma_w` among all layers by giving a scalar, tune each with an array.
     - `objective`: from a network to a scalar, of `jfree.objectives` or your own.
     - `where`: from a network to the leaf, or tuple of leaves, to tune, as in `eqx.tree_at`.
-    - `optimizer`: any optax optimizer, if not given Adam with `b2 = 0.9` and a learning rate that falls as a cosine
-        does, to 0 from 0.2, or from 0.05 if a leaf has several numbers. A new one is compiled anew.
+    - `optimizer`: any optax optimizer, if not given Adam with `b2 = 0.9` and a learning rate that falls to 0 as a
+        cosine does, from 0.2; of a leaf with `n` numbers from `0.2 / sqrt(n)` for their mean, and from 0.05 for what
+        they differ from it by. A new one is compiled anew.
     - `steps`: how many updates.
     - `constraint`: from a network to one that obeys, see `jfree.constraints`.
     - `progress`: shows a bar, in a terminal or a notebook.
@@ -127,7 +143,8 @@ def tune(
     - `q0`: mean squares of inputs, if the objective is to be the mean over several, such as quantiles of those of data;
         `jfree.objectives.over_inputs` takes the worst.
     - `nonlinearity`: the sum of `jfree.nonlinearity` that an `MLP` or a `Network` keeps, every layer its part: a
-        network that is linear is isometric for nothing. 0 lets it be.
+        network that is linear is isometric for nothing. By default 0.5, but no more than 0.025 for each nonlinear
+        layer; 0 lets it be.
 
     **Returns:** a `TuneResult`, with the best network on the way.
 
@@ -139,16 +156,16 @@ def tune(
     negative or not finite, or the objective is not a real scalar, or it or its gradient is not finite at the start.
     """
     steps = integer("steps", steps)
+    if nonlinearity is None:
+        nonlinearity = usual_nonlinearity(net) if isinstance(net, MLP | Network) else 0.0
     if not isinstance(nonlinearity, int | float | np.number) or not 0 <= nonlinearity < np.inf:
         raise ValueError(f"`nonlinearity` must be at least 0 and finite, got {nonlinearity!r}.")
-    if not isinstance(optimizer, optax.GradientTransformation | None):
+    if not isinstance(optimizer, optax.GradientTransformation):
         raise ValueError(f"`optimizer` must be an optax optimizer, got {optimizer!r}.")
     for name, function in (("objective", objective), ("constraint", constraint or _unconstrained)):
         if not callable(function):
             raise ValueError(f"`{name}` must be a function of a network, got {function!r}.")
     leaves = _leaves(as_network(net), where)
-    if optimizer is None:
-        optimizer = _CAREFUL if any(leaf.size > 1 for leaf in leaves) else _BOLD
     positive, start = _logarithms(leaves)
     problem = _Problem(
         net,

@@ -3,7 +3,7 @@
 import time
 import warnings
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -46,11 +46,11 @@ def starts_of(arch: Architecture) -> dict[str, Start]:
     if arch.activation in starts.DKS_NAMES:
         name = "TAT" if arch.activation == "relu" else "DKS"
         found |= {f"{name}, {law}": partial(starts.shaped, law=law) for law in ("gaussian", "orthogonal")}
-    found = {"jfree": partial(starts.tuned, what="one scale"), "jfree, biases": _with("biases"), **found}
+    found = {"jfree": _with("weights"), "jfree, biases": _with("biases"), **found}
     return found | ({"jfree, slope": _with("slope")} if arch.activation == "relu" else {})
 
 
-def _with(what: str) -> Start:
+def _with(what: Literal["weights", "biases", "slope"]) -> Start:
     return partial(starts.tuned, what=what)
 
 

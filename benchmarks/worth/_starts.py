@@ -5,7 +5,7 @@ A start is a function from a `Problem` to a function from seeds to models: what 
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import anyinit
 import jax
@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch.nn.init import calculate_gain
 
 import jfree
+from jfree._initialize import even_start
 
 from ._models import Architecture, BASE, drawn, Law, Model, same, Scales, Weights
 
@@ -135,32 +136,25 @@ def _annealed(rate: float, steps: int) -> optax.GradientTransformation:
     return optax.adam(optax.cosine_decay_schedule(rate, steps), b2=0.9)
 
 
-_TUNING_STEPS = 60
-# One each for all, so that they compile once; a slope has a long way to go.
-_ADAM, _FAST_ADAM = _annealed(0.05, _TUNING_STEPS), _annealed(0.2, _TUNING_STEPS)
+_TUNING_STEPS = 200
+_ADAM = _annealed(0.05, _TUNING_STEPS)  # one for all, so that it compiles once
 
 
-def tuned(problem: Problem, what: str) -> Draw:
-    """`jfree.tune` towards isometry from the critical scale: `what` is "one scale" of weights for all layers,
-    "biases", with the weights' of every layer, or one scale and the "slope" of a leaky ReLU. Slopes are tuned without
-    weights on singular values: what is weighted by its size does not see the small ones that a slope lifts.
+def tuned(problem: Problem, what: Literal["weights", "biases", "slope"]) -> Draw:
+    """`jfree.tune` as it is, from where `jfree.initialize` starts, layer by layer: the scales of the weights, these
+    and the biases', or these and the "slope" of a leaky ReLU in place of ReLU.
     """
     arch = problem.arch
-    widths = np.array([arch.num_in, *[arch.width] * (arch.depth - 1), arch.num_out], float)
-    sigma_w, _ = critical(arch.activation, 1.0)
-    each = what == "biases"
     net = jfree.MLP(
-        widths,
-        jfree.activations.LeakyReLU(0.1) if what == "slope" else arch.activation,
+        np.array([arch.num_in, *[arch.width] * (arch.depth - 1), arch.num_out], float),
+        jfree.activations.LeakyReLU(0.5) if what == "slope" else arch.activation,
         "orthogonal",
-        np.full(arch.depth, sigma_w) if each else sigma_w,
-        np.full(arch.depth, 0.05) if each else 0.0,
+        np.ones(arch.depth),
+        np.full(arch.depth, 0.05 if what == "biases" else 0.0),
         q0=problem.q0,
     )
-    where = {"biases": _with_biases, "slope": _with_slope}.get(what, _sigma_w)
-    objective = jfree.objectives.isometry if what == "slope" else jfree.objectives.weighted_isometry
-    optimizer = _FAST_ADAM if what == "slope" else _ADAM
-    best = jfree.tune(net, objective, where, optimizer, _TUNING_STEPS, progress=False).net
+    where = {"weights": _sigma_w, "biases": _with_biases, "slope": _with_slope}[what]
+    best = jfree.tune(even_start(net), where=where, steps=_TUNING_STEPS, progress=False).net
     assert isinstance(best, jfree.MLP)
     w, b = map(np.asarray, best.scales)
     scales = Scales(w[0], w[None, 1:-1], w[-1], b[0], b[None, 1:-1], b[-1])

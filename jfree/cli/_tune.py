@@ -43,11 +43,11 @@ class TuneCommand:
     """What to make small: mean square of the log singular values, weighted by their size or not, or largest over
     smallest, or the spread of 90%."""
     tune: tuple[Literal["sigma_w", "sigma_b", "widths", "gain", "factor", "skip", "scale"], ...] = ("sigma_w",)
-    """What to tune. A scale that is given as one stays one; hidden widths keep to their number of weights. Of
-    [[layers]] all that have such a key are meant, and what repeats stays alike."""
-    steps: int = 60
+    """What to tune. A scale that is given as one stays one; without --sigma-w every layer has its own. Hidden widths
+    keep to their number of weights. Of [[layers]] all that have such a key are meant, and what repeats stays alike."""
+    steps: int = 200
     """Steps of tuning."""
-    nonlinearity: float = 0.05
+    nonlinearity: Annotated[float | None, default("0.5, at most 0.025 for each layer")] = None
     """The nonlinear share of variance that all layers together keep; 0 for none."""
     training_steps: int = 400
     """Steps of training, with Adam; 0 for none."""
@@ -102,8 +102,8 @@ class TuneCommand:
             raise ValueError(f"`steps` must be from 1 to {_MOST_STEPS}, got {self.steps}.")
         if not 0 <= self.training_steps <= _MOST_STEPS:
             raise ValueError(f"`training_steps` must be from 0 to {_MOST_STEPS}, got {self.training_steps}.")
-        if not 0 <= self.nonlinearity < 1:
-            raise ValueError(f"`nonlinearity` must be at least 0 and less than 1, got {self.nonlinearity}.")
+        if self.nonlinearity is not None and not 0 <= self.nonlinearity < np.inf:
+            raise ValueError(f"`nonlinearity` must be at least 0 and finite, got {self.nonlinearity}.")
         if not 0 < self.learning_rate < np.inf:
             raise ValueError(f"`learning_rate` must be positive and finite, got {self.learning_rate}.")
         check_seed(self.seed)
@@ -150,15 +150,18 @@ class TuneCommand:
 
     def _tuned(self, net: "MLP | Layers", data: Data, show: bool) -> tuple["MLP | Layers", tuple[float, float]]:
         """The tuned network, and the objective before and after."""
+        import equinox as eqx
+
         from .. import objectives
         from .._tune import tune
 
         objective = {"log_spread": objectives.log_spread()}.get(self.objective) or getattr(objectives, self.objective)
-        where, constraint = self._free(net)
+        start = self._start(net)
+        where, constraint = self._free(start)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the diagnosis says it
             result = tune(
-                net,
+                start,
                 objective,
                 where=where,
                 steps=self.steps,
@@ -167,9 +170,22 @@ class TuneCommand:
                 q0=data.mean_squares(),
                 nonlinearity=self.nonlinearity,
             )
+        before = float(result.history[0])
+        if start is not net:
+            squares = data.mean_squares()
+            over_data = objective if squares is None else objectives.over_inputs(objective, squares)
+            before = float(eqx.filter_jit(over_data)(net))
         if result.rounded is not None and result.rounded_objective is not None:
-            return result.rounded, (float(result.history[0]), float(result.rounded_objective))  # pyright: ignore
-        return result.net, (float(result.history[0]), float(result.objective))  # pyright: ignore
+            return result.rounded, (before, float(result.rounded_objective))  # pyright: ignore
+        return result.net, (before, float(result.objective))  # pyright: ignore
+
+    def _start(self, net: "MLP | Layers") -> "MLP | Layers":
+        """Where nobody has given scales of weights, a good one for every layer."""
+        from .._initialize import even_start
+        from .._networks.mlp import MLP
+
+        free = self.config is None and self.network.sigma_w is None and "sigma_w" in self.tune
+        return even_start(net, self.nonlinearity) if free and isinstance(net, MLP) else net
 
     def _free(self, net: "MLP | Layers") -> tuple[Callable[[Any], Any], "Constraint | None"]:
         """What is tuned, and what else has to hold."""
