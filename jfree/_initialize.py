@@ -259,14 +259,15 @@ _MEAN_SQUARES = np.geomspace(1e-3, 30, 61)
 def even_start(net: MLP, nonlinearity: float | None = None) -> MLP:
     """With weights of a scale per layer, by which all preactivations have one mean square: that at which the mean of
     the squared singular values that are not 0 and the mean of their squares are nearest to 1, and no layer is too
-    linear. Where singular values are far from 1, gradients are.
+    linear nor unstable. Where singular values are far from 1, gradients are.
     """
     least = usual_nonlinearity(net) if nonlinearity is None else nonlinearity
 
     def cost(q: Array) -> Array:
         even = constraints.with_variance(net, q)
         rank = 1 - jacobian_spectrum(even).mass_at_zero()
-        return objectives.moments(rank, rank)(even) + too_linear(even, jnp.asarray(least, q.dtype))
+        near_isometry = objectives.moments(rank, rank)(even) + objectives.stability(even)
+        return near_isometry + too_linear(even, jnp.asarray(least, q.dtype))
 
     squares = jnp.asarray(_MEAN_SQUARES, net.q0.dtype)
     costs = jax.vmap(cost)(squares)
