@@ -4,7 +4,6 @@ What the paper leaves open (the network of Table 5.1, the parameters of Figures 
 from the authors' repository, redachhaibi/FreeNN, and said to be so.
 """
 
-import time
 from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
@@ -22,9 +21,9 @@ import jfree
 from jfree.empirical import jacobian_eigenvalues, ks_distance
 
 from .. import _baselines as baselines, density
-from .._data import digits, Images, mnist
+from .._data import digits, Images
 from .._harness import measure
-from ._reproduction import beside, Check, Reproduce, Reproduction, Row
+from ._reproduction import Check, Reproduce, Reproduction, Row
 
 PAPER = "Chhaibi, Daouda, Kahn"
 
@@ -249,20 +248,6 @@ def architectures(full: bool) -> Reproduction:
     return _architectures(200 if full else 68, DIGITS)
 
 
-def architectures_mnist(full: bool) -> Reproduction:
-    """On images of the published size."""
-    num, epochs = (200, EPOCHS) if full else (68, 5)
-    start = time.process_time()
-    found = _architectures(num, Training("5000 images of MNIST", mnist, epochs, {"": 1.0}, together=1))
-    hours = (time.process_time() - start) / 3600 * EPOCHS / epochs
-    found.tables["Beside the digits"] = beside("architectures", found.checks)
-    found.notes.append(
-        f"All {EPOCHS} epochs of {num} networks would take {hours:.0f} hours of one core at this pace, those of 200 "
-        f"networks {hours * 200 / num:.0f}."
-    )
-    return found
-
-
 def _architectures(num: int, training: Training) -> Reproduction:
     """The test loss of random architectures against quantiles of their Jacobians."""
     rng = np.random.default_rng(0)
@@ -476,5 +461,4 @@ REPRODUCTIONS: dict[str, Reproduce] = {
     "figure_4_1": figure_4_1,
     "figure_5_1": figure_5_1,
     "architectures": architectures,
-    "architectures_mnist": architectures_mnist,
 }
