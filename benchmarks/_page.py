@@ -29,7 +29,7 @@ def _section(path: pathlib.Path, saved: dict[str, Any]) -> list[str]:
     where = f"{saved['date']}, {machine['cores']} cores ({machine['cpu']}), {machine['device']}, {machine['dtype']}"
     lines += [f"{where}; jfree {versions['jfree']}, jax {versions['jax']}.", ""]
     if "figure" in saved:
-        lines += [f"![{name}]({(path.parent / saved['figure']).relative_to(PAGE.parent).as_posix()})", ""]
+        lines += [f"![{name}]({(path.parent / saved['figure']).relative_to(RESULTS.parent).as_posix()})", ""]
     for title, rows in saved["tables"].items():
         lines += [f"**{title}**", "", *_table(rows), ""]
     lines += [f"- {note}" for note in saved.get("notes", [])]
