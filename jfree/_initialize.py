@@ -269,7 +269,8 @@ def even_start(net: MLP, nonlinearity: float | None = None) -> MLP:
         near_isometry = objectives.moments(rank, rank)(even) + objectives.stability(even)
         return near_isometry + too_linear(even, jnp.asarray(least, q.dtype))
 
-    squares = jnp.asarray(_MEAN_SQUARES, net.q0.dtype)
+    of_biases = jnp.max(jnp.square(net.sigma_b))  # which stay as they are
+    squares = jnp.asarray(_MEAN_SQUARES, net.q0.dtype) + 1.02 * of_biases
     costs = jax.vmap(cost)(squares)
     return constraints.with_variance(net, squares[jnp.nanargmin(costs)])
 

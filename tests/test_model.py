@@ -12,6 +12,7 @@ import pytest
 
 import jfree
 from jfree import activations as acts
+from jfree._initialize import even_start
 from jfree._networks.stacked import unrolled
 from jfree.layers import Activation, Conv, Dense, Dropout, Gated, LayerNorm, Parallel, Patches, Residual, RMSNorm, Scale
 
@@ -542,6 +543,13 @@ def test_blocks_between_their_input_and_their_branch():
     assert (block.skip, block.scale) == pytest.approx((0.7, 0.3))
 
 
+def test_tuning_starts_with_the_biases_that_are_there():
+    net = jfree.MLP([16] * 4, "tanh", "orthogonal", 1.0, 2.0)
+    start = even_start(net)
+    assert np.allclose(start.sigma_b, 2.0)
+    assert np.ptp(start.propagate().q) < 1e-9 * start.propagate().q[0]
+
+
 def test_dropout_may_divide_after_its_mask():
     mask = jax.random.bernoulli(KEY, 0.8, (16,))
     net = from_model(lambda x: V @ (mask * jax.nn.relu(W @ x) / 0.8), normal(16))
@@ -615,6 +623,7 @@ W, V = normal(16, 16), normal(16, 16, key=jax.random.key(7))
         (lambda x: (W @ x) * jax.nn.sigmoid(V[:1] @ x), normal(16), "multiplies two values"),
         (lambda x: x + W @ (x + 3.0), normal(16), "out of place"),
         (lambda x: x + x[::-1] + W @ x, normal(16), "several orders"),
+        (lambda x: x + 0.5 * (x[::-1] + W @ x), normal(16), "several orders"),
         (instance_norm, normal(4, 8, 8), "instance norms"),
         (lambda x: 0 * W @ jnp.ones(16), normal(16), "depends on `x`"),
         (lambda x: (W @ x, x), normal(16), "must return one array"),

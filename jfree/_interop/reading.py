@@ -275,23 +275,24 @@ class Reader:
             if own.index is not None:
                 raise _incomplete(own.step)
             inner = _scaled_sum(parts)
-            if inner is not None:
-                factor, one = sign * inner[1], inner[0]
-                skips += [factor * one.skip.factor] if one.skip is not None else []
-                branches += [[*branch, Times(place=one.place, factor=factor, part=None)] for branch in one.branches]
-                behind = own
-                continue
-            if all(isinstance(part, Times) for part in parts):
+            passes = all(isinstance(part, Times) for part in parts)
+            if passes:
                 skips.append(sign * math.prod(part.factor for part in parts if isinstance(part, Times)))
                 if len(parts) == 1 and isinstance(parts[0], Times) and parts[0].part is not None:
                     skipped = scaled(parts[0].part, sign)
-                if len(skips) > 1 and any(one.kind == "move" for end, _ in terms for one in self._between(before, end)):
-                    raise Unreadable(f"`model`: {step} adds the same value in several orders of its entries.")
+            elif inner is not None:
+                one, factor = inner[0], sign * inner[1]
+                passes = one.skip is not None
+                skips += [factor * one.skip.factor] if one.skip is not None else []
+                branches += [[*branch, Times(place=one.place, factor=factor, part=None)] for branch in one.branches]
             elif any(part.vanishes for part in parts):
                 self.vanished.append(step.place)
             else:
                 parts = parts if sign == 1 else [*parts, Times(place=step.place, factor=sign, part=None)]
                 branches.append(parts)
+            moves = (inner.kind == "move" for end, _ in terms for inner in self._between(before, end))
+            if passes and len(skips) > 1 and any(moves):
+                raise Unreadable(f"`model`: {step} adds the same value in several orders of its entries.")
             behind = own if own.positions is not None else behind
             if layout.positions is not None and not _same(own.positions, behind.positions):
                 raise Unreadable(f"`model`: {step} adds values whose positions are not in the same order.")
