@@ -9,7 +9,7 @@ from pathlib import Path
 from mkdocs.structure.files import File
 
 _ROOT = Path(__file__).parent.parent
-_FIGURES = sorted(_ROOT.glob("benchmarks/results/papers/*.png"))
+_FIGURES = sorted(_ROOT.glob("benchmarks/results/**/*.png"))
 # Paths in the repository, and on the site.
 _PLACES = {
     "ARCHITECTURE.md": "architecture.md",
@@ -19,7 +19,7 @@ _PLACES = {
     "benchmarks/RESULTS.md": "results.md",
     "notebooks/modern_blocks.ipynb": "notebooks/modern_blocks.ipynb",
     "notebooks/quickstart.ipynb": "notebooks/quickstart.ipynb",
-    **{f"benchmarks/results/papers/{path.name}": f"results/papers/{path.name}" for path in _FIGURES},
+    **{place: place.removeprefix("benchmarks/") for place in (str(path.relative_to(_ROOT)) for path in _FIGURES)},
 }
 _SOURCES = {place: source for source, place in _PLACES.items()}
 _LINK = re.compile(r"(?<=\]\()[^)#\s:]+(?=[)#])")
