@@ -44,7 +44,9 @@ _LEAVES = {
     "biases": ("sigma_b",),
     "gains": ("gain",),
     "scales": ("scale", "factor"),
+    "activations": ("activation",),
 }
+_What = Literal["weights", "biases", "gains", "scales", "activations"]
 
 
 class Account(Shown):
@@ -137,7 +139,7 @@ def initialize(
     x: ArrayLike,
     key: PRNGKeyArray,
     objective: Objective = objectives.weighted_isometry,
-    what: Sequence[Literal["weights", "biases", "gains", "scales"]] = ("weights",),
+    what: Sequence[_What] = ("weights",),
     weights: str | AbstractWeights = "auto",
     steps: int = 200,
     progress: bool = True,
@@ -154,8 +156,8 @@ def initialize(
     - `x`: one example, or several along a first axis.
     - `key`: of `jax.random`.
     - `objective`: what is minimised, of `jfree.objectives` or your own.
-    - `what`: what is tuned, layer by layer: the scales of `"weights"`, of `"biases"`, the `"gains"` of norms, and the
-        `"scales"` that branches are multiplied by.
+    - `what`: what is tuned, layer by layer: the scales of `"weights"`, of `"biases"`, the `"gains"` of norms, the
+        `"scales"` that branches are multiplied by, and the parameters of `"activations"`, such as the slope of a PReLU.
     - `weights`: the law of the new weights: `"auto"` for the one that they look like, `"orthogonal"`, `"gaussian"`.
     - `steps`: of tuning.
     - `progress`: shows a bar, in a terminal or a notebook.
@@ -177,7 +179,7 @@ def initialize_torch_(
     x: "ArrayLike | torch.Tensor",
     seed: int,
     objective: Objective = objectives.weighted_isometry,
-    what: Sequence[Literal["weights", "biases", "gains", "scales"]] = ("weights",),
+    what: Sequence[_What] = ("weights",),
     weights: str | AbstractWeights = "auto",
     steps: int = 200,
     progress: bool = True,
@@ -214,6 +216,8 @@ def _initialized(
     names = tuple(name for one in what for name in _LEAVES[one])
     net, slots, examples = read(parameters, x, weights)
     _check_parameters(slots, what)
+    if not _Leaves(names)(net):
+        raise ValueError(f"`what` must name something that the model has: it has no {', '.join(what)}.")
     q0 = norms(examples, net)
     best, tuned = tuned_network(net, objective, names, steps, progress, q0)
     written = write(parameters, best, key)
@@ -248,7 +252,7 @@ class _Leaves(eqx.Module):
         return tuple(leaf for path, leaf in leaves if self._is_meant([getattr(key, "name", "") for key in path]))
 
     def _is_meant(self, path: list[str]) -> bool:
-        return path[-1] in self.names and "activation" not in path
+        return "activation" in self.names if "activation" in path else path[-1] in self.names
 
 
 # Mean squares of all preactivations, of which the best is where tuning starts.
@@ -302,12 +306,14 @@ def scales(net: Network) -> list[Array]:
 
 def _check_parameters(slots: list[Slot], what: Sequence[str]) -> None:
     """**Raises:** `ValueError` if the model has no parameter for something that is to be tuned."""
-    needed = {("biases", "weights"): 1, ("gains", "norm"): 0, ("scales", "scale"): 0, ("scales", "sum"): 1}
+    first, second, every = slice(1), slice(1, 2), slice(None)
+    needed = {("biases", "weights"): second, ("gains", "norm"): first, ("scales", "scale"): first}
+    needed |= {("scales", "sum"): second, ("activations", "activation"): every}
     for one in what:
         for slot in slots:
-            part = slot.parts[needed.get((one, slot.kind), 0)]
-            if (one, slot.kind) in needed and (part is None or part.origin is None):
-                raise ValueError(f"`what` must not have {one!r}: {slot.kind}{slot.place} have no such parameter.")
+            parts = slot.parts[needed.get((one, slot.kind), slice(0))]
+            if any(part is None or part.origin is None for part in parts):
+                raise ValueError(f"`what` must not have {one!r}: no parameter for the {slot.kind}{slot.place}.")
 
 
 def norms(x: ArrayLike, net: Network) -> Float[Array, " inputs"]:

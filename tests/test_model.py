@@ -729,7 +729,8 @@ def test_one_call():
     [
         ({"what": "weights"}, "`what` must be a sequence"),
         ({"what": ("widths",)}, "`what` must be a sequence"),
-        ({"what": ("gains",)}, "`where` must give"),
+        ({"what": ("gains",)}, "`what` must name something that the model has: it has no gains"),
+        ({"what": ("activations",)}, "`what` must name something"),
         ({"weights": "cauchy"}, "`weights` must be one of"),
         ({"steps": 0}, "`steps`"),
     ],
@@ -740,6 +741,35 @@ def test_what_one_call_refuses(options, named):
         jfree.initialize(eqx.nn.MLP(4, 4, 4, 1, key=KEY), normal(4), KEY, **options)
 
 
+def prelu_mlp(depth):
+    linears = [eqx.nn.Linear(24, 24, key=key) for key in jax.random.split(KEY, depth)]
+    layers = [one for linear in linears for one in (linear, eqx.nn.Lambda(eqx.nn.PReLU()))]
+    return eqx.nn.Sequential([*layers, eqx.nn.Linear(24, 6, key=KEY)])
+
+
+def test_parameters_of_activations_are_tuned_and_written():
+    """Slopes of PReLU bring singular values nearer to 1 than scales of weights alone."""
+    model, x = prelu_mlp(4), normal(20, 24)
+    options = {"weights": "orthogonal", "steps": 40, "progress": False}
+    _, plain = jfree.initialize(model, x, KEY, **options)
+    tuned, report = jfree.initialize(model, x, KEY, what=("weights", "activations"), **options)
+    slopes = [layer.activation.negative_slope for layer in report.after.net.layers[1:-1:2]]
+    assert np.allclose([layer.fn.negative_slope for layer in tuned.layers[1:-1:2]], slopes)
+    assert all(slope > 0.3 for slope in slopes)
+    assert report.num_written == plain.num_written == 14  # slopes are written as they are, if not tuned
+    assert report.tuning.objective < plain.tuning.objective
+
+
+def test_parameters_of_activations_must_be_the_models():
+    model = eqx.nn.MLP(8, 4, 8, 2, jax.nn.leaky_relu, key=KEY)
+    with pytest.raises(ValueError, match="`what` must not have 'activations': no parameter for the activation"):
+        jfree.initialize(model, normal(8), KEY, what=("weights", "activations"))
+    net = from_model(model, normal(8))
+    other = eqx.tree_at(lambda n: n.layers[1].activation.negative_slope, net, 0.5)
+    with pytest.raises(ValueError, match="`model` must have a parameter for the activation"):
+        jfree.reinitialize(model, other, KEY)
+
+
 def test_scales_that_are_no_parameters_are_not_tuned():
-    with pytest.raises(ValueError, match=r"`what` must not have 'scales': scale at test_model.py"):
+    with pytest.raises(ValueError, match=r"`what` must not have 'scales': no parameter for the scale at test_model.py"):
         jfree.initialize(lambda x: 0.5 * (W @ x), normal(16), KEY, what=("scales",))

@@ -4,8 +4,10 @@ import abc
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import equinox as eqx
+import jax
 import numpy as np
 
 from .._layers.activation import Activation
@@ -29,13 +31,16 @@ ALIKE = 0.05
 # were Gaussian.
 _ORTHOGONAL = 0.01
 
+# To which share a parameter of a model and one of an activation agree if they are the same.
+_SAME = 1e-5
+
 
 @dataclasses.dataclass
 class Slot:
     """Where parameters of one layer stand, None where the model has none; and what numbers they are now.
 
     - `kind`: `weights`, of which `parts` are the matrix or kernel and the bias; `norm`, gain and offset; `scale`, one
-        factor; `sum`, what the skip and the branch are multiplied by.
+        factor; `sum`, what the skip and the branch are multiplied by; `activation`, its own parameters.
     """
 
     kind: str
@@ -104,6 +109,26 @@ class Weights(Part):
         return kind(channels, size or (1,) * len(self.positions), self.law(law), sigma_w, sigma_b, positions)
 
 
+def numbers_of(activation: Any) -> tuple[float, ...]:
+    """The parameters of an activation, if it has some."""
+    if not isinstance(activation, AbstractActivation):
+        return ()
+    return tuple(float(x) for x in jax.tree.leaves(activation) if eqx.is_inexact_array_like(x) and not np.ndim(x))
+
+
+def _activation_slots(activation: AbstractActivation, place: str, parameters: tuple[Constant, ...] = ()) -> list[Slot]:
+    """Parameters of the model are those of an activation if they have the same values."""
+    numbers = numbers_of(activation)
+
+    def is_it(parameter: Constant, number: float) -> bool:
+        return parameter.number is not None and abs(parameter.number - number) <= _SAME * abs(number)
+
+    def part(number: float) -> Constant | None:
+        return next((parameter for parameter in parameters if is_it(parameter, number)), None)
+
+    return [Slot("activation", place, tuple(map(part, numbers)), numbers)] if numbers else []
+
+
 @dataclasses.dataclass(kw_only=True)
 class Gate(Part):
     value: Weights
@@ -111,7 +136,7 @@ class Gate(Part):
     activation: AbstractActivation
 
     def slots(self) -> list[Slot]:
-        return [*self.value.slots(), *self.gate.slots()]
+        return [*self.value.slots(), *self.gate.slots(), *_activation_slots(self.activation, self.place)]
 
     def layer(self, law: AbstractWeights | None, whole: bool) -> AbstractLayer:
         if whole or self.value.size or self.gate.size:
@@ -197,11 +222,15 @@ class Mask(Part):
 
 @dataclasses.dataclass(kw_only=True)
 class Function(Part):
-    """A function of every entry, and the values before and behind it."""
+    """A function of every entry, the parameters of the model that it reads, and the values before and behind it."""
 
     activation: AbstractActivation
+    parameters: tuple[Constant, ...]
     before: Step
     after: Step
+
+    def slots(self) -> list[Slot]:
+        return _activation_slots(self.activation, self.place, self.parameters)
 
     def layer(self, law: AbstractWeights | None, whole: bool) -> AbstractLayer:
         return Activation(self.activation)

@@ -442,12 +442,18 @@ class Reader:
             if activation is not None:
                 return [
                     *ahead[:start],
-                    _of_run(run[start:end], activation),
+                    self._of_run(run[start:end], activation),
                     *behind[end - last :],
                 ]
         activation = self._activation(run[first:last], named=False)
         assert activation is not None
-        return [*ahead, _of_run(run[first:last], activation), *behind]
+        return [*ahead, self._of_run(run[first:last], activation), *behind]
+
+    def _of_run(self, run: list[tuple[Step, Step]], activation: AbstractActivation) -> Function:
+        before, after = run[0][0], run[-1][1]
+        given = [argument for step in self._between(before, after) for argument in step.arguments]
+        parameters = tuple(x for x in given if isinstance(x, Constant) and x.origin is not None)
+        return Function(place=run[0][1].place, activation=activation, parameters=parameters, before=before, after=after)
 
     def _once(self, start: Step, steps: list[Step], found: Callable[[], Any]) -> Any:
         """What steps do, if others of the same kind and with the same numbers have not told."""
@@ -493,10 +499,6 @@ class Reader:
             return values[end]
 
         return function
-
-
-def _of_run(run: list[tuple[Step, Step]], activation: AbstractActivation) -> Function:
-    return Function(place=run[0][1].place, activation=activation, before=run[0][0], after=run[-1][1])
 
 
 def _reached(output: Step) -> list[Step]:

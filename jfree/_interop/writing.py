@@ -20,7 +20,7 @@ from .._networks.network import Network
 from .._networks.resnet import ResNet
 from .equinox import redrawn
 from .model import Parameters, parameters_of, parts_of, slots_of
-from .parts import Slot
+from .parts import numbers_of, Slot
 
 Model = TypeVar("Model")
 
@@ -95,6 +95,7 @@ def _values(module: Any) -> Iterator[tuple[str, tuple[Any, ...]]]:
         case GatedLinear():
             yield from _values(module.value)
             yield from _values(module.gate)
+            yield from _values(eqx.nn.Lambda(module.activation))
         case CircularConv() | PatchLinear():
             yield from _values(module.conv)
         case eqx.nn.Linear() | eqx.nn.Conv():
@@ -104,6 +105,8 @@ def _values(module: Any) -> Iterator[tuple[str, tuple[Any, ...]]]:
             yield "norm", (module.weight.ravel()[0], 0.0 if module.bias is None else module.bias.ravel()[0])
         case Times():
             yield "scale", (module.factor,)
+        case eqx.nn.Lambda() if numbers_of(module.fn):
+            yield "activation", numbers_of(module.fn)
         case _:
             pass
 

@@ -129,6 +129,9 @@ def _read_mean_log(curve: Curve, atoms: Atoms, z: Array, omega: Array, unknowns:
 # Of sums of branches the last digits are lost next to 0, where a branch has more zeros than the identity.
 _KEPT = 0.8
 
+_REACH = 0.9  # of the digits of a float: weights that are less than so many are left out
+_SPACING = 0.3  # of the nodes
+
 
 @at_once
 def log_moments(curve: Curve, power: float = 0.0) -> tuple[Float[Array, ""], Float[Array, ""]]:
@@ -140,13 +143,13 @@ def log_moments(curve: Curve, power: float = 0.0) -> tuple[Float[Array, ""], Flo
     weight than a root of the rounding are not found.
     """
     frozen = jax.lax.stop_gradient(curve)
-    reach = -math.log(float(jnp.finfo(curve.rank.dtype).eps))
+    reach = -_REACH * math.log(float(jnp.finfo(curve.rank.dtype).eps))
     low, high = reach / (1 + power), reach / (1 - power)  # weights fall off that fast
     low = low if curve.adds_logs else _KEPT * low
     if curve.has_shifts:
         z = _along_negative_axis(frozen, low, high)
         return _read_log_moments(curve, *_below_shifts(frozen, z), power)
-    s = np.linspace(-low, high, _num_nodes(curve, power), dtype=curve.rank.dtype)
+    s = np.linspace(-low, high, _num_nodes(curve, low + high), dtype=curve.rank.dtype)
     omega = jnp.asarray(-np.exp(s), complex_dtype(curve.rank.dtype))
     return _read_log_moments(curve, omega, omega, _settled(frozen, omega), omega.real < 0, power)
 
@@ -208,6 +211,8 @@ def _of_the_noise(power: Array) -> tuple[Array, Array]:
     return jnp.where(some, mean, 0), jnp.where(some, variance, jnp.pi**2 / 3)
 
 
-def _num_nodes(curve: Curve, power: float) -> int:
-    """A law of few points, far apart, makes log y jump as a function of log omega, which takes many nodes to see."""
-    return 4801 if curve.has_few_points else 241 if power == 0 else 401
+def _num_nodes(curve: Curve, length: float) -> int:
+    """An odd number. A law of few points, far apart, makes log y jump as a function of log omega, which takes many
+    nodes to see.
+    """
+    return 4801 if curve.has_few_points else 2 * round(length / (2 * _SPACING)) + 1
