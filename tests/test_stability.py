@@ -359,6 +359,17 @@ def test_constraints_know_of_centred_weights(constraint):
     np.testing.assert_allclose(field.q, 0.7, rtol=1e-8)
 
 
+def test_inputs_that_differ_from_the_start_make_no_signal_unstable():
+    """Homogeneous activations keep ratios of variances, whatever these are."""
+    net = jfree.MLP([128] * 6, jfree.activations.LeakyReLU(0.5), sigma_w=1.3)
+    found = jfree.diagnose(net, [0.3, 1.0, 3.0])
+    assert found.chi_q > 1.01
+    assert found.q.max() / found.q.min() > 9.9
+    assert abs(found.drift) < 1e-6
+    assert "stable" in found.words[0]
+    assert "unstable" not in found.words[0]
+
+
 def test_models_of_unstable_networks_are_made_with_a_warning():
     with pytest.warns(UserWarning, match="unstable"):
         jfree.to_equinox(jfree.MLP([64] + [128] * 49 + [10], "gelu", sigma_w=1.47), jax.random.key(0))

@@ -166,6 +166,7 @@ class Diagnosis(Shown):
 
     - `q`: variance of the last preactivations for each of the inputs' mean squares.
     - `chi_q`: the geometric mean of all layers' `|chi_q|`: above 1 variances run away.
+    - `drift`: by how much more `log q` of the inputs differs in the last layer than at the start.
     - `signal_spread`: standard deviation over samples of `log q` of the last layer; `slope_spread`: of the logarithm of
         the mean squared singular value, as far as that is why. NaN if `net` is no MLP.
     - `log_loss`: by how much less than the limit the mean `log t` of samples is; NaN if `net` is no MLP.
@@ -174,6 +175,7 @@ class Diagnosis(Shown):
 
     q: Float[Array, " inputs"]
     chi_q: Float[Array, ""]
+    drift: Float[Array, ""]
     signal_spread: Float[Array, ""]
     slope_spread: Float[Array, ""]
     log_loss: Float[Array, ""]
@@ -199,7 +201,7 @@ class Diagnosis(Shown):
 
     def _signal(self) -> str:
         stable = f"The signal is stable: {_last(self.q)}, chi_q = {number(self.chi_q)}."
-        return _fault(self.q, self.chi_q, self.signal_spread) or stable
+        return _fault(self.q, self.chi_q, self.drift, self.signal_spread) or stable
 
     def _samples(self) -> list[str]:
         if jnp.isnan(self.signal_spread):
@@ -231,10 +233,9 @@ class Diagnosis(Shown):
         return None if self.mean_log.ndim else Table("\n".join(self.words))
 
 
-def _fault(q: Array, chi_q: Array, spread: Array | float) -> str | None:
+def _fault(q: Array, chi_q: Array, drift: Array, spread: Array | float) -> str | None:
     """What is wrong with the signal of inputs that have these variances in the end, and what to do."""
-    apart = float(jnp.log(jnp.max(q)) - jnp.log(jnp.min(q)))
-    if chi_q > 1 + _MARGIN and (apart > _ALIKE or spread > _ALIKE) and jnp.min(q) < _LOUD:
+    if chi_q > 1 + _MARGIN and (drift > _ALIKE or spread > _ALIKE) and jnp.min(q) < _LOUD:
         return (
             f"The signal is unstable: {_last(q)}, and differences of variance grow by chi_q = {number(chi_q)} a layer. "
             "Take larger biases with a smaller sigma_w, a bounded activation, or normalise layers."
@@ -269,10 +270,14 @@ def sample_alarm(net: MLP | ResNet | Network, width: int | None) -> str | None:
 
 
 @eqx.filter_jit
-def _last_variances(net: AbstractNetwork, q0: Float[Array, " inputs"]) -> tuple[Array, Array]:
-    """For every input, and the geometric mean of all layers' `|chi_q|` for the network's own."""
-    fields = jax.vmap(lambda q: eqx.tree_at(lambda n: n.q0, net, q).propagate())(q0)
-    return fields.q[:, -1], _typical(net.propagate().chi_q)
+def _last_variances(net: AbstractNetwork, q0: Float[Array, " inputs"]) -> tuple[Array, Array, Array]:
+    """For every input; the geometric mean of all layers' `|chi_q|` for the network's own; and the drift."""
+    last = jax.vmap(lambda q: eqx.tree_at(lambda n: n.q0, net, q).propagate())(q0).q[:, -1]
+    return last, _typical(net.propagate().chi_q), _range(jnp.log(last)) - _range(jnp.log(q0))
+
+
+def _range(x: Array) -> Array:
+    return jnp.max(x) - jnp.min(x)
 
 
 def _typical(chi_q: Float[Array, " layers"]) -> Float[Array, ""]:
@@ -293,10 +298,10 @@ def diagnose(net: AbstractNetwork, q0: ArrayLike | Sequence[float] | None = None
     plain = _as_mlp(net)
     net = net if plain is None else plain
     field = propagate(net)
-    q, chi_q = field.q[-1:], _typical(field.chi_q)
+    q, chi_q, drift = field.q[-1:], _typical(field.chi_q), jnp.zeros_like(field.q[0])
     if q0 is not None:
         inputs = check(floats("q0", q0, jnp.result_type(float)), positive, "`q0` must be positive and finite.")
-        q, chi_q = _last_variances(net, jnp.atleast_1d(inputs))
+        q, chi_q, drift = _last_variances(net, jnp.atleast_1d(inputs))
     signal = slope = loss = jnp.full_like(field.q[0], jnp.nan)
     if plain is not None:
         signal, slope, loss = _of_these_widths(plain)
@@ -305,6 +310,7 @@ def diagnose(net: AbstractNetwork, q0: ArrayLike | Sequence[float] | None = None
     return Diagnosis(
         q=q,
         chi_q=chi_q,
+        drift=drift,
         signal_spread=signal,
         slope_spread=slope,
         log_loss=loss,
