@@ -59,6 +59,9 @@ class Constant(NamedTuple):
         values = np.asarray(self.value).ravel()
         return float(values[0]) if np.all(values == values[0]) else None
 
+    def scaled(self, factor: float) -> "Constant":
+        return Constant(np.asarray(self.value) * factor, self.origin, self.factor * factor)
+
     def view(self, change: Callable[[np.ndarray], np.ndarray]) -> "Constant":
         """The same entries, moved."""
         return Constant(change(self.value), None if self.origin is None else change(self.origin), self.factor)
