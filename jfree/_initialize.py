@@ -267,16 +267,21 @@ def even_start(net: MLP, nonlinearity: float | None = None) -> MLP:
     """
     least = usual_nonlinearity(net) if nonlinearity is None else nonlinearity
 
+    def even(q: Array) -> MLP:
+        found = constraints.fixed_variance(q)(net)
+        assert isinstance(found, MLP)
+        return found
+
     def cost(q: Array) -> Array:
-        even = constraints.with_variance(net, q)
-        rank = 1 - jacobian_spectrum(even).mass_at_zero()
-        near_isometry = objectives.moments(rank, rank)(even) + objectives.stability(even)
-        return near_isometry + too_linear(even, jnp.asarray(least, q.dtype))
+        even_net = even(q)
+        rank = 1 - jacobian_spectrum(even_net).mass_at_zero()
+        near_isometry = objectives.moments(rank, rank)(even_net) + objectives.stability(even_net)
+        return near_isometry + too_linear(even_net, jnp.asarray(least, q.dtype))
 
     of_biases = jnp.max(jnp.square(net.sigma_b))  # which stay as they are
     squares = jnp.asarray(_MEAN_SQUARES, net.q0.dtype) + 1.02 * of_biases
     costs = jax.vmap(cost)(squares)
-    return constraints.with_variance(net, squares[jnp.nanargmin(costs)])
+    return even(squares[jnp.nanargmin(costs)])
 
 
 def _with_scales(net: Network, tuned: AbstractNetwork) -> Network:

@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike
+from jaxtyping import Array, Float
 
 from ._layers.kinds import Kinds
 from ._layers.layer import Signal
@@ -20,6 +20,7 @@ from ._networks.growth import variance_at_root, with_growth
 from ._networks.mlp import MLP
 from ._networks.network import Network
 from ._networks.resnet import ResNet
+from ._numerics.arrays import is_concrete
 from .activations._base import AbstractActivation
 
 Constraint = Callable[[AbstractNetwork], AbstractNetwork]
@@ -68,7 +69,7 @@ def total_variance(total: float) -> Constraint:
     return constrain
 
 
-def fixed_variance(q: float) -> Constraint:
+def fixed_variance(q: float | Float[Array, ""]) -> Constraint:
     """Sets `sigma_w` of an MLP such that the preactivations of all layers have variance `q`, given `sigma_b`.
 
     A floor on nonlinearity. What is left to tune are the biases, from `sigma_b = 0`, `sigma_w` at its largest, to
@@ -77,16 +78,16 @@ def fixed_variance(q: float) -> Constraint:
     **Raises:** `ValueError` if `q` is not positive, or the network to be constrained is not an `MLP`.
     """
     _positive("q", q)
-    return lambda net: with_variance(_mlp("fixed_variance", net), q)
 
+    def constrain(net: AbstractNetwork) -> AbstractNetwork:
+        net = _mlp("fixed_variance", net)
+        square = jnp.broadcast_to(jnp.asarray(q, net.q0.dtype), net.depth)
+        sigma_b = jnp.minimum(jnp.broadcast_to(net.sigma_b, net.depth), 0.99**0.5 * jnp.sqrt(square))
+        seen = jax.lax.map(lambda layer: _seen(net)(*layer), (jnp.arange(net.depth), square))
+        sigma_w = jnp.sqrt((square - jnp.square(sigma_b)) / jnp.append(net.q0, seen[:-1]))
+        return eqx.tree_at(lambda n: (n.sigma_w, n.sigma_b), net, (sigma_w, sigma_b))
 
-def with_variance(net: MLP, q: ArrayLike) -> MLP:
-    """As `fixed_variance` says."""
-    square = jnp.broadcast_to(jnp.asarray(q, net.q0.dtype), net.depth)
-    sigma_b = jnp.minimum(jnp.broadcast_to(net.sigma_b, net.depth), 0.99**0.5 * jnp.sqrt(square))
-    seen = jax.lax.map(lambda layer: _seen(net)(*layer), (jnp.arange(net.depth), square))
-    sigma_w = jnp.sqrt((square - jnp.square(sigma_b)) / jnp.append(net.q0, seen[:-1]))
-    return eqx.tree_at(lambda n: (n.sigma_w, n.sigma_b), net, (sigma_w, sigma_b))
+    return constrain
 
 
 def criticality(q: float | None = None, growth: float = 1.0) -> Constraint:
@@ -202,6 +203,8 @@ def _mlp(name: str, net: AbstractNetwork) -> MLP:
     return net
 
 
-def _positive(name: str, value: float) -> None:
+def _positive(name: str, value: float | Array) -> None:
+    if isinstance(value, jax.Array) and not is_concrete(value):
+        return
     if not isinstance(value, int | float | np.number | jax.Array) or not 0 < value < np.inf:
         raise ValueError(f"`{name}` must be positive and finite, got {value!r}.")
