@@ -6,6 +6,7 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import ArrayLike
 
+from ._calculus.curve import Curve
 from ._calculus.universal import universal_curve
 from ._networks.abstract import AbstractNetwork, as_network
 from ._numerics.arrays import are_concrete, frozen, inexact_asarray
@@ -44,6 +45,16 @@ def fisher_spectrum(net: AbstractNetwork) -> Spectrum:
 def _padded(net: AbstractNetwork) -> AbstractNetwork:
     """What is differentiated, but not traced by `jit` or `vmap`, too: the search for roots is the same program."""
     return as_network(net).padded() if are_concrete(frozen(net)) else as_network(net)
+
+
+def coarse_curve(net: AbstractNetwork) -> Curve:
+    """Of `J^T J`, for what is read far from the support."""
+    return _coarse_curve(_padded(net))
+
+
+@eqx.filter_jit
+def _coarse_curve(net: AbstractNetwork) -> Curve:
+    return net.coarse().jacobian_curve("input")
 
 
 @eqx.filter_jit

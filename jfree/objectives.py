@@ -15,7 +15,7 @@ from jaxtyping import Array, ArrayLike, Float
 from ._networks.abstract import AbstractNetwork, as_network
 from ._numerics.arrays import inexact_asarray, Reals
 from ._numerics.checks import check, floats, positive
-from ._spectra import fisher_spectrum, jacobian_spectrum
+from ._spectra import coarse_curve, fisher_spectrum, jacobian_spectrum
 from ._spectrum.moments import log_moment, log_moments
 from ._spectrum.spectrum import Spectrum
 
@@ -42,7 +42,9 @@ def weighted_isometry(net: AbstractNetwork) -> Float[Array, ""]:
 
 
 def _mean_square_log(net: AbstractNetwork, power: float) -> Float[Array, ""]:
-    mean, variance = log_moments(jacobian_spectrum(net).curve, power)
+    # Without weights they are ruled by the smallest eigenvalues, next to the support.
+    curve = coarse_curve(net) if power else jacobian_spectrum(net).curve
+    mean, variance = log_moments(curve, power)
     return 0.25 * (jnp.square(mean) + variance)
 
 

@@ -11,6 +11,8 @@ from helpers import num_compiled
 
 import jfree
 from jfree import constraints, objectives
+from jfree._spectra import coarse_curve
+from jfree._spectrum.moments import log_moments
 from jfree.empirical import jacobian_eigenvalues
 
 FULL = bool(os.environ.get("JFREE_FULL"))
@@ -28,6 +30,14 @@ def test_isometry_closed_forms():
     np.testing.assert_allclose(objectives.isometry(scaled), np.log(1.5**2) ** 2, rtol=1e-9)
     projection = jfree.MLP([4.0, 1.0], "linear", "orthogonal")  # three quarters of the mass are at zero
     np.testing.assert_allclose(objectives.isometry(projection), 0, atol=1e-9)
+
+
+@pytest.mark.parametrize("activation", ["tanh", "gelu", "selu", "sin"])
+def test_half_the_points_are_enough_for_weighted_moments(activation):
+    net = jfree.MLP([1.0, 2.0, 1.5, 1.0], activation, "orthogonal", 1.6, 0.2)
+    whole, half = jfree.jacobian_spectrum(net).curve, coarse_curve(net)
+    assert half.num_points < 0.6 * whole.num_points
+    np.testing.assert_allclose(log_moments(half, 0.5), log_moments(whole, 0.5), rtol=1e-8)
 
 
 def test_weighted_isometry_is_that_of_the_quantiles():

@@ -63,7 +63,7 @@ class Activation(AbstractLayer):
         square = second_moment(self.activation, signal.square) / keep
         return signal.passed(square, lambda _: first_moment(self.activation, signal.square))
 
-    def operations(self, signal: Signal, refine: int) -> tuple[AbstractOperation | None, ...]:
+    def operations(self, signal: Signal, refine: float) -> tuple[AbstractOperation | None, ...]:
         factor = self.activation.slope_factor(in_range(signal.square), refine)
         if self.keep is None:
             return (factor,)

@@ -53,7 +53,7 @@ class AbstractWeighted(AbstractLayer):
         behind = super().change(signal, change)
         return Change(behind.overlap, behind.mean, jnp.square(self.sigma_w) * seen)
 
-    def operations(self, signal: Signal, refine: int) -> tuple[AbstractOperation | None, ...]:
+    def operations(self, signal: Signal, refine: float) -> tuple[AbstractOperation | None, ...]:
         ratio = self.positions_per_position * signal.width / self.width
         return self.weights.factor(ratio, self.sigma_w), ChangeSide(ratio)
 

@@ -35,7 +35,7 @@ class Dropout(AbstractLayer):
     def forward(self, signal: Signal) -> Signal:
         return signal.passed(signal.square / (1 - self.rate), lambda mean: mean)
 
-    def operations(self, signal: Signal, refine: int) -> tuple[AbstractOperation | None, ...]:
+    def operations(self, signal: Signal, refine: float) -> tuple[AbstractOperation | None, ...]:
         return (point_mass(jnp.ones_like(signal.square)).masked(1 - self.rate),)
 
     def sample(self, size: int, scale: float, key: PRNGKeyArray, dtype: DTypeLike) -> eqx.nn.Dropout:

@@ -109,7 +109,7 @@ class Gated(AbstractLayer):
         both = 2 * jnp.square(self.sigma_gate * self.sigma_w * change.overlap) * slopes
         return Change(behind.overlap, behind.mean, behind.square - both)
 
-    def operations(self, signal: Signal, refine: int) -> tuple[AbstractOperation | None, ...]:
+    def operations(self, signal: Signal, refine: float) -> tuple[AbstractOperation | None, ...]:
         ratio = signal.width / self.width
         return Gaussian().factor(ratio, jnp.ones_like(ratio)), ChangeSide(ratio), LawFactor(self._law(signal.square))
 

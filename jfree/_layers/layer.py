@@ -108,7 +108,7 @@ class AbstractLayer(eqx.Module):
         """The signal behind it, but for the width."""
 
     @abc.abstractmethod
-    def operations(self, signal: Signal, refine: int) -> tuple[AbstractOperation | None, ...]:
+    def operations(self, signal: Signal, refine: float) -> tuple[AbstractOperation | None, ...]:
         """What it does to the curve of `J J^T`, `J` being the Jacobian so far; None stands for nothing. Leaves have no
         axis over layers; `refine` as in `AbstractActivation.slope_factor`.
         """

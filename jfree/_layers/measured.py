@@ -101,7 +101,7 @@ class MeasuredWeights(AbstractMeasured):
     def new_width(self) -> Array:
         return self.width
 
-    def operations(self, signal: Signal, refine: int) -> tuple[AbstractOperation | None, ...]:
+    def operations(self, signal: Signal, refine: float) -> tuple[AbstractOperation | None, ...]:
         return *self.values.operations, ChangeSide(self.positions * signal.width / self.width)
 
     def row(self) -> tuple[str, str]:
@@ -124,7 +124,7 @@ class MeasuredSlopes(AbstractMeasured):
             )
         return Entries(bent=True)
 
-    def operations(self, signal: Signal, refine: int) -> tuple[AbstractOperation | None, ...]:
+    def operations(self, signal: Signal, refine: float) -> tuple[AbstractOperation | None, ...]:
         return self.values.operations
 
     def row(self) -> tuple[str, str]:
@@ -136,7 +136,7 @@ class MeasuredGain(AbstractMeasured):
 
     square: Float[Array, ""]
 
-    def operations(self, signal: Signal, refine: int) -> tuple[AbstractOperation | None, ...]:
+    def operations(self, signal: Signal, refine: float) -> tuple[AbstractOperation | None, ...]:
         return (point_mass(self.square),)
 
     def row(self) -> tuple[str, str]:

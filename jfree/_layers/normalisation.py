@@ -34,7 +34,7 @@ class RMSNorm(AbstractLayer):
         behind = super().change(signal, change)
         return Change(behind.overlap, behind.mean, jnp.square(self.gain) * (change.square - along) / signal.square)
 
-    def operations(self, signal: Signal, refine: int) -> tuple[AbstractOperation | None, ...]:
+    def operations(self, signal: Signal, refine: float) -> tuple[AbstractOperation | None, ...]:
         return (point_mass(jnp.square(self.gain) / signal.square),)
 
     def sample(self, size: int, scale: float, key: PRNGKeyArray, dtype: DTypeLike) -> eqx.nn.RMSNorm:
@@ -78,7 +78,7 @@ class LayerNorm(AbstractLayer):
         behind = super().change(signal, change)
         return Change(behind.overlap, behind.mean, jnp.square(self.gain) * rest / signal.variance)
 
-    def operations(self, signal: Signal, refine: int) -> tuple[AbstractOperation | None, ...]:
+    def operations(self, signal: Signal, refine: float) -> tuple[AbstractOperation | None, ...]:
         return (point_mass(jnp.square(self.gain) / signal.variance),)
 
     def sample(self, size: int, scale: float, key: PRNGKeyArray, dtype: DTypeLike) -> eqx.nn.LayerNorm:

@@ -95,7 +95,7 @@ class Repeat(AbstractLayer):
             signal = behind(layer, signal)
         return change
 
-    def operations(self, signal: Signal, refine: int) -> tuple[AbstractOperation | None, ...]:
+    def operations(self, signal: Signal, refine: float) -> tuple[AbstractOperation | None, ...]:
         found: list[AbstractOperation | None] = []
         for layer in self.unrolled():
             found += layer.operations(signal, refine)

@@ -26,7 +26,7 @@ class Scale(AbstractLayer):
     def forward(self, signal: Signal) -> Signal:
         return signal.passed(jnp.square(self.factor) * signal.square, lambda mean: self.factor * mean)
 
-    def operations(self, signal: Signal, refine: int) -> tuple[AbstractOperation | None, ...]:
+    def operations(self, signal: Signal, refine: float) -> tuple[AbstractOperation | None, ...]:
         return (point_mass(jnp.square(self.factor)),)
 
     def sample(self, size: int, scale: float, key: PRNGKeyArray, dtype: DTypeLike) -> "Times":

@@ -31,6 +31,12 @@ class AbstractNetwork(Shown):
         """
         return jnp.full(2, jnp.nan)
 
+    def coarse(self) -> "AbstractNetwork":
+        """The same network, with half the points for laws that have a choice. Away from the support, and unless small
+        eigenvalues count, half of them give nine digits.
+        """
+        return self
+
     def padded(self) -> "AbstractNetwork":
         """The same network in arrays of one of few sizes, so that other depths find what is compiled (host)."""
         return self

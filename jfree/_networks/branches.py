@@ -117,7 +117,7 @@ class AbstractBranches(AbstractLayer):
             signal_mean += factor * own_mean
         return Change(overlap, mean, square)
 
-    def operations(self, signal: Signal, refine: int) -> tuple[AbstractOperation | None, ...]:
+    def operations(self, signal: Signal, refine: float) -> tuple[AbstractOperation | None, ...]:
         skip, scale = self.factors()
         like, one = signal.square.dtype, jnp.ones_like(signal.square)
         relative = jnp.square(jnp.asarray(scale, like) / jnp.asarray(1.0 if skip is None else skip, like))

@@ -123,6 +123,9 @@ class Network(AbstractNetwork):
     def ritz_values(self) -> Float[Array, "2"]:
         return self._stacked().ritz_values()
 
+    def coarse(self) -> StackedNetwork:
+        return self._stacked().coarse()
+
     def jacobian_curve(self, side: str) -> Curve:
         return self._stacked().jacobian_curve(side)
 

@@ -141,6 +141,9 @@ class ResNet(AbstractNetwork):
     def ritz_values(self) -> Float[Array, "2"]:
         return self._stacked().ritz_values()
 
+    def coarse(self) -> StackedNetwork:
+        return self._stacked().coarse()
+
     def jacobian_curve(self, side: str) -> Curve:
         """Both sides are alike: all widths are one."""
         return self._stacked().jacobian_curve("output")

@@ -1,5 +1,6 @@
 """Layers over layers: the arrays that all networks come to."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -47,7 +48,7 @@ class StackedNetwork(AbstractNetwork):
     mean0: Float[HostArray, "..."]
     depth: Int[Array | np.ndarray, ""] | None
     order: tuple[tuple[int, int], ...] | None = eqx.field(static=True)
-    refine: int = eqx.field(static=True)
+    refine: float = eqx.field(static=True)
     reads_mean: bool = eqx.field(static=True)
     alike: bool = eqx.field(static=True)
     positions: int = eqx.field(static=True)
@@ -104,7 +105,7 @@ class StackedNetwork(AbstractNetwork):
         last_width: HostArray,
         q0: HostArray,
         mean0: HostArray,
-        refine: int | None = None,
+        refine: float | None = None,
         alike: bool = False,
         positions: int = 1,
     ) -> "StackedNetwork":
@@ -191,7 +192,9 @@ class StackedNetwork(AbstractNetwork):
         narrower = per_output * (1 + jnp.finfo(q0.dtype).eps ** 0.5) < 1
         return jnp.stack([jnp.where(narrower, jnp.inf, jnp.maximum(middle - half, 0)), middle + half])
 
-    def operations(self, signals: tuple[Signal, ...], refine: int | None = None) -> list[tuple[AbstractOperation, ...]]:
+    def operations(
+        self, signals: tuple[Signal, ...], refine: float | None = None
+    ) -> list[tuple[AbstractOperation, ...]]:
         """Of every place, over all rounds."""
         refine = refine or self.refine
         return [_of_place(place, signal, refine) for place, signal in zip(self.places, signals, strict=True)]
@@ -229,6 +232,9 @@ class StackedNetwork(AbstractNetwork):
             basis = jnp.eye(states.shape[1], dtype=states.dtype)
             found.append(_along(behind, states, basis))
         return jnp.stack(found, 1)
+
+    def coarse(self) -> "StackedNetwork":
+        return dataclasses.replace(self, refine=self.refine / 2)
 
     def jacobian_curve(self, side: str) -> Curve:
         signals = self.signals()
@@ -317,7 +323,7 @@ def _are_few(layers: Sequence[AbstractLayer]) -> bool:
     return len(layers) <= _FEW and sum(layer.num_laws > 0 or layer.skips for layer in layers) <= 1
 
 
-def _of_place(place: Kinds[AbstractLayer], signals: Signal, refine: int) -> tuple[AbstractOperation, ...]:
+def _of_place(place: Kinds[AbstractLayer], signals: Signal, refine: float) -> tuple[AbstractOperation, ...]:
     """Operations of all rounds, one after the other."""
 
     def given(layer: AbstractLayer, *at: Array) -> tuple[AbstractOperation | None, ...]:

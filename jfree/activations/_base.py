@@ -41,9 +41,10 @@ class AbstractActivation(eqx.Module):
         """`E phi'(sqrt(q) Z)^2`."""
 
     @abc.abstractmethod
-    def slope_factor(self, q: Float[Array, ""], refine: int = 1) -> AbstractOperation | None:
+    def slope_factor(self, q: Float[Array, ""], refine: float = 1) -> AbstractOperation | None:
         """Free multiplication by the law of `phi'(sqrt(q) Z)^2`, `q > 0`: a `Factor`, or a `LawFactor` by `refine`
-        times the usual number of points where it has a choice; None where all slopes are of size 1.
+        times the usual number of points, half of them at least, where it has a choice; None where all slopes are of
+        size 1.
 
         A network in which no other layer has such a law needs more points: its subordination points come down to the
         axis.
@@ -61,7 +62,7 @@ class AbstractTwoSlopes(AbstractActivation):
         alpha, gamma = self.slopes(q)
         return alpha * gamma
 
-    def slope_factor(self, q: Array, refine: int = 1) -> Factor | None:
+    def slope_factor(self, q: Array, refine: float = 1) -> Factor | None:
         alpha, gamma = (jnp.asarray(x, q.dtype) for x in self.slopes(q))
         atoms = Atoms(alpha, jnp.log(gamma)[None], alpha[None])
         return Factor(alpha * gamma, jnp.ones_like(q), 1 / alpha, atoms)
@@ -71,13 +72,13 @@ class AbstractManySlopes(AbstractActivation):
     """`phi'^2` has a law without an elementary S-transform: it is held by points and weights."""
 
     @abc.abstractmethod
-    def slope_law(self, q: Float[Array, ""], refine: int = 1) -> Law:
+    def slope_law(self, q: Float[Array, ""], refine: float = 1) -> Law:
         """The law of `phi'(sqrt(q) Z)^2`, `q > 0`."""
 
     def slope_moment(self, q: Array) -> Array:
         return jnp.exp(self.slope_law(q).log_mean)
 
-    def slope_factor(self, q: Array, refine: int = 1) -> LawFactor:
+    def slope_factor(self, q: Array, refine: float = 1) -> LawFactor:
         return LawFactor(self.slope_law(q, refine))
 
 

@@ -79,11 +79,11 @@ class FromFunction(AbstractManySlopes):
     def derivative(self, x: Array) -> Array:
         return jnp.vectorize(jax.grad(self.fn))(x)
 
-    def _panels(self, q: Array, refine: int = 1) -> tuple[Array, Array, Array]:
+    def _panels(self, q: Array, refine: float = 1) -> tuple[Array, Array, Array]:
         # A knot at 0 in any case: half of all activations have their structure there.
         ends = tuple(sorted({*self.knots, *self.zeros, 0.0}))
         num_nodes = max(_FEWEST, self.num_nodes // (1 + len(self.zeros) // 2) // 2)
-        nodes, weights, coarse = panel_nodes(q, ends, refine * num_nodes, self.zeros)
+        nodes, weights, coarse = panel_nodes(q, ends, round(refine * num_nodes), self.zeros)
         density = gaussian_density(nodes, q)
         return nodes, weights * density, coarse * density
 
@@ -105,7 +105,7 @@ class FromFunction(AbstractManySlopes):
     def slope_moment(self, q: Array) -> Array:
         return self._expect(lambda x: jnp.square(self.derivative(x)), q)
 
-    def slope_law(self, q: Array, refine: int = 1) -> Law:
+    def slope_law(self, q: Array, refine: float = 1) -> Law:
         nodes, weights, coarse = self._panels(q, refine)
         points = jnp.square(self.derivative(nodes))
         # Off by more than 1e-7 in its mean it is another law.

@@ -99,8 +99,8 @@ class AbstractPiecewise(AbstractManySlopes):
         """Of `h`, continued analytically."""
         return gaussian_density(h, q)
 
-    def slope_law(self, q: Array, refine: int = 1) -> Law:
-        x, weights, coarse = self._pieces(q, refine * self.num_nodes)
+    def slope_law(self, q: Array, refine: float = 1) -> Law:
+        x, weights, coarse = self._pieces(q, round(refine * self.num_nodes))
         path = lambda x: self._path(x, jax.lax.stop_gradient(q))  # noqa: E731
         height, rise = jax.jvp(path, (x,), (jnp.ones_like(x),))
         h = jax.lax.complex(x, height)
@@ -256,7 +256,7 @@ class AbstractStretched(AbstractManySlopes):
     def slope_moment(self, q: Array) -> Array:
         return self.base.slope_moment(q * jnp.square(self.beta))
 
-    def slope_law(self, q: Array, refine: int = 1) -> Law:
+    def slope_law(self, q: Array, refine: float = 1) -> Law:
         return self.base.slope_law(q * jnp.square(self.beta), refine)
 
 
@@ -319,7 +319,7 @@ class Sine(AbstractManySlopes):
     def slope_moment(self, q: Array) -> Array:
         return 0.5 * jnp.square(self.w0) * (1 + jnp.exp(-2 * jnp.square(self.w0) * q))
 
-    def slope_law(self, q: Array, refine: int = 1) -> Law:
+    def slope_law(self, q: Array, refine: float = 1) -> Law:
         law = _FoldedSine().slope_law(jnp.square(self.w0) * q, refine)
         return eqx.tree_at(lambda law: law.log_mean, law, law.log_mean + 2 * jnp.log(self.w0))
 

@@ -32,8 +32,8 @@ class AbstractSmooth(AbstractManySlopes):
     def contour(self, x: Float[Array, " nodes"], q: Float[Array, ""]) -> Float[Array, " nodes"]:
         """Imaginary part of the contour above `x`."""
 
-    def slope_law(self, q: Array, refine: int = 1) -> Law:
-        x, weights, coarse = graded_nodes(q, refine * self.num_nodes, even=self.even, clusters=self.clusters)
+    def slope_law(self, q: Array, refine: float = 1) -> Law:
+        x, weights, coarse = graded_nodes(q, round(refine * self.num_nodes), even=self.even, clusters=self.clusters)
         contour = lambda x: self.contour(x, jax.lax.stop_gradient(q))  # noqa: E731
         height, rise = jax.jvp(contour, (x,), (jnp.ones_like(x),))
         h = jax.lax.complex(x, height)

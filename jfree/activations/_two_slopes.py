@@ -27,7 +27,7 @@ class Linear(AbstractTwoSlopes):
     def slopes(self, q: Array) -> tuple[Array, Array]:
         return jnp.ones_like(q), jnp.ones_like(q)
 
-    def slope_factor(self, q: Array, refine: int = 1) -> None:
+    def slope_factor(self, q: Array, refine: float = 1) -> None:
         return None
 
 
@@ -73,7 +73,7 @@ class LeakyReLU(AbstractManySlopes):
     def mean(self, q: Array) -> Array:
         return (1 - self.negative_slope) * jnp.sqrt(q / (2 * jnp.pi))
 
-    def slope_law(self, q: Array, refine: int = 1) -> Law:
+    def slope_law(self, q: Array, refine: float = 1) -> Law:
         square = jnp.square(self.negative_slope).astype(q.dtype)
         half = jnp.asarray(0.5, q.dtype)
         zero = jnp.where(square == 0, half, 0)
@@ -166,5 +166,5 @@ class HardSine(AbstractTwoSlopes):
     def slopes(self, q: Array) -> tuple[Array, Array]:
         return jnp.ones_like(q), jnp.ones_like(q)
 
-    def slope_factor(self, q: Array, refine: int = 1) -> None:
+    def slope_factor(self, q: Array, refine: float = 1) -> None:
         return None
