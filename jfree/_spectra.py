@@ -59,7 +59,7 @@ def _coarse_curve(net: AbstractNetwork) -> Curve:
 
 @eqx.filter_jit
 def _jacobian_spectrum(net: AbstractNetwork, side: str) -> Spectrum:
-    return Spectrum(net.jacobian_curve(side), net.ritz_values)
+    return Spectrum(net.jacobian_curve(side), net.ritz_values, net.extremes)
 
 
 @eqx.filter_jit

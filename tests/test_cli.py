@@ -53,7 +53,7 @@ def test_single_eigenvalues_are_told(tmp_path, capsys):
     activation = '[[layers.layers]]\nkind = "activation"\nactivation = "relu"\n'
     (tmp_path / "net.toml").write_text(block + weights + activation)
     assert main(["spectrum", "--config", str(tmp_path / "net.toml")]) == 0
-    assert "single eigenvalues: one of at least" in capsys.readouterr().out
+    assert "single eigenvalue: one of about" in capsys.readouterr().out
 
 
 def test_output_side_and_infinity(capsys):

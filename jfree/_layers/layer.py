@@ -103,6 +103,10 @@ class AbstractLayer(eqx.Module):
     def check_width(self, width: Float[Array, ""]) -> None:
         """**Raises:** `ValueError` if it does not fit behind this width."""
 
+    def bent_branch(self) -> tuple[Any, Any] | None:
+        """Weights and activation, if it adds one such layer to its input; or their `Kinds`."""
+        return None
+
     @abc.abstractmethod
     def forward(self, signal: Signal) -> Signal:
         """The signal behind it, but for the width."""

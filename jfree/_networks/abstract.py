@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from .._calculus.curve import Curve
+from .._calculus.extremes import Extremes
 from .._calculus.operation import AbstractOperation
 from .._meanfield.moments import MeanField
 from .._numerics.show import Shown
@@ -36,6 +37,10 @@ class AbstractNetwork(Shown):
         eigenvalues count, half of them give nine digits.
         """
         return self
+
+    def extremes(self) -> Extremes:
+        """The extreme eigenvalues of `J^T J` in the limit, those outside the bulk among them, where they are known."""
+        return Extremes.unknown(jnp.result_type(float))
 
     def padded(self) -> "AbstractNetwork":
         """The same network in arrays of one of few sizes, so that other depths find what is compiled (host)."""

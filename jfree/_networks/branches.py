@@ -182,6 +182,15 @@ class Residual(AbstractBranches):
             return (eqx.tree_at(lambda n: (n.q0, n.mean0), self.layers, (signal.square, signal.mean)),)
         return super().stacked(signal)
 
+    def bent_branch(self) -> tuple[Any, Any] | None:
+        if self.skip is not None or self.scale is not None:
+            return None
+        if not isinstance(self.layers, StackedNetwork):
+            return self.layers if len(self.layers) == 2 else None
+        places = self.layers.places
+        one_each = len(places) == 2 and places[0].kind.shape[-1] == 1
+        return jax.tree.map(lambda x: x[:, 0], places) if one_each else None
+
     def factors(self) -> tuple[Array | float | None, Array | float]:
         return 1.0 if self.skip is None else self.skip, 1.0 if self.scale is None else self.scale
 

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from .._calculus.curve import Curve
+from .._calculus.extremes import Extremes
 from .._layers.activation import Activation
 from .._layers.dense import Dense
 from .._layers.kinds import extended, Kinds
@@ -135,6 +136,9 @@ class MLP(AbstractNetwork):
 
     def coarse(self) -> StackedNetwork:
         return self._stacked().coarse()
+
+    def extremes(self) -> Extremes:
+        return self._stacked().extremes()
 
     def jacobian_curve(self, side: str) -> Curve:
         return self._stacked().jacobian_curve(side)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from .._calculus.curve import Curve
+from .._calculus.extremes import Extremes
 from .._layers.activation import Activation
 from .._layers.conv import AbstractConv
 from .._layers.dense import Dense
@@ -125,6 +126,9 @@ class Network(AbstractNetwork):
 
     def coarse(self) -> StackedNetwork:
         return self._stacked().coarse()
+
+    def extremes(self) -> Extremes:
+        return self._stacked().extremes()
 
     def jacobian_curve(self, side: str) -> Curve:
         return self._stacked().jacobian_curve(side)

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from .._calculus.curve import Curve
+from .._calculus.extremes import Extremes
 from .._layers.activation import Activation
 from .._layers.dense import Dense
 from .._layers.kinds import extended, Kinds
@@ -143,6 +144,9 @@ class ResNet(AbstractNetwork):
 
     def coarse(self) -> StackedNetwork:
         return self._stacked().coarse()
+
+    def extremes(self) -> Extremes:
+        return self._stacked().extremes()
 
     def jacobian_curve(self, side: str) -> Curve:
         """Both sides are alike: all widths are one."""

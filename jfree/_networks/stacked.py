@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .._calculus.curve import Curve
+from .._calculus.extremes import Extremes
 from .._calculus.factor import point_mass
 from .._calculus.operation import AbstractOperation
 from .._calculus.side_and_shift import ChangeSide, Shift
@@ -24,6 +25,7 @@ from .._meanfield.moments import MeanField
 from .._numerics.arrays import HostArray
 from .abstract import AbstractNetwork, curve_of, num_padded_layers
 from .factors import over_layers
+from .outliers import extremes_of_chain, extremes_of_stream
 
 # So many layers are compiled one by one, if not more than one of them is costly, rather than as rounds of a loop.
 _FEW = 8
@@ -191,6 +193,21 @@ class StackedNetwork(AbstractNetwork):
         middle, half = (along + other) / 2, jnp.hypot((along - other) / 2, between)
         narrower = per_output * (1 + jnp.finfo(q0.dtype).eps ** 0.5) < 1
         return jnp.stack([jnp.where(narrower, jnp.inf, jnp.maximum(middle - half, 0)), middle + half])
+
+    def extremes(self) -> Extremes:
+        first, *others = self.places
+        stream = self.signals()[0]
+        if self.positions != 1 or len(others) > 1:
+            return Extremes.unknown(self.q0.dtype)
+        branches = [branch for layer in first.members if (branch := layer.bent_branch()) is not None]
+        if others or len(branches) < len(first.members):
+            return extremes_of_chain(first, others[0] if others else None, stream.square, stream.width)
+        weights, activations = (
+            parts[0] if isinstance(parts[0], Kinds) else Kinds(parts, first.kind, first.gaps)
+            for parts in zip(*branches, strict=True)
+        )
+        assert stream.mean is not None
+        return extremes_of_stream(weights, activations, stream.square, stream.mean)
 
     def operations(
         self, signals: tuple[Signal, ...], refine: float | None = None

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Complex, Float
 
 from .._calculus.curve import Curve
+from .._calculus.extremes import Extremes
 from .._numerics.arrays import asarray, is_concrete, Reals
 from .._numerics.checks import check, floats, integer, is_finite
 from .._numerics.complex import complex_dtype
@@ -35,6 +36,7 @@ class Spectrum(Shown):
 
     curve: Curve
     ritz_values: Callable[[], Float[Array, "2"]] | None = None
+    extremes: Callable[[], Extremes] | None = None
 
     def solve(self, z: ArrayLike | Sequence[complex]) -> Solution:
         """The certified solve behind all other methods.
@@ -95,13 +97,21 @@ class Spectrum(Shown):
         p = check(floats("p", p, self._dtype), lambda p: (p >= 0) & (p <= 1), "`p` must lie in [0, 1].")
         return quantile(self.curve, p)
 
-    def edges(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    def edges(self, outliers: bool = False) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """`(lower, upper)`: smallest and largest point of the support away from 0, atoms included.
 
         `lower` is 0 when the bulk reaches down to 0, as far as can be told. Where the density fades out without an
         edge, an end is where the mass beyond it falls below 1e5 roundings, or where the layers' laws are resolved no
         further. NaN where no point outside can be certified.
+
+        With `outliers`, the extreme eigenvalues, single ones outside the bulk counted: `smallest` and `largest` of
+        `outliers()`, NaN where these are not known.
+
+        **Raises:** `ValueError` with `outliers`, as `outliers()` does.
         """
+        if outliers:
+            found = self.outliers()
+            return found.smallest, found.largest
         return edges(self.curve)
 
     def support(self) -> list[tuple[float, float]]:
@@ -160,27 +170,30 @@ class Spectrum(Shown):
         """
         return log_moments(self.curve)[1]
 
-    def condition_number(self) -> Float[Array, ""]:
-        """`sqrt(upper / lower)` of `edges()`: of the matrix whose squared singular values these are; of its bulk, if
-        there are `outliers`.
+    def condition_number(self, outliers: bool = False) -> Float[Array, ""]:
+        """`sqrt(upper / lower)` of `edges(outliers)`: of the matrix whose squared singular values these are, or of its
+        bulk.
+
+        **Raises:** `ValueError` with `outliers`, as `outliers()` does.
         """
-        lower, upper = self.edges()
+        lower, upper = self.edges(outliers)
         return jnp.sqrt(upper / lower)
 
     def outliers(self) -> Outliers:
-        """What is known of single eigenvalues outside the bulk, which `edges` and all others leave out: bounds, of a
-        Jacobian's spectrum.
+        """What is known of single eigenvalues outside the bulk of a Jacobian's spectrum, which others leave out: the
+        extreme eigenvalues, where they are known, and bounds of them.
 
         Residual networks have them where activations have a mean, as ReLU does, which blocks add up: of 100 such blocks
-        with `sigma_w^2 = 1/100` the bulk ends at 8.0, and the largest eigenvalue is about 1600, at least 1512.
-
-        NaN of measured networks, of which they are not known.
+        with `sigma_w^2 = 1/100` the bulk ends at 8.0, and the largest eigenvalue is 1687.
 
         **Raises:** `ValueError` if the spectrum is not one that `jacobian_spectrum` has made.
         """
         if self.ritz_values is None:
             raise ValueError("`outliers()` are known of Jacobian spectra, as `jacobian_spectrum` makes them.")
-        return Outliers.of(self.edges(), eqx.filter_jit(self.ritz_values)(), self.mass_at_zero() > 0)
+        ritz_values = eqx.filter_jit(self.ritz_values)()
+        unknown = Extremes.unknown(self._dtype)
+        extremes = unknown if self.extremes is None else eqx.filter_jit(self.extremes)()
+        return Outliers.of(self.edges(), ritz_values, self.mass_at_zero() > 0, extremes)
 
     def learning_rate_bound(self) -> Float[Array, ""]:
         """`2 / upper edge`: for a Fisher spectrum, where gradient descent on the quadratic model turns unstable. Single

@@ -20,6 +20,13 @@ from .._numerics.checks import check, is_finite
 class AbstractActivation(eqx.Module):
     """A scalar function `phi`, applied entrywise to preactivations `h ~ N(0, q)`."""
 
+    @property
+    def breaks(self) -> tuple[ArrayLike, ...]:
+        """Where quadratures on the real line have ends, in increasing order: kinks, and maxima of `phi'^2`; by default
+        at 0.
+        """
+        return (0.0,)
+
     @abc.abstractmethod
     def __call__(self, x: Inexact[Array, "..."]) -> Inexact[Array, "..."]:
         """`phi(x)`."""

@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, ArrayLike
 
 from .._calculus.atoms import Atoms
 from .._calculus.law import Law
@@ -72,6 +72,10 @@ class FromFunction(AbstractManySlopes):
             raise ValueError(f"`num_nodes` must be 8 at least, got {num_nodes}.")
         self.num_nodes = num_nodes
         self.zeros = _zeros(fn, self.knots)
+
+    @property
+    def breaks(self) -> tuple[ArrayLike, ...]:
+        return tuple(sorted({*self.knots, 0.0}))
 
     def __call__(self, x: Array) -> Array:
         return jnp.vectorize(self.fn)(x)

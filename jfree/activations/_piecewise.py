@@ -47,6 +47,10 @@ class Clip(AbstractTwoSlopes):
         self.high = check(finite("high", high), lambda high: high > self.low, "`high` must be above `low`.")
         self.slope = positive("slope", slope)
 
+    @property
+    def breaks(self) -> tuple[ArrayLike, ...]:
+        return self.low, self.high
+
     def __call__(self, x: Array) -> Array:
         return self.slope * jnp.clip(x, self.low, self.high) + self.offset
 
@@ -87,6 +91,10 @@ class AbstractPiecewise(AbstractManySlopes):
     knots: ClassVar[tuple[tuple[float, float], ...]]  # with the smallest scale near each, of singularities in phi'^2
     bends: ClassVar[tuple[float, ...]]  # of the pieces, from the left: heights of the paths; 0 if phi' is constant
     num_nodes: ClassVar[int]  # of a piece
+
+    @property
+    def breaks(self) -> tuple[ArrayLike, ...]:
+        return tuple(place for place, _ in self.knots)
 
     def _ends(self) -> tuple[float, ...]:
         return (-math.inf, *(place for place, _ in self.knots), math.inf)
@@ -231,6 +239,10 @@ class Softsign(AbstractPiecewise):
         return jnp.zeros_like(q)
 
 
+# Of infinitely many breaks of a sine the farthest that counts, in quarters of a period.
+_FARTHEST_BREAK = 4
+
+
 class AbstractStretched(AbstractManySlopes):
     """`phi(beta x) / beta` for another activation `phi`: its law is that of `phi` at `beta^2 q`."""
 
@@ -240,6 +252,10 @@ class AbstractStretched(AbstractManySlopes):
     @abc.abstractmethod
     def base(self) -> AbstractManySlopes:
         """`phi`."""
+
+    @property
+    def breaks(self) -> tuple[ArrayLike, ...]:
+        return tuple(place / self.beta for place in self.base.breaks)
 
     def __call__(self, x: Array) -> Array:
         return self.base(self.beta * x) / self.beta
@@ -303,6 +319,10 @@ class Sine(AbstractManySlopes):
 
     def __init__(self, w0: ArrayLike = 1.0):
         self.w0 = positive("w0", w0)
+
+    @property
+    def breaks(self) -> tuple[ArrayLike, ...]:
+        return tuple(k * math.pi / 2 / self.w0 for k in range(-_FARTHEST_BREAK, _FARTHEST_BREAK + 1))
 
     def __call__(self, x: Array) -> Array:
         return jnp.sin(self.w0 * x)

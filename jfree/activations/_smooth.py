@@ -8,7 +8,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import erf, ndtr
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from .._calculus.atoms import Atoms
 from .._calculus.law import Law
@@ -27,6 +27,10 @@ class AbstractSmooth(AbstractManySlopes):
     num_nodes: ClassVar[int]
     even: ClassVar[bool]  # phi'^2 is even
     clusters: ClassVar[tuple[tuple[float, float], ...]]  # critical points of phi'^2, smallest scale near each
+
+    @property
+    def breaks(self) -> tuple[ArrayLike, ...]:
+        return tuple(place for place, _ in self.clusters) or (0.0,)
 
     @abc.abstractmethod
     def contour(self, x: Float[Array, " nodes"], q: Float[Array, ""]) -> Float[Array, " nodes"]:

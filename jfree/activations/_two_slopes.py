@@ -8,6 +8,9 @@ from .._calculus.atoms import Atoms
 from .._calculus.law import Law
 from ._base import AbstractManySlopes, AbstractTwoSlopes, finite, normal, positive
 
+# How many of infinitely many kinks count: an odd number is the last.
+_FARTHEST_BREAK = 7
+
 
 class Linear(AbstractTwoSlopes):
     """`x`."""
@@ -95,6 +98,10 @@ class ShiftedReLU(AbstractTwoSlopes):
     def __init__(self, shift: ArrayLike):
         self.shift = finite("shift", shift)
 
+    @property
+    def breaks(self) -> tuple[ArrayLike, ...]:
+        return (self.shift,)
+
     def __call__(self, x: Array) -> Array:
         return jnp.maximum(x, self.shift)
 
@@ -126,6 +133,10 @@ class HardTanh(AbstractTwoSlopes):
         self.gain = positive("gain", gain)
         self.limit = positive("limit", limit)
 
+    @property
+    def breaks(self) -> tuple[ArrayLike, ...]:
+        return -self.limit / self.gain, self.limit / self.gain
+
     def __call__(self, x: Array) -> Array:
         return jnp.clip(self.gain * x, -self.limit, self.limit)
 
@@ -147,6 +158,10 @@ class HardTanh(AbstractTwoSlopes):
 
 class HardSine(AbstractTwoSlopes):
     """The triangle wave of slope 1 and period 4, `2/pi arcsin(sin(pi x / 2))`."""
+
+    @property
+    def breaks(self) -> tuple[ArrayLike, ...]:
+        return tuple(range(-_FARTHEST_BREAK, _FARTHEST_BREAK + 1, 2))
 
     def __call__(self, x: Array) -> Array:
         return jnp.abs(jnp.mod(x - 1, 4) - 2) - 1

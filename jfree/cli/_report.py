@@ -73,6 +73,8 @@ def summarize(net: "MLP | Network", spectrum: "Spectrum") -> dict[str, Any]:
         "condition_number": float(spectrum.condition_number()),
         "outliers": {
             "bulk_only": bool(outliers.below | outliers.above),
+            "smallest": float(outliers.smallest),
+            "largest": float(outliers.largest),
             "smallest_at_most": float(outliers.smallest_at_most),
             "largest_at_least": float(outliers.largest_at_least),
             "words": outliers.words,
