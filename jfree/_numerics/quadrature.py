@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 _PULL = 0.15  # share of the nodes that a cluster draws, per unit of log distance
 
@@ -89,7 +89,7 @@ def gaussian_measure(
 
 
 def piece_nodes(
-    variance: Float[Array, ""], ends: tuple[float, ...], num_nodes: int, clusters: Clusters
+    variance: Float[Array, ""], ends: tuple[ArrayLike, ...], num_nodes: int, clusters: Clusters
 ) -> tuple[Float[Array, "pieces nodes"], Float[Array, "pieces nodes"], Float[Array, "pieces nodes"]]:
     """Gauss-Legendre on every piece between `ends`, in the coordinate of `graded_nodes`: nodes, weights, and the
     weights of a rule on every other node. Pieces beyond the reach of the Gaussian have no weight.
