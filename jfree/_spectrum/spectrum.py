@@ -105,7 +105,7 @@ class Spectrum(Shown):
         further. NaN where no point outside can be certified.
 
         With `outliers`, the extreme eigenvalues, single ones outside the bulk counted: `smallest` and `largest` of
-        `outliers()`, NaN where these are not known.
+        `outliers()`, NaN where these are not known, and constants to derivatives.
 
         **Raises:** `ValueError` with `outliers`, as `outliers()` does.
         """
