@@ -260,3 +260,15 @@ def test_bounds_have_gradients():
 def test_of_other_spectra_they_are_not_known():
     with pytest.raises(ValueError, match="outliers"):
         jfree.fisher_spectrum(jfree.MLP([1, 1], "relu")).outliers()
+
+
+def test_extreme_eigenvalues_are_not_differentiated():
+    """Rather than with a gradient of 0, which would be wrong."""
+
+    def condition(sigma_w, outliers):
+        return jfree.jacobian_spectrum(jfree.ResNet(3, "relu", "gaussian", sigma_w)).condition_number(outliers)
+
+    assert jax.grad(condition)(0.5, False) > 0
+    assert jax.jit(condition, static_argnums=1)(0.5, True) >= condition(0.5, False)
+    with pytest.raises(ValueError, match="`outliers` must be False where something is differentiated"):
+        jax.grad(condition)(0.5, True)

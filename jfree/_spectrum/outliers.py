@@ -1,5 +1,6 @@
 """Single eigenvalues outside the bulk."""
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float
@@ -95,6 +96,21 @@ class Outliers(Shown):
     def _table(self):
         none = "lies" if self.is_known else "is known to lie"
         return Table("\n".join(self.words or [f"No eigenvalue {none} outside of the bulk."]))
+
+
+@jax.custom_jvp
+def without_derivatives(value: Float[Array, ""], of: Float[Array, ""]) -> Float[Array, ""]:
+    """An extreme eigenvalue, a constant to derivatives, that is refused where something is differentiated on which
+    another value `of` the same network depends.
+    """
+    return value
+
+
+@without_derivatives.defjvp
+def _refused(primals: tuple[Array, Array], tangents: tuple[Array, Array]):
+    raise ValueError(
+        "`outliers` must be False where something is differentiated: single eigenvalues have no derivatives."
+    )
 
 
 def _one(value: Float[Array, ""], bounded: str, bound: Float[Array, ""]) -> str:

@@ -19,7 +19,7 @@ from . import reading
 from .edges import edges
 from .gaps import support
 from .moments import log_moment, log_moments, mean_log
-from .outliers import Outliers
+from .outliers import Outliers, without_derivatives
 from .quantiles import quantile
 from .reading import Solution
 
@@ -105,13 +105,14 @@ class Spectrum(Shown):
         further. NaN where no point outside can be certified.
 
         With `outliers`, the extreme eigenvalues, single ones outside the bulk counted: `smallest` and `largest` of
-        `outliers()`, NaN where these are not known, and constants to derivatives.
+        `outliers()`, NaN where these are not known.
 
-        **Raises:** `ValueError` with `outliers`, as `outliers()` does.
+        **Raises:** `ValueError` with `outliers`, as `outliers()` does, and where it is differentiated.
         """
         if outliers:
             found = self.outliers()
-            return found.smallest, found.largest
+            smallest, largest = map(without_derivatives, (found.smallest, found.largest), found.bulk)
+            return smallest, largest
         return edges(self.curve)
 
     def support(self) -> list[tuple[float, float]]:
@@ -174,7 +175,7 @@ class Spectrum(Shown):
         """`sqrt(upper / lower)` of `edges(outliers)`: of the matrix whose squared singular values these are, or of its
         bulk.
 
-        **Raises:** `ValueError` with `outliers`, as `outliers()` does.
+        **Raises:** `ValueError` with `outliers`, as `edges` does.
         """
         lower, upper = self.edges(outliers)
         return jnp.sqrt(upper / lower)
