@@ -2,6 +2,7 @@
 
 from ._calculus.atoms import Atoms as Atoms
 from ._calculus.curve import Curve as Curve
+from ._calculus.extremes import Extremes as Extremes
 from ._calculus.factor import Factor as Factor, point_mass as point_mass
 from ._calculus.law import Law as Law
 from ._calculus.law_factor import LawFactor as LawFactor

@@ -262,6 +262,15 @@ def test_of_other_spectra_they_are_not_known():
         jfree.fisher_spectrum(jfree.MLP([1, 1], "relu")).outliers()
 
 
+@pytest.mark.parametrize(("activation", "sigma_w", "q0"), [("relu", 1.0, 1e-13), ("tanh", 0.01, 1.0)])
+def test_signals_too_small_for_floats_have_no_false_outliers(activation, sigma_w, q0):
+    sigma_w, q0 = jnp.float32(sigma_w), jnp.float32(q0)
+    found = jfree.jacobian_spectrum(jfree.MLP([1] * 5, activation, "gaussian", sigma_w, q0=q0)).outliers()
+    assert found.largest.dtype == jnp.float32
+    assert jnp.isnan(found.largest)
+    assert not found.above
+
+
 def test_extreme_eigenvalues_are_not_differentiated():
     """Rather than with a gradient of 0, which would be wrong."""
 

@@ -165,7 +165,8 @@ class Diagnosis(Shown):
     """What is to be expected of a network, and of samples of it (dimensionless).
 
     - `q`: variance of the last preactivations for each of the inputs' mean squares.
-    - `chi_q`: the geometric mean of all layers' `|chi_q|`: above 1 variances run away.
+    - `chi_q`: the geometric mean of all layers' `|chi_q|`: above 1 differences of variances grow, and if
+        variances themselves grow less, they run away, see `drift`.
     - `drift`: by how much more `log q` of the inputs differs in the last layer than at the start.
     - `signal_spread`: standard deviation over samples of `log q` of the last layer; `slope_spread`: of the logarithm of
         the mean squared singular value, as far as that is why. NaN if `net` is no MLP.

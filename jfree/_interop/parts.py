@@ -126,7 +126,10 @@ def _activation_slots(activation: AbstractActivation, place: str, parameters: tu
     def part(number: float) -> Constant | None:
         return next((parameter for parameter in parameters if is_it(parameter, number)), None)
 
-    return [Slot("activation", place, tuple(map(part, numbers)), numbers)] if numbers else []
+    parts = [part(number) for number in numbers]
+    # One that could stand for two is not known to be either.
+    known = tuple(one if sum(one is other for other in parts) == 1 else None for one in parts)
+    return [Slot("activation", place, known, numbers)] if numbers else []
 
 
 @dataclasses.dataclass(kw_only=True)

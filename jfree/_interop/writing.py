@@ -118,8 +118,11 @@ def _check_alike(slots: list[Slot], found: list[tuple[str, tuple[Any, ...]]]) ->
     """
     mine = [_shape(slot.parts[0].value) for slot in slots if slot.kind == "weights" and slot.parts[0] is not None]
     expected = [_shape(values[0]) for kind, values in found if kind == "weights"]
-    if mine != expected or [slot.kind for slot in slots] != [kind for kind, _ in found]:
+    if mine != expected:
         raise ValueError(f"`model` must have the layers of `net`, of shapes {expected}, got {mine}.")
+    kinds, own = [kind for kind, _ in found], [slot.kind for slot in slots]
+    if kinds != own:
+        raise ValueError(f"`model` must have what `net` has numbers of, {', '.join(kinds)}, got {', '.join(own)}.")
     return [values for _, values in found]
 
 

@@ -34,7 +34,7 @@ class AbstractNetwork(Shown):
 
     def coarse(self) -> "AbstractNetwork":
         """The same network, with half the points for laws that have a choice. Away from the support, and unless small
-        eigenvalues count, half of them give nine digits.
+        eigenvalues count, half of them give eight digits.
         """
         return self
 

@@ -82,7 +82,8 @@ _REACH, _MOST_STEPS, _EVERY = 75.0, 90, 3
 # What streams leave out, with a margin.
 _ERROR_OF_STREAMS = 5e-3
 
-# Of layers that are missing, which have `t = 1 / (_NEUTRAL omega) = 2` and `b = 1`: a root, which does not count.
+# Of layers that are missing: where `omega = 2` they have `t = 1 / (_NEUTRAL omega) = 2` and `b = 1`, a root, which does
+# not count.
 _NEUTRAL = 0.25
 
 # Where the way starts, half of all eigenvalues of `S - K` are negative, and `lambda` has gone to infinity or 0: its
@@ -413,6 +414,7 @@ def _outermost(model: "_Chain | _Stream", side: Float[Array, ""]) -> tuple[Array
         values = jnp.linalg.eigvalsh(model.matrix(place))
         number = jnp.sum(values < 0)
         num_far, num_near = jnp.where(k == 0, number, way.num_far), jnp.where(k == 1, number, way.num_near)
+        # In order of size those that change sign are next to each other: the first of them is the outermost.
         rises = num_near > num_far
         value = jnp.where(rises, -1, 1) * values[jnp.where(rises, num_far, num_far - 1)]
         is_low = jnp.where(k < 2, k == 0, value <= 0)
@@ -489,6 +491,7 @@ def _layers(dense: Kinds[Any], activations: Kinds[Any] | None, square: Float[Arr
     weighted = variance * square
     q = in_range(weighted + bias)
     h, weights, phi, slope, known = _nodes(activations, q)
+    known &= q == weighted + bias  # or else the signal is too small, or too large, for floats
     share = (weighted / (weighted + bias))[:, None]
     k = share * h
     k2 = jnp.square(k) + weighted[:, None] * (1 - share)

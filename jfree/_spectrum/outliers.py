@@ -132,5 +132,6 @@ def _predicted(known: tuple[Array, Array, Array, Array, Extremes]) -> tuple[Floa
     contradicted |= ~(jnp.abs(extremes.ends / bulk - 1) < _TOLD_APART)
     told = outside(values, bulk, _TOLD_APART) | outside(bounds, bulk, _APART)
     smallest, largest = jnp.where(contradicted, jnp.nan, jnp.where(told, values, bulk))
+    smallest, largest = jnp.minimum(smallest, at_most), jnp.maximum(largest, at_least)  # the error of these is none
     smallest = jnp.where(has_zeros, jnp.nan, smallest)
     return jnp.where(bulk[0] == 0, 0, smallest), largest

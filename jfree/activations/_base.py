@@ -51,7 +51,7 @@ class AbstractActivation(eqx.Module):
     def slope_factor(self, q: Float[Array, ""], refine: float = 1) -> AbstractOperation | None:
         """Free multiplication by the law of `phi'(sqrt(q) Z)^2`, `q > 0`: a `Factor`, or a `LawFactor` by `refine`
         times the usual number of points, half of them at least, where it has a choice; None where all slopes are of
-        size 1.
+        size 1. It need not be an integer, so that numbers of points are to be rounded.
 
         A network in which no other layer has such a law needs more points: its subordination points come down to the
         axis.
