@@ -7,7 +7,6 @@ orthogonal weights or biases. Where none is predicted the limit is the bulk's en
 Run: `python -m benchmarks.outliers [--full]`.
 """
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -52,6 +51,7 @@ def others() -> dict[str, Network]:
     }
 
 
+@eqx.filter_jit
 def step(activation: Any, skip: float, x: Array, jacobian: Array, w: Array, b: Array) -> tuple[Array, Array]:
     h = w @ x + b
     return skip * x + activation(h), skip * jacobian + activation.derivative(h)[:, None] * (w @ jacobian)
@@ -60,7 +60,6 @@ def step(activation: Any, skip: float, x: Array, jacobian: Array, w: Array, b: A
 def sampled(net: Network, size: Size) -> Float[np.ndarray, "samples 2"]:
     """The extreme eigenvalues at inputs whose mean and mean square are the network's."""
     mean, skip = (float(net.mean0), 1.0) if isinstance(net, jfree.ResNet) else (0.0, 0.0)
-    steps = {activation: eqx.filter_jit(partial(step, activation, skip)) for activation in set(net.activations)}
     found = []
     for key in jax.random.split(jax.random.key(0), size.samples):
         weights_key, x_key = jax.random.split(key)
@@ -68,7 +67,7 @@ def sampled(net: Network, size: Size) -> Float[np.ndarray, "samples 2"]:
         x = (x - jnp.mean(x)) / jnp.std(x) * jnp.sqrt(net.q0 - mean**2) + mean
         jacobian = jnp.eye(size.width)
         for activation, (w, b) in zip(net.activations, jfree.sample_weights(net, weights_key, size.width), strict=True):
-            x, jacobian = steps[activation](x, jacobian, w, b)
+            x, jacobian = step(activation, skip, x, jacobian, w, b)
         values = np.square(np.linalg.svd(np.asarray(jacobian), compute_uv=False))
         found.append([values[-1], values[0]])
     return np.asarray(found)
@@ -99,7 +98,7 @@ def main(full: bool = False) -> None:
         full: widths up to 2000.
     """
     jax.config.update("jax_enable_x64", True)
-    sizes = [Size(500, 8), Size(1000, 4)] + ([Size(2000, 4)] if full else [])
+    sizes = [Size(500, 12)] + ([Size(1000, 8), Size(2000, 4)] if full else [])
     tables = {f"100 blocks, sigma_w^2 = {c:g} / 100": rows(published(c), sizes) for c in (1.0, 0.1)}
     report("outliers", __doc__, tables | {"Others": rows(others(), sizes)})
 
