@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Complex, Float
 
 from .._numerics.complex import log_lower, reciprocal, scaled, x_log_x
+from .._numerics.implicit import instantiated
 from .atoms import Atoms
 from .operation import AbstractOperation, Moments, no_unknowns, Step
 from .point import Point, without_rounding
@@ -283,18 +284,21 @@ class Curve(eqx.Module):
 
     def corrected(self, omega: Array, unknowns: Array) -> Array:
         """The unknowns after one Newton step each, at fixed `omega`."""
-        return self.fold(lambda carry, *_: carry, None, self.start(omega), unknowns)[2][0]
+        return self.fold(_passed, None, self.start(omega), unknowns)[2][0]
 
-    def point(self, omega: Complex[Array, " lanes"], unknowns: Complex[Array, "layers unknowns lanes"]) -> Point:
-        """The point at `omega`, differentiable in it and in the curve, for unknowns that solve their equations."""
-        return self.fold(lambda carry, *_: carry, None, self.start(omega), jax.lax.stop_gradient(unknowns))[0]
+    def point(
+        self, omega: Complex[Array, " lanes"], unknowns: Complex[Array, "layers unknowns lanes"], slopes: bool = False
+    ) -> Point:
+        """The point at `omega`, differentiable in it and in the curve, for unknowns that solve their equations; its
+        tangents are so only where their `slopes` are asked for.
+        """
+        return _differentiable(_point, slopes, self, omega, unknowns)
 
     def potential(
         self, omega: Complex[Array, " lanes"], unknowns: Complex[Array, "layers unknowns lanes"]
     ) -> tuple[Point, Complex[Array, " lanes"], Complex[Array, " lanes"]]:
         """The point, `Phi` and `log z`, with their branches continuous from infinity in the upper half plane."""
-        point, potential = self.potential_from(self.start(omega), jax.lax.stop_gradient(unknowns))
-        return point, *self.full_potential(point, *potential)
+        return _differentiable(_potential, False, self, omega, unknowns)
 
     def potential_from(self, start: Point, unknowns: Array) -> tuple[Point, tuple[Array, Array]]:
         """The last point with `Psi` and `log z`, both less `log_scale`, from a point on the curve of the identity."""
@@ -345,3 +349,45 @@ class Curve(eqx.Module):
         """Atoms by propagation: zero first, then at most `num_atoms` others."""
         identity = Atoms.identity(self.num_atoms, self.rank.dtype)
         return self._propagated(lambda operation, atoms: operation.atoms(atoms), identity)
+
+
+def _passed(carry: Any, *_: Any) -> Any:
+    return carry
+
+
+def _point(curve: Curve, omega: Array, unknowns: Array) -> Point:
+    return curve.fold(_passed, None, curve.start(omega), unknowns)[0]
+
+
+def _potential(curve: Curve, omega: Array, unknowns: Array) -> tuple[Point, Array, Array]:
+    point, potential = curve.potential_from(curve.start(omega), unknowns)
+    return point, *curve.full_potential(point, *potential)
+
+
+def _differentiable(read: Callable[..., Any], slopes: bool, curve: Curve, omega: Array, unknowns: Array) -> Any:
+    unknowns = jax.lax.stop_gradient(unknowns)
+    if not curve.num_unknowns:
+        return read(curve, omega, unknowns)
+    return _read(read, slopes, curve, omega, unknowns)
+
+
+@eqx.filter_custom_jvp
+def _read(read: Callable[..., Any], slopes: bool, curve: Curve, omega: Array, unknowns: Array) -> Any:
+    """`read` at the roots `unknowns`. Newton's step from a constant has the first derivatives of the root, and so has
+    all that is made of it; all that is made of a number with first derivatives has the second ones, too.
+    """
+    return read(curve, omega, unknowns)
+
+
+@_read.def_jvp
+def _read_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
+    read, slopes, curve, omega, unknowns = primals
+    dynamic, static = eqx.partition((curve, omega), eqx.is_inexact_array)
+    changes = instantiated(dynamic, tangents[2:4])
+    unknowns = curve.corrected(omega, unknowns)
+
+    def at(dynamic: Any) -> Any:
+        curve, omega = eqx.combine(dynamic, static)
+        return read(curve, omega, curve.corrected(omega, unknowns) if slopes else unknowns)
+
+    return jax.jvp(at, (dynamic,), (changes,))

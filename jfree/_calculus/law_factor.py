@@ -14,10 +14,11 @@ from .._numerics.complex import (
     logarithm,
     magnitude,
     reciprocal,
+    scaled,
     squared,
     x_log_x,
 )
-from .._numerics.implicit import at_extremum, bisect, implicit_root, with_slope
+from .._numerics.implicit import at_extremum, bisect, of_correction, with_slope
 from .atoms import Atoms
 from .law import Law, Transform
 from .operation import AbstractOperation, Moments, Step
@@ -62,17 +63,15 @@ class LawFactor(AbstractOperation):
     def advance(self, point: Point, unknowns: Array) -> Step:
         (unknown,) = unknowns
         m, dm, one = point.on_side()
-        w = implicit_root(_law_gap, unknown, (self.law, m, one))
-        sums = self.law.transform(w)
+        sums = self.law.transform(unknown)
         # Newton's step for log w, in whichever of log M and log (1 + M) is the steeper; next to a pole, in 1/M.
-        value, target = _either(sums, w, m, one)
-        stiffness = -value * reciprocal(w * sums.slope)
+        value, target = _either(sums, unknown, m, one)
+        stiffness = -value * reciprocal(unknown * sums.slope)
         change = jnp.where(magnitude(value) > 1, 1 - value * reciprocal(target), logarithm(target * reciprocal(value)))
-        step = change * stiffness
-        step = jax.lax.stop_gradient(step)  # w has its derivatives already
-        correction = magnitude(step)
+        step = of_correction(jnp.multiply, change, stiffness)
+        correction = magnitude(jax.lax.stop_gradient(step))
         limit = jnp.where(unknown.imag == 0, max(8, log_max(m.real.dtype) / _LONGEST_PER_RANGE), _LONGEST)
-        w = w * exponential(step * jnp.minimum(1, limit / jnp.maximum(correction, limit / 2)))
+        w = unknown * exponential(scaled(jnp.minimum(1, limit / jnp.maximum(correction, limit / 2)), step))
         dw = relative(dm, target) * stiffness
         slope = relative(dm, m) - relative(dm, one) + dw
         new = point.multiplied(m * w * reciprocal(one), slope, self.law.log_mean)
@@ -151,9 +150,3 @@ def _either(sums: Transform, w: Array, m: Array, one: Array) -> tuple[Array, Arr
     rest = w * sums.g
     near_zero = magnitude(rest) < magnitude(sums.m)
     return jnp.where(near_zero, rest, sums.m), jnp.where(near_zero, one, m)
-
-
-def _law_gap(w: Array, law: Law, m: Array, one: Array) -> tuple[Array, Array]:
-    sums = law.transform(w)
-    value, target = _either(sums, w, m, one)
-    return value - target, -sums.slope

@@ -18,7 +18,7 @@ from .._numerics.complex import (
     scaled,
     squared,
 )
-from .._numerics.implicit import at_extremum, bisect, implicit_root, with_slope
+from .._numerics.implicit import at_extremum, bisect, of_correction, with_slope
 from .atoms import Atoms
 from .curve import Curve
 from .operation import AbstractOperation, Moments, Step
@@ -115,11 +115,17 @@ def _start(s: Array, one: Array) -> Point:
     )
 
 
-def _changes(missing: tuple[Array, ...], per_log_t: tuple[Array, ...]) -> list[Array]:
-    """Changes of all shares, `m` being what it is, for which `log t` of the first gains so much on the others."""
+def _changes(
+    missing: tuple[Array, ...], terms: tuple[tuple[Array, ...], tuple[Array, ...]]
+) -> tuple[list[Array], Array]:
+    """Relative changes of all shares, `m` being what it is, for which `log t` of the first gains so much on the others,
+    and that of `log t` itself.
+    """
+    parts, per_log_t = terms
     gained = sum((x * per for x, per in zip(missing, per_log_t[1:], strict=True)), jnp.zeros_like(per_log_t[0]))
-    common = gained * reciprocal(sum(per_log_t[1:], per_log_t[0]))
-    return [common * per_log_t[0], *((common - x) * per for x, per in zip(missing, per_log_t[1:], strict=True))]
+    log_t = gained * reciprocal(sum(per_log_t[1:], per_log_t[0]))
+    changes = log_t * per_log_t[0], *((log_t - x) * per for x, per in zip(missing, per_log_t[1:], strict=True))
+    return [change * reciprocal(part) for change, part in zip(changes, parts, strict=True)], log_t
 
 
 class SumOfBranches(AbstractOperation):
@@ -204,8 +210,6 @@ class SumOfBranches(AbstractOperation):
         inner, skips = self._of_branches(unknowns), self.ratio is None
         m, dm, one = point.on_side()
         ratios = jnp.where(there, unknowns[: self._num_ratios], 1)  # they must not go astray elsewhere
-        if self._num_ratios:
-            ratios = implicit_root(_gaps, ratios, (self.branches, inner, m, one, skips))
         old = _Shares.of(m, one, ratios)
 
         zero = jnp.zeros_like(m.real)
@@ -424,43 +428,12 @@ class _Newton(eqx.Module):
             change = jnp.where(steep[-1], 1 - reciprocal(quotient), logarithm(quotient))
             near = near & (magnitude(change) < _NEAR)
             missing.append(-change)
-        changes = _changes(tuple(missing), per_log_t)
-        shares = [ds * reciprocal(s) for ds, s in zip(changes, old.parts, strict=True)]
+        shares, log_t = of_correction(_changes, tuple(missing), (old.parts, per_log_t))
         ratios = [share - shares[0] for share in shares[1:]]
         sizes = [magnitude(jax.lax.stop_gradient(step)) for step in ratios]
         largest = reduce(jnp.maximum, sizes, jnp.ones_like(whole.real))
-        log_t = changes[0] * reciprocal(per_log_t[0])
         shares, ratios, log_t = jax.tree.map(lambda x: scaled(1 / largest, x), (shares, ratios, log_t))
         return _Newton(shares, ratios, log_t, sizes, steep, near)
-
-
-class _Slope(eqx.Module):
-    """Of `_gaps` in the ratios."""
-
-    quotients: list[Complex[Array, " lanes"]]
-    per_log_t: tuple[Complex[Array, " lanes"], ...]
-    shares: _Shares
-
-    def solve(self, gaps: Array) -> Array:
-        missing = tuple(gap * reciprocal(quotient) for gap, quotient in zip(gaps, self.quotients, strict=True))
-        first, *others = _changes(missing, self.per_log_t)
-        inverse, ratios = reciprocal(self.shares.parts[0]), self.shares.ratios
-        return jnp.stack([(ds - ratio * first) * inverse for ds, ratio in zip(others, ratios, strict=True)])
-
-
-def _gaps(
-    ratios: Array, branches: tuple[Curve, ...], inner: list[Array], m: Array, one: Array, skips: bool
-) -> tuple[Array, _Slope]:
-    """`t` of the first term over that of each other one, less 1."""
-    shares = _Shares.of(m, one, ratios)
-    parts = list(zip(shares.parts, shares.ones, strict=True))
-    terms = [_Term.identity(*parts[0])] if skips else []
-    for branch, part, known in zip(branches, parts[skips:], inner, strict=True):
-        end = branch.fold(lambda carry, *_: carry, None, _start(*part), jax.lax.stop_gradient(known))[0]
-        terms.append(_Term.of_branch(*part, end))
-    first = reciprocal(terms[0].inverse)
-    quotients = [first * term.inverse for term in terms[1:]]
-    return jnp.stack(quotients) - 1, _Slope(quotients, tuple(term.per_log_t for term in terms), shares)
 
 
 def _rows(ratios: list[Array], inner: list[Array], like: Array) -> Array:

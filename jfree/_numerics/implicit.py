@@ -1,6 +1,7 @@
 """One derivative rule for everything that is found by a solver: the implicit function theorem."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -53,11 +54,11 @@ def _extremal(value: Callable[..., Array], residual: Residual, static: Any, root
 def _extremal_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
     value, residual, static, root, dynamic = primals
     root = _attach(residual, static, root, dynamic)
-    changes = (_instantiated(dynamic, tangents[-1]),)
+    changes = (instantiated(dynamic, tangents[-1]),)
     return jax.jvp(lambda d: value(root, *eqx.combine(d, static[0])), (dynamic,), changes)
 
 
-def _instantiated(primals: Any, tangents: Any) -> Any:
+def instantiated(primals: Any, tangents: Any) -> Any:
     """With zeros in place of what does not change."""
     return jax.tree.map(
         lambda x, t: jnp.zeros_like(x) if t is None and x is not None else t,
@@ -90,7 +91,7 @@ def _attach_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Ar
         value, slope = residual(root, *eqx.combine(dynamic, static))
         return jnp.where(found, value, 0), jnp.where(found, slope, 1) if isinstance(slope, Array) else slope
 
-    dynamic_tangent = _instantiated(dynamic, dynamic_tangent)
+    dynamic_tangent = instantiated(dynamic, dynamic_tangent)
 
     def along(root: Array) -> tuple[tuple[Array, Any], tuple[Array, Any]]:
         return jax.jvp(lambda d: at(root, d), (dynamic,), (dynamic_tangent,))
@@ -106,6 +107,20 @@ def _attach_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Ar
 
 def _divided(value: Array, slope: Any) -> Array:
     return value / slope if isinstance(slope, Array) else slope.solve(value)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def of_correction(linear: Callable[[Any, Any], Any], correction: Any, args: Any) -> Any:
+    """`linear(correction, args)` for a correction that vanishes at a root, and whose derivatives do not: those of
+    `args` count for nothing there, and are left out.
+    """
+    return linear(correction, args)
+
+
+@of_correction.defjvp
+def _of_correction_jvp(linear: Callable[[Any, Any], Any], primals: Any, tangents: Any) -> tuple[Any, Any]:
+    correction, args = primals
+    return linear(correction, args), linear(tangents[0], args)
 
 
 def bisect(fn: Callable[[Array], Array], low: Array, high: Array) -> Array:

@@ -153,7 +153,7 @@ def _work_through(
 
 
 def _residual(omega: Array, curve: Curve, unknowns: Array, z: Array) -> tuple[Array, Array]:
-    point = curve.point(omega, unknowns)
+    point = curve.point(omega, unknowns, slopes=True)
     return logarithm(point.z * reciprocal(z * jnp.exp(-point.log_scale))), point.dz * reciprocal(omega)
 
 

@@ -310,4 +310,4 @@ def _log_z(omega: Complex[Array, " lanes"], curve: Curve, unknowns: Array) -> Fl
 
 
 def _slope(omega: Complex[Array, " lanes"], curve: Curve, unknowns: Array) -> Complex[Array, " lanes"]:
-    return curve.point(omega, unknowns).dz
+    return curve.point(omega, unknowns, slopes=True).dz

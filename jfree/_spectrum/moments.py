@@ -74,7 +74,7 @@ _MOST_CORRECTED, _MOST_STEPS = 30, 300
 
 @reader
 def _read_moment(curve: Curve, omega: Array, unknowns: Array, enclosed: Array, k: Array) -> Array:
-    point = curve.point(*jax.lax.stop_gradient((omega, unknowns)))
+    point = curve.point(*jax.lax.stop_gradient((omega, unknowns)), slopes=True)
     return jnp.where(enclosed, k * point.log_scale + jnp.log(_power(point, k)), jnp.nan)
 
 
@@ -170,7 +170,7 @@ def _read_log_moments(
     eps = float(jnp.finfo(dtype).eps)
     if curve.has_shifts:
         omega = differentiable(curve, z, omega, unknowns, found)
-        point, log_y = curve.point(omega, unknowns), jnp.log(-z.real)
+        point, log_y = curve.point(omega, unknowns, slopes=True), jnp.log(-z.real)
         density = (point.side * point.dm * reciprocal(point.dz)).real
     else:
         # Derivatives divide by fourth powers; of NaN it is no more than false.
