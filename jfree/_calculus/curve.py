@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Complex, Float
 
-from .._numerics.complex import log_lower, reciprocal, scaled, x_log_x
+from .._numerics.complex import log_lower, magnitude, reciprocal, scaled, x_log_x
 from .._numerics.implicit import instantiated
 from .atoms import Atoms
 from .operation import AbstractOperation, Moments, no_unknowns, Step
@@ -185,10 +185,12 @@ class Curve(eqx.Module):
         carry: Any,
         start: Point,
         unknowns: Complex[Array, "layers unknowns lanes"],
+        own_units: bool = False,
     ) -> tuple[Point, Any, tuple[Array, Array]]:
         """Runs points through all operations; `visit(carry, before, operation, step) -> carry` sees each.
 
-        An unknown that is 0 is not known: its operation's guess stands for it.
+        An unknown that is 0 is not known: its operation's guess stands for it. In units of its own no point leaves the
+        range of floats.
 
         **Returns:** the last points, the last carry, and the corrected unknowns with their tangents.
         """
@@ -211,6 +213,7 @@ class Curve(eqx.Module):
                 point, carry, new = apply(operation, point, carry, mine)
                 found += [new] if number else []
                 k += number
+            point = point.in_own_units() if own_units else point
             return (point, carry), tuple(map(_joined, zip(*found, strict=True)))
 
         none, known = no_unknowns(start.z), self.num_unknowns > 0
@@ -300,6 +303,12 @@ class Curve(eqx.Module):
         """The point, `Phi` and `log z`, with their branches continuous from infinity in the upper half plane."""
         return _differentiable(_potential, False, self, omega, unknowns)
 
+    def log_size(
+        self, omega: Complex[Array, " lanes"], unknowns: Complex[Array, "layers unknowns lanes"]
+    ) -> Float[Array, " lanes"]:
+        """`log |z|`, also where `z` is out of the range of floats."""
+        return _differentiable(_log_size, False, self, omega, unknowns)
+
     def potential_from(self, start: Point, unknowns: Array) -> tuple[Point, tuple[Array, Array]]:
         """The last point with `Psi` and `log z`, both less `log_scale`, from a point on the curve of the identity."""
 
@@ -357,6 +366,11 @@ def _passed(carry: Any, *_: Any) -> Any:
 
 def _point(curve: Curve, omega: Array, unknowns: Array) -> Point:
     return curve.fold(_passed, None, curve.start(omega), unknowns)[0]
+
+
+def _log_size(curve: Curve, omega: Array, unknowns: Array) -> Array:
+    point = curve.fold(_passed, None, curve.start(omega).in_own_units(), unknowns, own_units=True)[0]
+    return point.log_scale + jnp.log(magnitude(point.z))
 
 
 def _potential(curve: Curve, omega: Array, unknowns: Array) -> tuple[Point, Array, Array]:

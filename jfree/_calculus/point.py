@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Bool, Complex, Float
 
-from .._numerics.complex import reciprocal, scaled
+from .._numerics.complex import magnitude, reciprocal, scaled
 
 
 class Point(eqx.Module):
@@ -35,7 +35,7 @@ class Point(eqx.Module):
     rate: Complex[Array, " lanes"]
     rank: Float[Array, ""]
     side: Float[Array, ""]
-    log_scale: Float[Array, ""]
+    log_scale: Float[Array, "*lanes"]
 
     @property
     def dm(self) -> Complex[Array, " lanes"]:
@@ -69,6 +69,12 @@ class Point(eqx.Module):
             self.side,
             self.log_scale + log_scale,
         )
+
+    def in_own_units(self) -> "Point":
+        """With `z` of modulus 1, and units for each lane."""
+        size = magnitude(self.z)
+        scale = self.log_scale + jnp.log(size)
+        return eqx.tree_at(lambda p: (p.z, p.log_scale), self, (scaled(1 / size, self.z), scale))
 
     def signs(self, w: Complex[Array, " lanes"], dw: Complex[Array, " lanes"]) -> "Signs":
         """Those of a subordination point `w`, known up to a positive factor, with `dw = d log w / du`."""

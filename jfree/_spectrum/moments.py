@@ -180,7 +180,7 @@ def _read_log_moments(
         density = jax.nn.sigmoid(s) * jax.nn.sigmoid(-s)
         middle = jnp.argmin(jnp.abs(s))
         omega, unknowns = (jnp.where(found, x, x[..., middle, None]) for x in (omega, unknowns))
-        log_y = curve.potential(omega, unknowns)[2].real
+        log_y = curve.log_size(omega, unknowns)
         # It rises: where it is not found it is less than at the next place.
         log_y = jnp.where(found, log_y, jax.lax.cummin(jnp.where(found, log_y, jnp.inf), reverse=True))
 
