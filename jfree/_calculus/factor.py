@@ -34,7 +34,7 @@ class Factor(AbstractOperation):
         own = one * jax.lax.conj(point.m) * ratio
         signs = point.signs(own, slope - point.rate * reciprocal(one)) & new.own_signs()
         moves = (self.a != self.b).astype(self.a.dtype)
-        pole, zero = moves * squared(per_den), moves * squared(per_num)
+        pole, zero = (moves * squared(x) for x in jax.lax.stop_gradient((per_den, per_num)))
         return Step.explicit(new, signs, pole, pole, zero)
 
     def potential(self, psi: Array, log_z: Array, before: Point, step: Step) -> tuple[Array, Array]:

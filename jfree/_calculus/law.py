@@ -108,10 +108,11 @@ class Law(eqx.Module):
 
     def transform(self, w: Complex[Array, " lanes"]) -> Transform:
         inverse = reciprocal(w - self.points[:, None])
-        size = squared(inverse)
-        g, m, rough = _sums(jnp.stack([self.weights, self.weighted, self.unresolved]), inverse)
+        size = squared(lax.stop_gradient(inverse))
+        unresolved, sizes = lax.stop_gradient((self.unresolved, self.sizes))
+        g, m, rough = _sums(jnp.stack([self.weights, self.weighted, unresolved]), inverse)
         (slope,) = _sums(self.weighted[None], inverse * inverse)
-        (total,) = _sums(self.sizes[None], size)
+        (total,) = _sums(sizes[None], size)
         on_axis = w.imag == 0  # off the support M is real there, and the contour's error is not part of it
         return Transform(
             m=_real_where(on_axis, m),
@@ -119,7 +120,7 @@ class Law(eqx.Module):
             slope=_real_where(on_axis, slope),
             total=total,
             distance=lax.rsqrt(jnp.max(size * (self.weights[:, None] != 0), 0)),
-            roughness=squared(rough) / squared(m),
+            roughness=lax.stop_gradient(squared(rough) / squared(m)),
         )
 
     def mean_log(self) -> Float[Array, ""]:

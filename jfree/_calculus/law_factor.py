@@ -75,30 +75,37 @@ class LawFactor(AbstractOperation):
         dw = relative(dm, target) * stiffness
         slope = relative(dm, m) - relative(dm, one) + dw
         new = point.multiplied(m * w * reciprocal(one), slope, self.law.log_mean)
-        # The inverse of M is analytic in a disk of this radius: Smale's bound for M, whose k-th Taylor coefficient
-        # at w is at most total / distance^(k-1), with 0.13 for his 0.17 since those of the inverse may grow like k.
-        near = magnitude(m) * sums.total / (0.13 * squared(sums.slope) * sums.distance)
-        closeness = jnp.square(near)
-        # It is univalent there: |w''| <= 4 near |w'|, and w' stays of the size of w next to a pole of M.
-        rate = magnitude(dw) / magnitude(point.rate)
-        curvature = jnp.minimum(closeness, rate * (4 * near + rate))
-        mismatch = magnitude(change)
         signs = point.signs(w, dw) & new.own_signs()
-        # Where w does not vanish with it, 1 + m leaves a pole.
-        to_pole = jnp.where(self.law.atoms.rank < 1, 1 / squared(one), 0)
-        varies = self.law.relative_variance != 0  # or else w is linear in 1/m
+        closeness, curvature, to_pole = self._singularities(
+            *jax.lax.stop_gradient((sums, m, one, magnitude(dw) / magnitude(point.rate)))
+        )
         return Step(
             point=new,
             unknowns=w[None],
             tangents=dw[None],
             signs=signs,
             correction=correction,
-            mismatch=mismatch,
-            closeness=closeness * varies,
-            curvature=curvature * varies,
-            closeness_to_zeros=to_pole * varies,
+            mismatch=magnitude(jax.lax.stop_gradient(change)),
+            closeness=closeness,
+            curvature=curvature,
+            closeness_to_zeros=to_pole,
             roughness=sums.roughness,
         )
+
+    def _singularities(self, sums: Transform, m: Array, one: Array, rate: Array) -> tuple[Array, Array, Array]:
+        """The closeness of singularities, the curvature and the closeness of zeros, `rate` being that of `w` over that
+        of `m`.
+        """
+        # The inverse of M is analytic in a disk of this radius: Smale's bound for M, whose k-th Taylor coefficient
+        # at w is at most total / distance^(k-1), with 0.13 for his 0.17 since those of the inverse may grow like k.
+        near = magnitude(m) * sums.total / (0.13 * squared(sums.slope) * sums.distance)
+        closeness = jnp.square(near)
+        # It is univalent there: |w''| <= 4 near |w'|, and w' stays of the size of w next to a pole of M.
+        curvature = jnp.minimum(closeness, rate * (4 * near + rate))
+        # Where w does not vanish with it, 1 + m leaves a pole.
+        to_pole = jnp.where(self.law.atoms.rank < 1, 1 / squared(one), 0)
+        varies = self.law.relative_variance != 0  # or else w is linear in 1/m
+        return closeness * varies, curvature * varies, to_pole * varies
 
     def potential(self, psi: Array, log_z: Array, before: Point, step: Step) -> tuple[Array, Array]:
         (w,) = step.unknowns

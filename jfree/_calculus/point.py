@@ -77,11 +77,14 @@ class Point(eqx.Module):
         return eqx.tree_at(lambda p: (p.z, p.log_scale), self, (scaled(1 / size, self.z), scale))
 
     def signs(self, w: Complex[Array, " lanes"], dw: Complex[Array, " lanes"]) -> "Signs":
-        """Those of a subordination point `w`, known up to a positive factor, with `dw = d log w / du`."""
+        """Those of a subordination point `w`, known up to a positive factor, with `dw = d log w / du`; constants to
+        derivatives.
+        """
+        w, dw, dm = jax.lax.stop_gradient((w, dw, self.dm))
         (x, y), (dx, dy) = (w.real, w.imag), (dw.real, dw.imag)
         height = y / ((jnp.abs(x) + jnp.abs(y)) * (1 + jnp.abs(dx) + jnp.abs(dy)))
         rise = x * dx - y * dy
-        return Signs(height, height, rise * jax.lax.sign(self.dm.real) < 0)
+        return Signs(height, height, rise * jax.lax.sign(dm.real) < 0)
 
     def own_signs(self) -> "Signs":
         """Those of `z`."""

@@ -254,37 +254,19 @@ class SumOfBranches(AbstractOperation):
         growth = m * other * reciprocal(t) * jnp.exp(-self._log_mean)
         slope = point.rate + d_other - d_log_t
 
-        moved = zip(terms, old.parts, new.parts, strict=True)
-        others = (
-            new.ones if skips else [term.other + scaled(term.side, after - before) for term, before, after in moved]
-        )
-        ones = list(zip(new.ones, others, strict=True))
-        moves = [part * rate for part, rate in zip(new.parts, rates, strict=True)]
-        # In a branch of another sum all may lie below the axis: half planes are told of what is seen in it.
-        below = point.z.imag < 0
-        d_one, d_other, turn, ones, moves = jax.tree.map(
-            lambda x: mirrored(x, below), (d_one, d_other, d_log_t, ones, moves)
-        )
-        planes = _HalfPlanes.of(*(mirrored(x, below) for x in (one, other, t)), rectangular=not skips)
-        signs, negative = planes.signs(point, d_one, d_other, turn, ones, moves, self.ratio)
-        for seen, own, move in zip(looked, ones[skips:], moves[skips:], strict=True):
-            # The z of Y Y^T and all before it lie in the lower half plane together with that of the branch. On the
-            # negative axis that need not rise with z, only they with it.
-            together = (move.real > 0) == (dm.real > 0)
-            inside = seen.signs.mirrored(below).seen(planes.in_lower(*own) & ~negative, together)
-            signs = signs & Signs.known(signs.rising, zero.dtype).where(negative, inside)
         power = logarithm(growth)
         after = point.multiplied(
             jnp.where(self.count == 1, growth, exponential(self.count * power)),
             self.count * slope,
             self.count * self._log_mean,
         )
-        # Of many blocks together, z must not have turned past the half plane and back into it.
-        turned = log_upper(mirrored(point.z, below)).imag + self.count * mirrored(power, below).imag
-        turned = jax.lax.complex(jnp.zeros_like(turned), jnp.clip(turned, -jnp.pi / 2, 1.5 * jnp.pi))
-        signs = signs & point.signs(exponential(turned), mirrored(after.dz, below))
-        signs = signs.mirrored(below) & after.own_signs()
-        closeness = _closeness(m, terms, new.parts, [seen.closeness for seen in looked], skips)
+        signs = self._signs(
+            *jax.lax.stop_gradient((point, after, (one, other, t), (d_one, d_other, d_log_t), power)),
+            *jax.lax.stop_gradient((terms, old, new, rates, looked)),
+        )
+        closeness = _closeness(
+            *jax.lax.stop_gradient((m, terms, new.parts)), [seen.closeness for seen in looked], skips
+        )
         # Where t has a pole it is singular, too, but known as long as its distance from there is.
         closeness = jnp.where(newton.near, closeness, jnp.inf)
         closeness = jnp.where(there, closeness, 0)
@@ -303,6 +285,44 @@ class SumOfBranches(AbstractOperation):
             closeness_to_zeros=zero,
             roughness=jnp.where(there, roughness, 0),
         )
+
+    def _signs(
+        self,
+        point: Point,
+        after: Point,
+        ends: tuple[Array, Array, Array],
+        slopes: tuple[Array, Array, Array],
+        power: Array,
+        terms: list[_Term],
+        old: _Shares,
+        new: _Shares,
+        rates: list[Array],
+        looked: list[_Looked],
+    ) -> Signs:
+        """`ends` are `1 + m`, `1 + ratio m` and `t`, with their `slopes`; `power` is the logarithm of the growth of `z`
+        by one block.
+        """
+        skips = self.ratio is None
+        moved = zip(terms, old.parts, new.parts, strict=True)
+        others = new.ones if skips else [term.other + scaled(term.side, now - before) for term, before, now in moved]
+        ones = list(zip(new.ones, others, strict=True))
+        moves = [part * rate for part, rate in zip(new.parts, rates, strict=True)]
+        # In a branch of another sum all may lie below the axis: half planes are told of what is seen in it.
+        below = point.z.imag < 0
+        d_one, d_other, turn, ones, moves = jax.tree.map(lambda x: mirrored(x, below), (*slopes, ones, moves))
+        planes = _HalfPlanes.of(*(mirrored(x, below) for x in ends), rectangular=not skips)
+        signs, negative = planes.signs(point, d_one, d_other, turn, ones, moves, self.ratio)
+        for seen, own, move in zip(looked, ones[skips:], moves[skips:], strict=True):
+            # The z of Y Y^T and all before it lie in the lower half plane together with that of the branch. On the
+            # negative axis that need not rise with z, only they with it.
+            together = (move.real > 0) == (point.dm.real > 0)
+            inside = seen.signs.mirrored(below).seen(planes.in_lower(*own) & ~negative, together)
+            signs = signs & Signs.known(signs.rising, point.z.real.dtype).where(negative, inside)
+        # Of many blocks together, z must not have turned past the half plane and back into it.
+        turned = log_upper(mirrored(point.z, below)).imag + self.count * mirrored(power, below).imag
+        turned = jax.lax.complex(jnp.zeros_like(turned), jnp.clip(turned, -jnp.pi / 2, 1.5 * jnp.pi))
+        signs = signs & point.signs(exponential(turned), mirrored(after.dz, below))
+        return signs.mirrored(below) & after.own_signs()
 
     def potential(self, psi: Array, log_z: Array, before: Point, step: Step) -> tuple[Array, Array]:
         """`Phi` of a sum is the sum of the terms' own, and all but one times `log t`; where its sides differ, `log(1 +

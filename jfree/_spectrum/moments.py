@@ -182,7 +182,8 @@ def _read_log_moments(
         omega, unknowns = (jnp.where(found, x, x[..., middle, None]) for x in (omega, unknowns))
         log_y = curve.log_size(omega, unknowns)
         # It rises: where it is not found it is less than at the next place.
-        log_y = jnp.where(found, log_y, jax.lax.cummin(jnp.where(found, log_y, jnp.inf), reverse=True))
+        next_found = jax.lax.cummin(jax.lax.stop_gradient(jnp.where(found, log_y, jnp.inf)), reverse=True)
+        log_y = jnp.where(found, log_y, next_found)
 
     weight = power * log_y
     density = density * jnp.exp(weight - jax.lax.stop_gradient(jnp.max(jnp.where(found, weight, -jnp.inf))))
