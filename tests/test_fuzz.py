@@ -10,7 +10,7 @@ import pytest
 from helpers import fuzz_points, MANY_SLOPES, random_mlp, random_network, random_resnet, slow_solve, TWO_SLOPES
 
 import jfree
-from jfree._solve.solve import solve
+from jfree._solve.solve import find_roots
 
 FULL = bool(os.environ.get("JFREE_FULL"))
 DEPTHS = (1, 2, 3, 5, 10, 30, 80, 200)
@@ -63,7 +63,7 @@ def in_groups(spectra):
 @pytest.mark.parametrize(("make", "names", "depths", "num_networks", "num_points"), CASES)
 def test_no_wrong_branch(make, names, depths, num_networks, num_points):
     rng = np.random.default_rng(len(names))
-    search = eqx.filter_jit(solve)
+    search = eqx.filter_jit(find_roots)
     count = uncertified = far = 0
     for spectrum in in_groups([make(rng, depths, names) for _ in range(num_networks)]):
         if spectrum.mass_at_zero() > 1 - 1e-9:

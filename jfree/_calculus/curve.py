@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Complex, Float
 
-from .._numerics.complex import log_lower, magnitude, reciprocal, scaled, x_log_x
-from .._numerics.implicit import instantiated
+from .._numerics.complex import exponential, log_lower, logarithm, magnitude, reciprocal, scaled, x_log_x
+from .._numerics.implicit import instantiated, of_correction, without_value
 from .atoms import Atoms
 from .operation import AbstractOperation, Moments, no_unknowns, Step
 from .point import Point, without_rounding
@@ -295,19 +295,38 @@ class Curve(eqx.Module):
         """The point at `omega`, differentiable in it and in the curve, for unknowns that solve their equations; its
         tangents are so only where their `slopes` are asked for.
         """
-        return _differentiable(_point, slopes, self, omega, unknowns)
-
-    def potential(
-        self, omega: Complex[Array, " lanes"], unknowns: Complex[Array, "layers unknowns lanes"]
-    ) -> tuple[Point, Complex[Array, " lanes"], Complex[Array, " lanes"]]:
-        """The point, `Phi` and `log z`, with their branches continuous from infinity in the upper half plane."""
-        return _differentiable(_potential, False, self, omega, unknowns)
+        return _differentiable(_point, _corrected, slopes, self, (omega,), (unknowns,))
 
     def log_size(
         self, omega: Complex[Array, " lanes"], unknowns: Complex[Array, "layers unknowns lanes"]
     ) -> Float[Array, " lanes"]:
-        """`log |z|`, also where `z` is out of the range of floats."""
-        return _differentiable(_log_size, False, self, omega, unknowns)
+        """`log |z|`, also where `z` is out of the range of floats; differentiable like the point at `omega`."""
+        return _differentiable(_log_size, _corrected, False, self, (omega,), (unknowns,))
+
+    def point_at(
+        self,
+        z: Complex[Array, " lanes"],
+        omega: Complex[Array, " lanes"],
+        unknowns: Complex[Array, "layers unknowns lanes"],
+        found: Bool[Array, " lanes"] | bool = True,
+        slopes: bool = False,
+    ) -> Point:
+        """The point at `z`, differentiable in it and in the curve, for `omega` and unknowns that were found to solve
+        the equations; elsewhere it is at `omega`. Of its tangents as for `point`.
+        """
+        return _differentiable(_point_at, _corrected_at, slopes, self, (z, found), (omega, unknowns))
+
+    def potential_at(
+        self,
+        z: Complex[Array, " lanes"],
+        omega: Complex[Array, " lanes"],
+        unknowns: Complex[Array, "layers unknowns lanes"],
+        found: Bool[Array, " lanes"] | bool = True,
+    ) -> tuple[Point, Complex[Array, " lanes"]]:
+        """The point and `Phi` at `z`, with its branch continuous from infinity in the upper half plane; differentiable
+        like the point.
+        """
+        return _differentiable(_potential_at, _corrected_at, False, self, (z, found), (omega, unknowns))
 
     def potential_from(self, start: Point, unknowns: Array) -> tuple[Point, tuple[Array, Array]]:
         """The last point with `Psi` and `log z`, both less `log_scale`, from a point on the curve of the identity."""
@@ -322,10 +341,9 @@ class Curve(eqx.Module):
         log_m = log_lower(start.m)
         return -log_m, log_lower(start.one_plus(1)) - log_m
 
-    def full_potential(self, point: Point, psi: Array, log_z: Array) -> tuple[Array, Array]:
-        """`Phi` and `log z` at the last point."""
-        phi = point.side * psi + (1 - point.side) * log_z
-        return phi + point.log_scale, log_z + point.log_scale
+    def full_potential(self, point: Point, psi: Array, log_z: Array) -> Array:
+        """`Phi` at the last point."""
+        return point.side * psi + (1 - point.side) * log_z + point.log_scale
 
     def mean_log(self) -> Float[Array, ""]:
         """The mean of `log t` over `t > 0`, NaN where no sum over the operations is known."""
@@ -373,35 +391,64 @@ def _log_size(curve: Curve, omega: Array, unknowns: Array) -> Array:
     return point.log_scale + jnp.log(magnitude(point.z))
 
 
-def _potential(curve: Curve, omega: Array, unknowns: Array) -> tuple[Point, Array, Array]:
+def _corrected(curve: Curve, omega: Array, unknowns: Array) -> tuple[Array]:
+    return (curve.corrected(omega, unknowns),)
+
+
+def _gap(point: Point, z: Array, found: Array | bool) -> Array:
+    """What is missing to `log z`."""
+    ratio = jnp.where(found, z, 1) * jnp.exp(-point.log_scale) * reciprocal(point.z)
+    return logarithm(jnp.where(found, ratio, 1))
+
+
+def _point_at(curve: Curve, z: Array, found: Array | bool, omega: Array, unknowns: Array) -> Point:
+    point = _point(curve, omega, unknowns)
+    return point.moved(of_correction(jnp.multiply, without_value(_gap(point, z, found)), reciprocal(point.dz)))
+
+
+def _potential_at(curve: Curve, z: Array, found: Array | bool, omega: Array, unknowns: Array) -> tuple[Point, Array]:
+    """`d Phi = (1 + m) d log z`."""
     point, potential = curve.potential_from(curve.start(omega), unknowns)
-    return point, *curve.full_potential(point, *potential)
+    gap = without_value(_gap(point, z, found))
+    phi = curve.full_potential(point, *potential) + of_correction(jnp.multiply, gap, point.one_plus(1))
+    return point.moved(of_correction(jnp.multiply, gap, reciprocal(point.dz))), phi
 
 
-def _differentiable(read: Callable[..., Any], slopes: bool, curve: Curve, omega: Array, unknowns: Array) -> Any:
-    unknowns = jax.lax.stop_gradient(unknowns)
-    if not curve.num_unknowns:
-        return read(curve, omega, unknowns)
-    return _read(read, slopes, curve, omega, unknowns)
+def _corrected_at(curve: Curve, z: Array, found: Array | bool, omega: Array, unknowns: Array) -> tuple[Array, Array]:
+    point, _, (unknowns, tangents) = curve.fold(_passed, None, curve.start(omega), unknowns)
+    change = of_correction(jnp.multiply, _gap(point, z, found), reciprocal(point.dz))
+    return omega * exponential(change), unknowns * exponential(tangents * change)
+
+
+def _differentiable(
+    read: Callable[..., Any],
+    correct: Callable[..., tuple[Array, ...]],
+    slopes: bool,
+    curve: Curve,
+    args: tuple[Any, ...],
+    roots: tuple[Array, ...],
+) -> Any:
+    return _read(read, correct, slopes, curve, args, jax.lax.stop_gradient(roots))
 
 
 @eqx.filter_custom_jvp
-def _read(read: Callable[..., Any], slopes: bool, curve: Curve, omega: Array, unknowns: Array) -> Any:
-    """`read` at the roots `unknowns`. Newton's step from a constant has the first derivatives of the root, and so has
-    all that is made of it; all that is made of a number with first derivatives has the second ones, too.
+def _read(read: Any, correct: Any, slopes: bool, curve: Curve, args: tuple[Any, ...], roots: tuple[Array, ...]) -> Any:
+    """`read(curve, *args, *roots)`, where a step of Newton's method, `correct`, leaves the roots as they are.
+
+    From a constant the step has the first derivatives of the root, and so has all that is read after it; from what has
+    first derivatives it has the second ones. So nothing is solved for derivatives, and nothing is evaluated beside.
     """
-    return read(curve, omega, unknowns)
+    return read(curve, *args, *roots)
 
 
 @_read.def_jvp
 def _read_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
-    read, slopes, curve, omega, unknowns = primals
-    dynamic, static = eqx.partition((curve, omega), eqx.is_inexact_array)
-    changes = instantiated(dynamic, tangents[2:4])
-    unknowns = curve.corrected(omega, unknowns)
+    read, correct, slopes, curve, args, roots = primals
+    dynamic, static = eqx.partition((curve, args), eqx.is_inexact_array)
+    roots = correct(curve, *args, *roots)
 
     def at(dynamic: Any) -> Any:
-        curve, omega = eqx.combine(dynamic, static)
-        return read(curve, omega, curve.corrected(omega, unknowns) if slopes else unknowns)
+        curve, args = eqx.combine(dynamic, static)
+        return read(curve, *args, *(correct(curve, *args, *roots) if slopes else roots))
 
-    return jax.jvp(at, (dynamic,), (changes,))
+    return jax.jvp(at, (dynamic,), (instantiated(dynamic, tangents[3:5]),))

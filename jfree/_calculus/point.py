@@ -7,6 +7,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Bool, Complex, Float
 
 from .._numerics.complex import magnitude, reciprocal, scaled
+from .._numerics.implicit import of_correction
+
+
+def _linear(change: Array, rates: tuple[Array, ...]) -> tuple[Array, ...]:
+    return tuple(change * rate for rate in rates)
 
 
 class Point(eqx.Module):
@@ -69,6 +74,12 @@ class Point(eqx.Module):
             self.side,
             self.log_scale + log_scale,
         )
+
+    def moved(self, change: Array) -> "Point":
+        """Along the curve, where `u` changes by so little that only derivatives show it; tangents as they are."""
+        rates = self.z * self.dz, self.dm, self.dm
+        z, m, n = of_correction(_linear, change, rates)
+        return eqx.tree_at(lambda p: (p.z, p.m, p.n), self, (self.z + z, self.m + m, self.n + n))
 
     def in_own_units(self) -> "Point":
         """With `z` of modulus 1, and units for each lane."""

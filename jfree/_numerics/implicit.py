@@ -109,6 +109,11 @@ def _divided(value: Array, slope: Any) -> Array:
     return value / slope if isinstance(slope, Array) else slope.solve(value)
 
 
+def without_value(x: Array) -> Array:
+    """0, with the derivatives of `x`."""
+    return x - jax.lax.stop_gradient(x)
+
+
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def of_correction(linear: Callable[[Any, Any], Any], correction: Any, args: Any) -> Any:
     """`linear(correction, args)` for a correction that vanishes at a root, and whose derivatives do not: those of

@@ -16,7 +16,6 @@ from .._calculus.atoms import Atoms
 from .._calculus.curve import Curve
 from .._numerics.arrays import at_once, frozen, is_concrete
 from .._numerics.complex import exponential, log_max, log_upper, logarithm, magnitude, reciprocal
-from .._numerics.implicit import implicit_root
 from .certificate import OK
 from .path import Lanes, walk
 
@@ -152,15 +151,15 @@ def _work_through(
     return jax.tree.map(lambda x: x[..., places.all_from : places.all_from + num_lanes], lanes)
 
 
-def _residual(omega: Array, curve: Curve, unknowns: Array, z: Array) -> tuple[Array, Array]:
-    point = curve.point(omega, unknowns, slopes=True)
-    return logarithm(point.z * reciprocal(z * jnp.exp(-point.log_scale))), point.dz * reciprocal(omega)
-
-
 def find_roots(
     curve: Curve, z: Complex[Array, " lanes"], guess: Guess | None = None, search: Array | bool = True
 ) -> Roots:
-    """The search behind `solve`, without derivatives, and so compiled once for whatever is made of the roots."""
+    """Certified roots `omega` of `z(omega) = z`; real positive `z` is the limit from above. They are constants to
+    derivatives, and so compiled once for whatever is made of them: `Curve.point_at` has the derivatives.
+
+    A guess of `omega` and unknowns, such as the roots of points next to these, may save the search; where its `omega`
+    is 0 there is none. Without `search` no other roots are found than those next to a guess.
+    """
     curve, z, guess = frozen((curve, z, guess))
     concrete = is_concrete(curve.rank) and is_concrete(z)
     if guess is None:
@@ -205,29 +204,6 @@ def _sorted(distance: Array) -> tuple[Array, Array]:
     """Lanes in their order, and of each its rank."""
     order = jnp.argsort(distance)
     return order, jnp.argsort(order)
-
-
-def differentiable(
-    curve: Curve,
-    z: Complex[Array, " lanes"],
-    omega: Complex[Array, " lanes"],
-    unknowns: Complex[Array, "layers unknowns lanes"],
-    certified: Bool[Array, " lanes"],
-) -> Complex[Array, " lanes"]:
-    """`omega` of some roots with the derivatives of the implicit function, however they were found."""
-    omega, unknowns = jax.lax.stop_gradient((omega, unknowns))
-    return implicit_root(_residual, omega, (curve, unknowns, jnp.where(certified, z, 1)), certified)
-
-
-def solve(curve: Curve, z: Complex[Array, " lanes"], guess: Guess | None = None, search: Array | bool = True) -> Roots:
-    """Certified roots `omega` of `z(omega) = z`; real positive `z` is the limit from above.
-
-    A guess of `omega` and unknowns, such as the roots of points next to these, may save the search; where its `omega`
-    is 0 there is none. Without `search` no other roots are found than those next to a guess.
-    """
-    roots = find_roots(curve, z, guess, search)
-    omega = differentiable(curve, z, roots.omega, roots.unknowns, roots.certified)
-    return eqx.tree_at(lambda roots: roots.omega, roots, omega)
 
 
 @at_once

@@ -15,7 +15,7 @@ from .._calculus.point import Point
 from .._calculus.reader import reader
 from .._numerics.arrays import at_once, is_concrete
 from .._numerics.complex import complex_dtype, exponential, logarithm, reciprocal
-from .._solve.solve import differentiable, find_atoms, find_roots
+from .._solve.solve import find_atoms, find_roots
 
 
 @at_once
@@ -117,9 +117,8 @@ def _below_shifts(curve: Curve, z: Array) -> tuple[Array, Array, Array, Array]:
 @reader
 def _read_mean_log(curve: Curve, atoms: Atoms, z: Array, omega: Array, unknowns: Array, found: Array) -> Array:
     z, omega, unknowns, found = jax.lax.stop_gradient((z, omega, unknowns, found))
-    omega = differentiable(curve, z, omega, unknowns, found)
-    _, phi, log_z = curve.potential(omega, unknowns)
-    value = (phi.real - atoms.zero * log_z.real) / (1 - atoms.zero)
+    _, phi = curve.potential_at(z, omega, unknowns, found)
+    value = (phi.real - atoms.zero * jnp.log(-z.real)) / (1 - atoms.zero)
     # Analytic in z: the linear and the quadratic term cancel.
     at_zero = 3 * value[0] - 3 * value[1] + value[2]
     known = jnp.all(found) & (1 - atoms.zero > jnp.finfo(value.dtype).eps ** 0.5)
@@ -169,8 +168,7 @@ def _read_log_moments(
     dtype = curve.rank.dtype
     eps = float(jnp.finfo(dtype).eps)
     if curve.has_shifts:
-        omega = differentiable(curve, z, omega, unknowns, found)
-        point, log_y = curve.point(omega, unknowns, slopes=True), jnp.log(-z.real)
+        point, log_y = curve.point_at(z, omega, unknowns, found, slopes=True), jnp.log(-z.real)
         density = (point.side * point.dm * reciprocal(point.dz)).real
     else:
         # Derivatives divide by fourth powers; of NaN it is no more than false.

@@ -10,8 +10,8 @@ from .._calculus.curve import Curve
 from .._calculus.reader import reader
 from .._numerics.arrays import at_once, is_concrete
 from .._numerics.complex import exponential, log_max, magnitude, reciprocal
-from .._numerics.implicit import implicit_root, with_slope
-from .._solve.solve import differentiable, find_atoms, find_roots, Guess, Roots
+from .._numerics.implicit import implicit_root
+from .._solve.solve import find_atoms, find_roots, Guess, Roots
 from .edges import edges
 from .reading import cdf_of, num_padded, off_atoms, on_axis, read_potential, Reading
 
@@ -203,7 +203,7 @@ def _read_quantiles(curve: Curve, ends: tuple[Array, Array], atoms: Atoms, p: Ar
     # On an atom the cdf jumps past p, and below the table's end, out of the range of floats, it cannot reach p.
     found = ~on_atom & (jnp.abs(error) < 10 * jnp.finfo(p.dtype).eps ** 0.5)
     omega, unknowns = (jnp.where(found, x, -jax.lax.stop_gradient(curve.reach())) for x in guess)
-    log_x = implicit_root(with_slope(_above_p), log_x, (curve, p.ravel(), omega, unknowns), found)
+    log_x = implicit_root(_above_p, jnp.where(found, log_x, 0), (curve, p.ravel(), omega, unknowns), found)
     inner = jnp.where(found, jnp.exp(log_x), jnp.nan)
     quantile = jnp.where(on_atom, jnp.exp(atoms.log_locations)[jnp.maximum(atom, 0)], inner)
     quantile = jnp.where(level >= 1, upper, quantile)
@@ -211,7 +211,7 @@ def _read_quantiles(curve: Curve, ends: tuple[Array, Array], atoms: Atoms, p: Ar
     return quantile.reshape(p.shape)
 
 
-def _above_p(log_x: Array, curve: Curve, p: Array, omega: Array, unknowns: Array) -> Array:
-    """`cdf(exp(log_x)) - p`, whose root is the quantile."""
-    omega = differentiable(curve, on_axis(jnp.exp(log_x)), omega, unknowns, jnp.ones(p.shape, bool))
-    return 1 - curve.potential(omega, unknowns)[1].imag / jnp.pi - p
+def _above_p(log_x: Array, curve: Curve, p: Array, omega: Array, unknowns: Array) -> tuple[Array, Array]:
+    """`cdf(exp(log_x)) - p`, whose root is the quantile, and its slope."""
+    point, phi = curve.potential_at(on_axis(jnp.exp(log_x)), omega, unknowns)
+    return 1 - phi.imag / jnp.pi - p, -point.one_plus(1).imag / jnp.pi

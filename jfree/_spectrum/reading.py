@@ -21,7 +21,7 @@ from .._calculus.reader import lane_reader
 from .._numerics.arrays import at_once, is_concrete
 from .._numerics.complex import log_max, reciprocal
 from .._solve.certificate import as_results, RESULTS
-from .._solve.solve import differentiable, find_atoms, find_roots, Roots
+from .._solve.solve import find_atoms, find_roots, Roots
 from .moments import mean_log
 
 
@@ -71,7 +71,7 @@ def _unpadded(tree: Any, shape: tuple[int, ...]) -> Any:
 
 
 class Reading(eqx.Module):
-    """At the roots: `1 + M(z)`, `d log z / d log omega`, and `Phi(z)`; their derivatives are those of the roots."""
+    """At the roots: `1 + M(z)` and `Phi(z)`, with their derivatives, and `d log z / d log omega`, without."""
 
     one: Complex[Array, " lanes"]
     slope: Complex[Array, " lanes"]
@@ -81,15 +81,13 @@ class Reading(eqx.Module):
 
 @lane_reader
 def read_potential(curve: Curve, z: Array, roots: Roots) -> Reading:
-    omega = differentiable(curve, z, roots.omega, roots.unknowns, roots.certified)
-    point, phi, _ = curve.potential(omega, roots.unknowns)
+    point, phi = curve.potential_at(z, roots.omega, roots.unknowns, roots.certified)
     return Reading(one=point.one_plus(1), slope=point.dz, phi=phi, certified=roots.certified)
 
 
 def _values(curve: Curve, z: Array, roots: Roots) -> tuple[Array, Array]:
     """`m` and `G`, NaN where they are not certified."""
-    omega = differentiable(curve, z, roots.omega, roots.unknowns, roots.certified)
-    point = curve.point(omega, roots.unknowns)
+    point = curve.point_at(z, roots.omega, roots.unknowns, roots.certified)
     scale = jnp.exp(-point.log_scale)
     G = point.one_plus(1) * reciprocal(jnp.where(roots.certified, z, 1) * scale) * scale
     nan = jnp.asarray(complex(np.nan, np.nan), z.dtype)
