@@ -1,4 +1,4 @@
-"""One derivative rule for everything that is found by a solver: the implicit function theorem."""
+"""Derivatives of what a solver finds: the implicit function theorem, and steps of Newton's method."""
 
 from collections.abc import Callable
 from functools import partial
