@@ -10,6 +10,7 @@ import pytest
 import jfree
 from jfree.activations._base import AbstractManySlopes, AbstractTwoSlopes
 from jfree.activations._names import BY_NAME
+from jfree.activations._smooth import AbstractSmooth
 
 # Kinks, and zeros of the derivative, where an integrand is not smooth.
 KNOTS = {
@@ -28,6 +29,7 @@ KNOTS = {
     "gelu_tanh": (-0.7524614220710163,),
     "mish": (-1.1924312145154952,),
 }
+ANALYTIC = [n for n, make in BY_NAME.items() if isinstance(make(), AbstractSmooth)]
 SMOOTH = [n for n, make in BY_NAME.items() if not isinstance(make(), AbstractTwoSlopes | jfree.activations.LeakyReLU)]
 
 
@@ -107,3 +109,64 @@ def _refined(phi):
     for name, value in vars(phi).items():
         object.__setattr__(refined, name, value)
     return refined
+
+
+@pytest.mark.parametrize("name", ANALYTIC)
+@pytest.mark.parametrize("numbers", [(1.3, -0.7, 0.8, 0.2), (0.15, 0.5, 9.0, -0.3)])
+def test_laws_of_what_is_shifted(name, numbers):
+    """Against an integration on the real line: moments, and `M` off the support."""
+    phi = jfree.activations.Shaped(name, *numbers)
+    knots = np.asarray(phi.breaks)
+    for q in (0.05, 1.0, 30.0):
+        at = jnp.asarray(q)
+        law = phi.slope_law(at)
+        square = expect(lambda x: phi(x) ** 2, q, knots)
+        np.testing.assert_allclose(phi.second_moment(at), square, rtol=1e-9)
+        np.testing.assert_allclose(phi.mean(at), expect(phi, q, knots), rtol=1e-9, atol=1e-9 * square**0.5)
+        slopes = lambda x: phi.derivative(x) ** 2  # noqa: E731
+        mean = expect(slopes, q, knots)
+        np.testing.assert_allclose(phi.slope_moment(at), mean, rtol=1e-9)
+        w = -0.1
+        m = expect(lambda x: slopes(x) / mean / (w - slopes(x) / mean), q, knots)  # noqa: B023
+        np.testing.assert_allclose(law.transform(jnp.asarray([w + 0j])).m.real[0], m, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ANALYTIC)
+@pytest.mark.parametrize("q", [1.0, 0.3])
+def test_shaped_activations_are_stable_and_as_nonlinear_as_asked(name, q):
+    phi = jfree.activations.shaped(name, 0.02, q)
+    net = jfree.MLP([1.0] * 4, phi, "orthogonal", sigma_w=1.0, q0=q)
+    field = net.propagate()
+    np.testing.assert_allclose(field.q, q, rtol=1e-9)
+    np.testing.assert_allclose(field.chi_q[0], 1, rtol=1e-9)
+    np.testing.assert_allclose(phi.mean(jnp.asarray(q)), 0, atol=1e-10)
+    np.testing.assert_allclose(jfree.nonlinearity(net)[:2], 0.02, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["gelu", "tanh"])
+def test_samples_of_shaped_networks(name):
+    net = jfree.MLP([300] * 13, jfree.activations.shaped(name, 0.04), "orthogonal", sigma_w=1.0, q0=1.0)
+    spectrum = jfree.jacobian_spectrum(net)
+    assert not jnp.isnan(spectrum.density(jnp.geomspace(1e-4, 30, 200))).any()
+    eigenvalues = jfree.empirical.jacobian_eigenvalues(net, jax.random.key(0), num_samples=4)
+    assert jfree.empirical.ks_distance(eigenvalues, spectrum) < 0.03
+
+
+def test_numbers_of_shaped_activations_are_tuned():
+    def mean(shift):
+        phi = jfree.activations.Shaped("gelu", 0.5, shift, 2.0)
+        return jfree.jacobian_spectrum(jfree.MLP([1.0] * 4, phi, "orthogonal", q0=1.0)).mean_log()
+
+    step = 1e-5
+    difference = (mean(0.3 + step) - mean(0.3 - step)) / (2 * step)
+    np.testing.assert_allclose(jax.grad(mean)(0.3), difference, rtol=1e-6)
+
+
+def test_what_cannot_be_shaped():
+    for arguments, name in ((("relu", 0.01), "activation"), (("gelu", 0.0), "nonlinearity"), (("gelu", 0.5), "nonlin")):
+        with pytest.raises(ValueError, match=f"`{name}"):
+            jfree.activations.shaped(*arguments)
+    with pytest.raises(ValueError, match="`q`"):
+        jfree.activations.shaped("gelu", 0.01, -1.0)
+    with pytest.raises(ValueError, match="`input_scale`"):
+        jfree.activations.Shaped("gelu", 0.0)

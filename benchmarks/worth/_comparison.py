@@ -46,6 +46,8 @@ def starts_of(arch: Architecture) -> dict[str, Start]:
     if arch.activation in starts.DKS_NAMES:
         name = "TAT" if arch.activation == "relu" else "DKS"
         found |= {f"{name}, {law}": partial(starts.shaped, law=law) for law in ("gaussian", "orthogonal")}
+    if arch.activation in ("tanh", "gelu", "silu"):
+        found["jfree, shape"] = starts.shaped_by_jfree
     found = {"jfree": _with("weights"), "jfree, biases": _with("biases"), **found}
     return found | ({"jfree, slope": _with("slope")} if arch.activation == "relu" else {})
 

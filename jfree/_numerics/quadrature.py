@@ -15,7 +15,7 @@ _PULL = 0.15  # share of the nodes that a cluster draws, per unit of log distanc
 _CORE = 4.0  # nodes are evenly spaced this far
 
 
-_REACH = 10.0  # standard deviations: the contours below damp the Gaussian a little less than the real line
+REACH = 10.0  # standard deviations: the contours below damp the Gaussian a little less than the real line
 
 
 Clusters = tuple[tuple[float, float], ...]
@@ -32,7 +32,7 @@ def graded_nodes(
     """
     variance = lax.stop_gradient(variance)
     dtype = variance.dtype
-    reach = _REACH * jnp.sqrt(variance)
+    reach = REACH * jnp.sqrt(variance)
 
     low = jnp.zeros_like(reach) if even else -reach
     start, end = _grading(low, clusters), _grading(reach, clusters)
@@ -95,7 +95,7 @@ def piece_nodes(
     weights of a rule on every other node. Pieces beyond the reach of the Gaussian have no weight.
     """
     variance = lax.stop_gradient(variance)
-    reach = _REACH * jnp.sqrt(variance)
+    reach = REACH * jnp.sqrt(variance)
     places = jnp.clip(jnp.asarray(ends, variance.dtype), -reach, reach)
     heights = _grading(places, clusters)
     x, w, coarse = (jnp.asarray(a, variance.dtype) for a in _nested_gauss(num_nodes))
@@ -115,7 +115,7 @@ def panel_nodes(
     """
     variance = lax.stop_gradient(variance)
     dtype = variance.dtype
-    reach = _REACH * jnp.sqrt(variance)
+    reach = REACH * jnp.sqrt(variance)
     inner = jnp.clip(jnp.asarray(ends, dtype), -reach, reach)
     places = jnp.concatenate([-reach[None], inner, reach[None]])
     low, size = places[:-1], jnp.diff(places)

@@ -13,6 +13,7 @@ from ._piecewise import (
     SparsePlus as SparsePlus,
     Swish as Swish,
 )
+from ._shaped import Shaped as Shaped, shaped as shaped
 from ._smooth import (
     Erf as Erf,
     GELU as GELU,

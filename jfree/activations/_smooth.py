@@ -12,7 +12,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from .._calculus.atoms import Atoms
 from .._calculus.law import Law
-from .._numerics.quadrature import gaussian_density, gaussian_measure, graded_nodes
+from .._numerics.quadrature import gaussian_density, gaussian_measure, graded_nodes, REACH
 from .._numerics.special import complex_ndtr
 from ._base import AbstractManySlopes, limited, normal
 
@@ -38,10 +38,33 @@ class AbstractSmooth(AbstractManySlopes):
 
     def slope_law(self, q: Array, refine: float = 1) -> Law:
         x, weights, coarse = graded_nodes(q, round(refine * self.num_nodes), even=self.even, clusters=self.clusters)
-        contour = lambda x: self.contour(x, jax.lax.stop_gradient(q))  # noqa: E731
+        return self._law_on(x, weights, coarse, q, 0.0, lambda x: self.contour(x, jax.lax.stop_gradient(q)))
+
+    def shifted_slope_law(self, shift: Array, q: Array, refine: float = 1) -> Law:
+        """The law of `phi'(shift + sqrt(q) Z)^2`."""
+        reach = jax.lax.stop_gradient(jnp.square(jnp.sqrt(q) + jnp.abs(shift) / REACH))
+        number = round(refine * self.num_nodes) * (2 if self.even else 1)
+        x, weights, coarse = graded_nodes(reach, number, even=False, clusters=self.clusters)
+
+        def contour(x: Array) -> Array:
+            variance = jax.lax.stop_gradient(q)
+            height, most = self.contour(x, variance), limited(1.0, variance)
+            return height * most * jax.lax.rsqrt(jnp.square(height) + jnp.square(most))
+
+        return self._law_on(x, weights, coarse, q, shift, contour)
+
+    def _law_on(
+        self,
+        x: Array,
+        weights: Array,
+        coarse: Array,
+        q: Array,
+        shift: ArrayLike,
+        contour: Callable[[Array], Array],
+    ) -> Law:
         height, rise = jax.jvp(contour, (x,), (jnp.ones_like(x),))
         h = jax.lax.complex(x, height)
-        measure = gaussian_density(h, q) * jax.lax.complex(jnp.ones_like(x), rise)
+        measure = gaussian_density(h - shift, q) * jax.lax.complex(jnp.ones_like(x), rise)
         points = jnp.square(self.derivative(h))
         return Law.from_points(points, measure * weights, measure * coarse, Atoms.none(q.dtype))
 

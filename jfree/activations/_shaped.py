@@ -1,0 +1,154 @@
+"""Smooth activations, shifted and scaled before and behind."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from .._calculus.law import Law
+from .._numerics.checks import check
+from .._numerics.implicit import bisect
+from .._numerics.quadrature import gaussian_measure
+from ._base import AbstractActivation, AbstractManySlopes, finite, positive
+from ._names import as_activation
+from ._smooth import AbstractSmooth
+
+_NUM_NODES = 400
+
+
+class Shaped(AbstractManySlopes):
+    """`output_scale * (activation(input_scale * x + input_shift) + output_shift)` for a smooth activation (Martens et
+    al. 2021, "Rapid training of deep neural networks without skip connections or normalization layers using Deep Kernel
+    Shaping", Section 8). `jfree.activations.shaped` finds the numbers.
+
+    **Raises:** `ValueError` if `activation` is not smooth, a scale is not positive, or a shift is not finite.
+    """
+
+    activation: AbstractSmooth
+    input_scale: Float[Array, ""]
+    input_shift: Float[Array, ""]
+    output_scale: Float[Array, ""]
+    output_shift: Float[Array, ""]
+
+    def __init__(
+        self,
+        activation: str | AbstractActivation,
+        input_scale: ArrayLike = 1.0,
+        input_shift: ArrayLike = 0.0,
+        output_scale: ArrayLike = 1.0,
+        output_shift: ArrayLike = 0.0,
+    ):
+        self.activation = _smooth(activation)
+        self.input_scale, self.input_shift = positive("input_scale", input_scale), finite("input_shift", input_shift)
+        self.output_scale = positive("output_scale", output_scale)
+        self.output_shift = finite("output_shift", output_shift)
+
+    @property
+    def breaks(self) -> tuple[ArrayLike, ...]:
+        return tuple((place - self.input_shift) / self.input_scale for place in self.activation.breaks)
+
+    def __call__(self, x: Array) -> Array:
+        return self.output_scale * (self.activation(self.input_scale * x + self.input_shift) + self.output_shift)
+
+    def derivative(self, x: Array) -> Array:
+        inner = self.activation.derivative(self.input_scale * x + self.input_shift)
+        return self.output_scale * self.input_scale * inner
+
+    def second_moment(self, q: Array) -> Array:
+        x, measure = gaussian_measure(q * jnp.square(self.input_scale), _NUM_NODES)
+        return jnp.sum(measure * jnp.square(self._behind(x)))
+
+    def mean(self, q: Array) -> Array:
+        x, measure = gaussian_measure(q * jnp.square(self.input_scale), _NUM_NODES)
+        return jnp.sum(measure * self._behind(x))
+
+    def _behind(self, x: Array) -> Array:
+        """Of what is scaled already."""
+        return self.output_scale * (self.activation(x + self.input_shift) + self.output_shift)
+
+    def slope_law(self, q: Array, refine: float = 1) -> Law:
+        law = self.activation.shifted_slope_law(self.input_shift, q * jnp.square(self.input_scale), refine)
+        gain = 2 * jnp.log(self.input_scale * self.output_scale)
+        return eqx.tree_at(lambda law: law.log_mean, law, law.log_mean + gain)
+
+
+def _smooth(activation: str | AbstractActivation) -> AbstractSmooth:
+    activation = as_activation(activation)
+    if not isinstance(activation, AbstractSmooth):
+        raise ValueError(f"`activation` must be analytic, such as tanh or GELU, got {activation}.")
+    return activation
+
+
+def shaped(activation: str | AbstractActivation, nonlinearity: ArrayLike, q: ArrayLike = 1.0) -> Shaped:
+    """The activation, shifted and scaled such that of preactivations of variance `q` the mean behind it is 0, the mean
+    square again `q`, which is stable (`chi_q = 1` at `sigma_w = 1`, without biases), and a given share of the variance
+    is nonlinear, as `jfree.nonlinearity` counts it.
+
+    Networks of such layers are isometric up to about that share each, for inputs of different mean squares, too. Deep
+    kernel shaping (Martens et al. 2021) asks for the same, but for a given growth of angles through all layers in place
+    of the share.
+
+    **Arguments:**
+
+    - `activation`: a name or an activation, analytic: tanh, erf, sigmoid, SiLU, GELU, softplus, Mish, ...
+    - `nonlinearity`: above 0, and at most 0.1; `0.5 / depth` trains deep networks fastest ("What it is worth" in the
+      docs).
+    - `q`: variance of the preactivations, that of all layers.
+
+    **Raises:** `ValueError` if the activation is not analytic, another argument is out of its range, or there are no
+    such numbers.
+    """
+    base = _smooth(activation)
+    share = finite("nonlinearity", nonlinearity)
+    share = check(share, lambda x: (x > 0) & (x <= _MOST), f"`nonlinearity` must be above 0, and at most {_MOST}.")
+    q = positive("q", q)
+    scale, shift, known = _found(base, share)
+    if not known:
+        raise ValueError(f"`activation` must have a shift that makes its mean square stable; {activation} has none.")
+    x, measure = gaussian_measure(jnp.square(scale), _NUM_NODES)
+    values = base(x + shift)
+    mean = jnp.sum(measure * values)
+    variance = jnp.sum(measure * jnp.square(values - mean))
+    return Shaped(base, scale / jnp.sqrt(q), shift, jnp.sqrt(q / variance), -mean)
+
+
+# The largest share of the variance that is nonlinear; beyond, not all activations have a shift that is stable.
+_MOST = 0.1
+
+# Shifts are looked for so far to either side, at so many places each; scales, as logarithms, between those.
+_FARTHEST, _NUM_SHIFTS = 2.0, 80
+_LOG_SCALES = (-9.0, 1.0)
+
+
+@eqx.filter_jit
+def _found(base: AbstractSmooth, share: Float[Array, ""]) -> tuple[Array, Array, Array]:
+    """Scale and shift of the input, of the possible shifts the least, and whether there is one."""
+
+    def scale_at(shift: Array) -> Array:
+        low, high = (jnp.full_like(share, end) for end in _LOG_SCALES)
+        return jnp.exp(bisect(lambda log_scale: _shares(base, jnp.exp(log_scale), shift)[0] - share, low, high))
+
+    def unstable(shift: Array) -> Array:
+        return _shares(base, scale_at(shift), shift)[1]
+
+    shifts = _FARTHEST * jnp.arange(_NUM_SHIFTS, -_NUM_SHIFTS - 1, -1, dtype=share.dtype) / _NUM_SHIFTS
+    values = jax.lax.map(unstable, shifts)
+    high, low = shifts[:-1], shifts[1:]
+    crosses = (values[:-1] < 0) != (values[1:] < 0)
+    from_zero = jnp.abs(jnp.arange(_NUM_SHIFTS - 0.5, -_NUM_SHIFTS, -1))  # of two alike the positive one
+    nearest = jnp.argmin(jnp.where(crosses, from_zero, jnp.inf))
+    sign = jnp.where(values[nearest] < 0, -1, 1)
+    shift = bisect(lambda shift: sign * unstable(shift), low[nearest], high[nearest])
+    return scale_at(shift), shift, jnp.any(crosses)
+
+
+def _shares(base: AbstractSmooth, scale: Array, shift: Array) -> tuple[Array, Array]:
+    """Of the variance behind: the share that is nonlinear, and by how much it grows faster than that before."""
+    x, measure = gaussian_measure(jnp.square(scale), _NUM_NODES)
+    values = base(x + shift)
+    values, x = values - jnp.sum(measure * values), x / scale
+    squares = measure * jnp.square(values)
+    variance = jnp.sum(squares)
+    linear = jnp.sum(measure * x * values)
+    rest = jnp.sum(measure * jnp.square(values - linear * x))
+    return rest / variance, 0.5 * jnp.sum(squares * (jnp.square(x) - 1)) / variance - 1
