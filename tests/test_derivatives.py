@@ -1,4 +1,4 @@
-"""Derivatives by the implicit rule against finite differences, first and second order."""
+"""Derivatives against finite differences, first and second order."""
 
 import os
 
@@ -10,6 +10,7 @@ import pytest
 from helpers import random_mlp, random_resnet, TWO_SLOPES
 
 import jfree
+from jfree._solve.solve import find_roots
 
 FULL = bool(os.environ.get("JFREE_FULL"))
 
@@ -204,3 +205,32 @@ def test_masked_nan_does_not_spoil_reverse_mode():
     both, one = (jax.jit(jax.grad(total))(net, points) for points in (x, x[1:]))
     for a, b in zip(jax.tree.leaves(both), jax.tree.leaves(one), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_third_order():
+    """Of `m = M(z)` of a square Gaussian matrix, `z m = (1 + m)^2`, at z = -1."""
+    curve = jfree.jacobian_spectrum(jfree.MLP([1.0, 1.0], "linear", "gaussian", 1.0)).curve
+    roots = find_roots(curve, jnp.asarray([-1.0 + 0j]))
+
+    def m(y):
+        z = jnp.stack([jax.lax.complex(-y, jnp.zeros_like(y))])
+        return curve.point_at(z, roots.omega, roots.unknowns, roots.certified).m.real[0]
+
+    def exact(y):
+        return (jnp.sqrt(y * (y + 4)) - y - 2) / 2
+
+    for _ in range(3):
+        m, exact = jax.jacfwd(m), jax.jacfwd(exact)
+    np.testing.assert_allclose(m(1.0), exact(1.0), rtol=1e-9)
+
+
+def test_float32_quantiles_beside_an_atom():
+    """One level lies on the atom, the others far out: what is not found there must not spoil reverse mode."""
+
+    def total(sigma_w):
+        net = jfree.MLP(jnp.full(4, 20.0, jnp.float32), "relu", "gaussian", sigma_w, q0=jnp.float32(1))
+        return jnp.sum(jfree.jacobian_spectrum(net).quantile(jnp.asarray([0.05, 0.9, 0.97], jnp.float32)))
+
+    sigma_w = jnp.float32(1e3)
+    value, slope = jax.value_and_grad(total)(sigma_w)
+    np.testing.assert_allclose(slope * sigma_w / (6 * value), 1, rtol=1e-3)  # it grows like the sixth power

@@ -285,10 +285,6 @@ class Curve(eqx.Module):
             reach = jnp.maximum(reach, operation.reach)
         return reach
 
-    def corrected(self, omega: Array, unknowns: Array) -> Array:
-        """The unknowns after one Newton step each, at fixed `omega`."""
-        return self.fold(_passed, None, self.start(omega), unknowns)[2][0]
-
     def point(
         self, omega: Complex[Array, " lanes"], unknowns: Complex[Array, "layers unknowns lanes"], slopes: bool = False
     ) -> Point:
@@ -308,7 +304,7 @@ class Curve(eqx.Module):
         z: Complex[Array, " lanes"],
         omega: Complex[Array, " lanes"],
         unknowns: Complex[Array, "layers unknowns lanes"],
-        found: Bool[Array, " lanes"] | bool = True,
+        found: Bool[Array, " lanes"],
         slopes: bool = False,
     ) -> Point:
         """The point at `z`, differentiable in it and in the curve, for `omega` and unknowns that were found to solve
@@ -321,7 +317,7 @@ class Curve(eqx.Module):
         z: Complex[Array, " lanes"],
         omega: Complex[Array, " lanes"],
         unknowns: Complex[Array, "layers unknowns lanes"],
-        found: Bool[Array, " lanes"] | bool = True,
+        found: Bool[Array, " lanes"],
     ) -> tuple[Point, Complex[Array, " lanes"]]:
         """The point and `Phi` at `z`, with its branch continuous from infinity in the upper half plane; differentiable
         like the point.
@@ -341,9 +337,10 @@ class Curve(eqx.Module):
         log_m = log_lower(start.m)
         return -log_m, log_lower(start.one_plus(1)) - log_m
 
-    def full_potential(self, point: Point, psi: Array, log_z: Array) -> Array:
-        """`Phi` at the last point."""
-        return point.side * psi + (1 - point.side) * log_z + point.log_scale
+    def full_potential(self, point: Point, psi: Array, log_z: Array) -> tuple[Array, Array]:
+        """`Phi` and `log z` at the last point."""
+        phi = point.side * psi + (1 - point.side) * log_z
+        return phi + point.log_scale, log_z + point.log_scale
 
     def mean_log(self) -> Float[Array, ""]:
         """The mean of `log t` over `t > 0`, NaN where no sum over the operations is known."""
@@ -392,7 +389,7 @@ def _log_size(curve: Curve, omega: Array, unknowns: Array) -> Array:
 
 
 def _corrected(curve: Curve, omega: Array, unknowns: Array) -> tuple[Array]:
-    return (curve.corrected(omega, unknowns),)
+    return (curve.fold(_passed, None, curve.start(omega), unknowns)[2][0],)
 
 
 def _gap(point: Point, z: Array, found: Array | bool) -> Array:
@@ -410,7 +407,7 @@ def _potential_at(curve: Curve, z: Array, found: Array | bool, omega: Array, unk
     """`d Phi = (1 + m) d log z`."""
     point, potential = curve.potential_from(curve.start(omega), unknowns)
     gap = without_value(_gap(point, z, found))
-    phi = curve.full_potential(point, *potential) + of_correction(jnp.multiply, gap, point.one_plus(1))
+    phi = curve.full_potential(point, *potential)[0] + of_correction(jnp.multiply, gap, point.one_plus(1))
     return point.moved(of_correction(jnp.multiply, gap, reciprocal(point.dz))), phi
 
 
@@ -435,8 +432,9 @@ def _differentiable(
 def _read(read: Any, correct: Any, slopes: bool, curve: Curve, args: tuple[Any, ...], roots: tuple[Array, ...]) -> Any:
     """`read(curve, *args, *roots)`, where a step of Newton's method, `correct`, leaves the roots as they are.
 
-    From a constant the step has the first derivatives of the root, and so has all that is read after it; from what has
-    first derivatives it has the second ones. So nothing is solved for derivatives, and nothing is evaluated beside.
+    What is read ends the roots with such a step, too. From a constant the step has the first derivatives of the root,
+    and from what has first derivatives it has the second ones. So the rule takes one before, and differentiates what is
+    read from there; no equation is solved, and nothing is evaluated beside.
     """
     return read(curve, *args, *roots)
 
@@ -445,7 +443,7 @@ def _read(read: Any, correct: Any, slopes: bool, curve: Curve, args: tuple[Any, 
 def _read_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
     read, correct, slopes, curve, args, roots = primals
     dynamic, static = eqx.partition((curve, args), eqx.is_inexact_array)
-    roots = correct(curve, *args, *roots)
+    roots = _read(correct, correct, False, curve, args, roots)  # or those of third order would be missing
 
     def at(dynamic: Any) -> Any:
         curve, args = eqx.combine(dynamic, static)

@@ -83,7 +83,7 @@ class Point(eqx.Module):
 
     def in_own_units(self) -> "Point":
         """With `z` of modulus 1, and units for each lane."""
-        size = magnitude(self.z)
+        size = jax.lax.stop_gradient(magnitude(self.z))
         scale = self.log_scale + jnp.log(size)
         return eqx.tree_at(lambda p: (p.z, p.log_scale), self, (scaled(1 / size, self.z), scale))
 

@@ -9,16 +9,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-Residual = Callable[..., tuple[Array, Any]]
+Residual = Callable[..., tuple[Array, Array]]
 
 
 def implicit_root(
     residual: Residual, root: Array, args: tuple[Any, ...], found: Bool[Array, "..."] | bool = True
 ) -> Array:
-    """Gives `root` the derivatives of the solution of `residual(root, *args) = 0`, elementwise in `root`, or not.
+    """Gives `root` the derivatives of the solution of `residual(root, *args) = 0`, elementwise in `root`.
 
     `residual` returns its value and its slope in `root`; `with_slope` makes it of a function that returns the value.
-    Where the elements of `root` hang together the slope is a module with a method `solve(value)`, which divides by it.
     How the root was found does not matter, and is never differentiated:
 
         d root = -(d residual / d root)^-1 sum_i (d residual / d args_i) d args_i.
@@ -87,26 +86,22 @@ def _attach_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Ar
     residual, (static, found), root, dynamic = primals
     *_, dynamic_tangent = tangents
 
-    def at(root: Array, dynamic: Any) -> tuple[Array, Any]:
+    def at(root: Array, dynamic: Any) -> tuple[Array, Array]:
         value, slope = residual(root, *eqx.combine(dynamic, static))
-        return jnp.where(found, value, 0), jnp.where(found, slope, 1) if isinstance(slope, Array) else slope
+        return jnp.where(found, value, 0), jnp.where(found, slope, 1)
 
     dynamic_tangent = instantiated(dynamic, dynamic_tangent)
 
-    def along(root: Array) -> tuple[tuple[Array, Any], tuple[Array, Any]]:
+    def along(root: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
         return jax.jvp(lambda d: at(root, d), (dynamic,), (dynamic_tangent,))
 
     # JAX forgets custom rules when it transposes a scan. The step of Newton's method, which goes nowhere, has the
     # derivatives of the root without one; and so have roots inside the residual, as `jax.jvp` applies their rules.
     root = _attach(residual, (static, found), root, dynamic)
     (value, slope), _ = along(root)
-    root = root - _divided(value, jax.lax.stop_gradient(slope))
+    root = root - value / jax.lax.stop_gradient(slope)
     (_, slope), (change, _) = along(root)
-    return root, -_divided(change, slope)
-
-
-def _divided(value: Array, slope: Any) -> Array:
-    return value / slope if isinstance(slope, Array) else slope.solve(value)
+    return root, -change / slope
 
 
 def without_value(x: Array) -> Array:
@@ -116,8 +111,9 @@ def without_value(x: Array) -> Array:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def of_correction(linear: Callable[[Any, Any], Any], correction: Any, args: Any) -> Any:
-    """`linear(correction, args)` for a correction that vanishes at a root, and whose derivatives do not: those of
-    `args` count for nothing there, and are left out.
+    """`linear(correction, args)` for a correction that vanishes at a root: the derivatives of `args` count for nothing
+    there, and are left out. For second derivatives those of the correction have to vanish, too, as they do where the
+    root has its own.
     """
     return linear(correction, args)
 

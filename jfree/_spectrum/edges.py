@@ -63,7 +63,7 @@ def _place(curve: Curve, total: Array, upper: Bool[Array, " lanes"], omega: Arra
     carry = (start.signs(omega, jnp.ones_like(omega)), zero, zero, curve.initial_potential(start))
     point, carry, (unknowns, tangents) = curve.fold(visit, carry, start, unknowns)
     signs, rough, correction, potential = carry
-    above = curve.full_potential(point, *potential).imag / jnp.pi
+    above = curve.full_potential(point, *potential)[0].imag / jnp.pi
     positive = point.z.real > 0
     missed = jnp.abs(jnp.where(upper, above, jnp.where(positive, total, 1) - above))
     real = jnp.all(unknowns.imag == 0, axis=(0, 1))

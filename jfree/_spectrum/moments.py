@@ -74,7 +74,7 @@ _MOST_CORRECTED, _MOST_STEPS = 30, 300
 
 @reader
 def _read_moment(curve: Curve, omega: Array, unknowns: Array, enclosed: Array, k: Array) -> Array:
-    point = curve.point(*jax.lax.stop_gradient((omega, unknowns)), slopes=True)
+    point = curve.point(omega, unknowns, slopes=True)
     return jnp.where(enclosed, k * point.log_scale + jnp.log(_power(point, k)), jnp.nan)
 
 
@@ -118,7 +118,8 @@ def _below_shifts(curve: Curve, z: Array) -> tuple[Array, Array, Array, Array]:
 def _read_mean_log(curve: Curve, atoms: Atoms, z: Array, omega: Array, unknowns: Array, found: Array) -> Array:
     z, omega, unknowns, found = jax.lax.stop_gradient((z, omega, unknowns, found))
     _, phi = curve.potential_at(z, omega, unknowns, found)
-    value = (phi.real - atoms.zero * jnp.log(-z.real)) / (1 - atoms.zero)
+    log_y = jnp.log(jnp.where(found, -z.real, 1))
+    value = (phi.real - atoms.zero * log_y) / (1 - atoms.zero)
     # Analytic in z: the linear and the quadratic term cancel.
     at_zero = 3 * value[0] - 3 * value[1] + value[2]
     known = jnp.all(found) & (1 - atoms.zero > jnp.finfo(value.dtype).eps ** 0.5)
@@ -168,7 +169,8 @@ def _read_log_moments(
     dtype = curve.rank.dtype
     eps = float(jnp.finfo(dtype).eps)
     if curve.has_shifts:
-        point, log_y = curve.point_at(z, omega, unknowns, found, slopes=True), jnp.log(-z.real)
+        point = curve.point_at(z, omega, unknowns, found, slopes=True)
+        log_y = jnp.log(jnp.where(found, -z.real, 1))
         density = (point.side * point.dm * reciprocal(point.dz)).real
     else:
         # Derivatives divide by fourth powers; of NaN it is no more than false.

@@ -203,7 +203,7 @@ def _read_quantiles(curve: Curve, ends: tuple[Array, Array], atoms: Atoms, p: Ar
     # On an atom the cdf jumps past p, and below the table's end, out of the range of floats, it cannot reach p.
     found = ~on_atom & (jnp.abs(error) < 10 * jnp.finfo(p.dtype).eps ** 0.5)
     omega, unknowns = (jnp.where(found, x, -jax.lax.stop_gradient(curve.reach())) for x in guess)
-    log_x = implicit_root(_above_p, jnp.where(found, log_x, 0), (curve, p.ravel(), omega, unknowns), found)
+    log_x = implicit_root(_above_p, log_x, (curve, p.ravel(), omega, unknowns, found), found)
     inner = jnp.where(found, jnp.exp(log_x), jnp.nan)
     quantile = jnp.where(on_atom, jnp.exp(atoms.log_locations)[jnp.maximum(atom, 0)], inner)
     quantile = jnp.where(level >= 1, upper, quantile)
@@ -211,7 +211,8 @@ def _read_quantiles(curve: Curve, ends: tuple[Array, Array], atoms: Atoms, p: Ar
     return quantile.reshape(p.shape)
 
 
-def _above_p(log_x: Array, curve: Curve, p: Array, omega: Array, unknowns: Array) -> tuple[Array, Array]:
-    """`cdf(exp(log_x)) - p`, whose root is the quantile, and its slope."""
-    point, phi = curve.potential_at(on_axis(jnp.exp(log_x)), omega, unknowns)
+def _above_p(log_x: Array, curve: Curve, p: Array, omega: Array, unknowns: Array, found: Array) -> tuple[Array, Array]:
+    """`cdf(exp(log_x)) - p`, whose root is the quantile, and its slope, where `omega` was found."""
+    x = jnp.exp(jnp.where(found, log_x, 0))
+    point, phi = curve.potential_at(on_axis(x), omega, unknowns, found)
     return 1 - phi.imag / jnp.pi - p, -point.one_plus(1).imag / jnp.pi
