@@ -143,6 +143,19 @@ def test_shaped_activations_are_stable_and_as_nonlinear_as_asked(name, q):
     np.testing.assert_allclose(jfree.nonlinearity(net)[:2], 0.02, rtol=1e-9)
 
 
+@pytest.mark.parametrize("name", ["hard_tanh", "relu6", "hard_sigmoid"])
+def test_clipped_lines_are_shaped_around_their_centres(name):
+    phi = jfree.activations.shaped(name, 0.02, 0.5)
+    net = jfree.MLP([1.0] * 4, phi, "orthogonal", sigma_w=1.0, q0=0.5)
+    field = net.propagate()
+    np.testing.assert_allclose(field.q, 0.5, rtol=1e-9)
+    assert jnp.all(field.chi_q[:2] < 1)
+    np.testing.assert_allclose(phi.mean(jnp.asarray(0.5)), 0, atol=1e-12)
+    assert isinstance(phi, jfree.activations.Clip)
+    slope = phi.slopes(jnp.asarray(0.5))[0] * phi.slope  # by Stein's lemma
+    np.testing.assert_allclose(1 - slope**2, 0.02, rtol=1e-9)
+
+
 @pytest.mark.parametrize("name", ["gelu", "tanh"])
 def test_samples_of_shaped_networks(name):
     net = jfree.MLP([300] * 13, jfree.activations.shaped(name, 0.04), "orthogonal", sigma_w=1.0, q0=1.0)
@@ -163,7 +176,12 @@ def test_numbers_of_shaped_activations_are_tuned():
 
 
 def test_what_cannot_be_shaped():
-    for arguments, name in ((("relu", 0.01), "activation"), (("gelu", 0.0), "nonlinearity"), (("gelu", 0.5), "nonlin")):
+    for arguments, name in (
+        (("relu", 0.01), "activation"),
+        (("elu", 0.01), "activation"),
+        (("gelu", 0.0), "nonlinearity"),
+        (("gelu", 0.5), "nonlin"),
+    ):
         with pytest.raises(ValueError, match=f"`{name}"):
             jfree.activations.shaped(*arguments)
     with pytest.raises(ValueError, match="`q`"):

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from .. import _data
 from .._harness import print_table, RESULTS, save
 from .._page import write_page
-from ._comparison import compare, draw, Row, summary
+from ._comparison import compare, draw, ranked, Row, summary
 from ._models import Architecture, Family
 from ._training import Data, Optimizer, RATES
 
@@ -92,6 +92,7 @@ def main(
     activations: tuple[str, ...] | None = None,
     depths: tuple[int, ...] | None = None,
     optimizers: tuple[Optimizer, ...] = ("sgd", "adam"),
+    starts: tuple[str, ...] | None = None,
     data: Literal["mnist", "digits"] = "mnist",
     width: int | None = None,
     steps: int | None = None,
@@ -105,6 +106,7 @@ def main(
         activations: without it tanh, relu and gelu, of residual networks relu; all five with `full`.
         depths: of MLPs in matrices, of residual networks in blocks.
         optimizers: stochastic gradient descent with momentum 0.9, and Adam.
+        starts: those that are run; the rows of others are those of earlier runs of the cell.
         data: 5000 images of MNIST, or scikit-learn's 1797 digits.
         width: of hidden layers.
         steps: of training.
@@ -116,18 +118,23 @@ def main(
     for family in families:
         name = f"worth-{family}" + ("-digits" if data == "digits" else "")
         small = ("tanh", "relu", "gelu") if family == "mlp" else ("relu",)
+        earlier = saved(name) if starts else {}
         for activation in activations or (("tanh", "relu", "gelu", "silu", "hard_tanh") if full else small):
             for depth in depths or (_LARGE if full else _SMALL)[family]:
                 began = time.perf_counter()
                 arch = Architecture(family, activation, depth, width, known.x.shape[1])
-                models = draw(arch, known)
+                models = draw(arch, known, starts)
+                if not models:
+                    continue
                 prepared = time.perf_counter() - began
                 tables = {}
                 for optimizer in optimizers:
                     began = time.perf_counter()
                     title = f"{activation}, depth {depth}, width {width}, {steps} steps, {optimizer}"
                     num_rates = len(RATES[optimizer]) if full else 4
-                    tables[title] = compare(arch, optimizer, known, models, steps, batch, num_rates)
+                    rows = compare(arch, optimizer, known, models, steps, batch, num_rates)
+                    others = [row for row in earlier.get(title, []) if row["start"] not in models]
+                    tables[title] = ranked([*rows, *others])
                     shown = [{k: v for k, v in row.items() if k != "losses"} for row in tables[title]]
                     print_table(f"{family}: {title}", shown)
                     seconds = time.perf_counter() - began

@@ -46,7 +46,7 @@ def starts_of(arch: Architecture) -> dict[str, Start]:
     if arch.activation in starts.DKS_NAMES:
         name = "TAT" if arch.activation == "relu" else "DKS"
         found |= {f"{name}, {law}": partial(starts.shaped, law=law) for law in ("gaussian", "orthogonal")}
-    if arch.activation in ("tanh", "gelu", "silu"):
+    if arch.activation != "relu":
         found["jfree, shape"] = starts.shaped_by_jfree
     found = {"jfree": _with("weights"), "jfree, biases": _with("biases"), **found}
     return found | ({"jfree, slope": _with("slope")} if arch.activation == "relu" else {})
@@ -63,10 +63,12 @@ class Drawn(NamedTuple):
     seconds: float
 
 
-def draw(arch: Architecture, data: Data) -> dict[str, Drawn]:
+def draw(arch: Architecture, data: Data, only: tuple[str, ...] | None = None) -> dict[str, Drawn]:
     problem = Problem(arch, data.x, data.y)
     found = {}
     for name, start in starts_of(arch).items():
+        if only is not None and name not in only:
+            continue
         began = time.perf_counter()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of jfree, of signals that fade, and of overflows in dks
@@ -136,7 +138,8 @@ def ranked(rows: list[Row]) -> list[Row]:
     def tied(row: Row) -> bool:
         return bool(best["low"] <= row["loss"] <= best["high"] or _p_value(row, best) > 0.05)
 
-    return [{"rank": k + 1, "tied": tied(row)} | row for k, row in enumerate(rows)]
+    first = {"rank": 0, "tied": False}  # columns
+    return [first | row | {"rank": k + 1, "tied": tied(row)} for k, row in enumerate(rows)]
 
 
 def _p_value(one: Row, other: Row) -> float:

@@ -121,9 +121,13 @@ def shaped_by_jfree(problem: Problem) -> Draw:
     """`jfree.activations.shaped`, with as much nonlinearity as `jfree.tune` keeps in networks of this depth."""
     arch = problem.arch
     found = jfree.activations.shaped(arch.activation, min(0.5 / arch.depth, 0.025))
-    numbers = found.input_scale, found.input_shift, found.output_scale, found.output_shift, 0.0
+    if isinstance(found, jfree.activations.Clip):  # of hard tanh
+        numbers = [1 / found.high, 0, found.slope * found.high, 0, 0]
+    else:
+        numbers = [found.input_scale, found.input_shift, found.output_scale, found.output_shift, 0]
+    shape = np.array([float(x) for x in numbers])
     first = problem.q0**-0.5
-    return partial(drawn, arch, "orthogonal", same(arch, 1.0, first_w=first, shape=np.array(numbers, float)))
+    return partial(drawn, arch, "orthogonal", same(arch, 1.0, first_w=first, shape=shape))
 
 
 _SHAPE = {"input_scale": 1.0, "input_shift": 0.0, "output_scale": 1.0, "output_shift": 0.0, "negative_slope": 0.0}

@@ -1,4 +1,4 @@
-"""Smooth activations, shifted and scaled before and behind."""
+"""Activations that are shifted and scaled, before and behind."""
 
 import equinox as eqx
 import jax
@@ -8,10 +8,12 @@ from jaxtyping import Array, ArrayLike, Float
 from .._calculus.law import Law
 from .._numerics.checks import check
 from .._numerics.implicit import bisect
-from .._numerics.quadrature import gaussian_measure
+from .._numerics.quadrature import gaussian_density, gaussian_measure, panel_nodes
 from ._base import AbstractActivation, AbstractManySlopes, finite, positive
 from ._names import as_activation
+from ._piecewise import Clip
 from ._smooth import AbstractSmooth
+from ._two_slopes import HardTanh
 
 _NUM_NODES = 400
 
@@ -79,37 +81,50 @@ def _smooth(activation: str | AbstractActivation) -> AbstractSmooth:
     return activation
 
 
-def shaped(activation: str | AbstractActivation, nonlinearity: ArrayLike, q: ArrayLike = 1.0) -> Shaped:
+def shaped(activation: str | AbstractActivation, nonlinearity: ArrayLike, q: ArrayLike = 1.0) -> Shaped | Clip:
     """The activation, shifted and scaled such that of preactivations of variance `q` the mean behind it is 0, the mean
     square again `q`, which is stable (`chi_q = 1` at `sigma_w = 1`, without biases), and a given share of the variance
     is nonlinear, as `jfree.nonlinearity` counts it.
 
     Networks of such layers are isometric up to about that share each, for inputs of different mean squares, too. Deep
     kernel shaping (Martens et al. 2021) asks for the same, but for a given growth of angles through all layers in place
-    of the share.
+    of the share. A clipped line is stable at its centre, with `chi_q` below 1.
 
     **Arguments:**
 
-    - `activation`: a name or an activation, analytic: tanh, erf, sigmoid, SiLU, GELU, softplus, Mish, ...
+    - `activation`: a name or an activation, analytic (tanh, erf, sigmoid, SiLU, GELU, softplus, Mish, ...) or a clipped
+      line (hard tanh, ReLU6, ...), of which it makes another.
     - `nonlinearity`: above 0, and at most 0.1; `0.5 / depth` trains deep networks fastest ("What it is worth" in the
       docs).
     - `q`: variance of the preactivations, that of all layers.
 
-    **Raises:** `ValueError` if the activation is not analytic, another argument is out of its range, or there are no
-    such numbers.
+    **Raises:** `ValueError` if the activation is of another kind, an argument is out of its range, or there are no such
+    numbers.
     """
-    base = _smooth(activation)
+    base = as_activation(activation)
+    if isinstance(base, HardTanh):
+        base = Clip(-base.limit / base.gain, base.limit / base.gain, base.gain)
+    if not isinstance(base, AbstractSmooth | Clip):
+        raise ValueError(f"`activation` must be analytic or a clipped line, such as GELU or hard tanh, got {base}.")
     share = finite("nonlinearity", nonlinearity)
     share = check(share, lambda x: (x > 0) & (x <= _MOST), f"`nonlinearity` must be above 0, and at most {_MOST}.")
     q = positive("q", q)
-    scale, shift, known = _found(base, share)
+    if isinstance(base, Clip):
+        shift, known = jnp.asarray((base.low + base.high) / 2), True
+    else:
+        shift, known = _stable_shift(base, share)
     if not known:
         raise ValueError(f"`activation` must have a shift that makes its mean square stable; {activation} has none.")
-    x, measure = gaussian_measure(jnp.square(scale), _NUM_NODES)
-    values = base(x + shift)
+    scale = _scale_at(base, share, shift)
+    x, measure = _measure(base, scale, shift)
+    values = base(x)
     mean = jnp.sum(measure * values)
-    variance = jnp.sum(measure * jnp.square(values - mean))
-    return Shaped(base, scale / jnp.sqrt(q), shift, jnp.sqrt(q / variance), -mean)
+    gain = jnp.sqrt(q / jnp.sum(measure * jnp.square(values - mean)))
+    scale = scale / jnp.sqrt(q)
+    if isinstance(base, AbstractSmooth):
+        return Shaped(base, scale, shift, gain, -mean)
+    ends = ((end - shift) / scale for end in (base.low, base.high))
+    return Clip(*ends, gain * base.slope * scale, gain * (base.slope * shift + base.offset - mean))
 
 
 # The largest share of the variance that is nonlinear; beyond, not all activations have a shift that is stable.
@@ -117,19 +132,15 @@ _MOST = 0.1
 
 # Shifts are looked for so far to either side, at so many places each; scales, as logarithms, between those.
 _FARTHEST, _NUM_SHIFTS = 2.0, 80
-_LOG_SCALES = (-9.0, 1.0)
+_LOG_SCALES = (-9.0, 3.0)
 
 
 @eqx.filter_jit
-def _found(base: AbstractSmooth, share: Float[Array, ""]) -> tuple[Array, Array, Array]:
-    """Scale and shift of the input, of the possible shifts the least, and whether there is one."""
-
-    def scale_at(shift: Array) -> Array:
-        low, high = (jnp.full_like(share, end) for end in _LOG_SCALES)
-        return jnp.exp(bisect(lambda log_scale: _shares(base, jnp.exp(log_scale), shift)[0] - share, low, high))
+def _stable_shift(base: AbstractSmooth, share: Float[Array, ""]) -> tuple[Array, Array]:
+    """Of the possible shifts the least, and whether there is one."""
 
     def unstable(shift: Array) -> Array:
-        return _shares(base, scale_at(shift), shift)[1]
+        return _shares(base, _scale_at(base, share, shift), shift)[1]
 
     shifts = _FARTHEST * jnp.arange(_NUM_SHIFTS, -_NUM_SHIFTS - 1, -1, dtype=share.dtype) / _NUM_SHIFTS
     values = jax.lax.map(unstable, shifts)
@@ -138,17 +149,31 @@ def _found(base: AbstractSmooth, share: Float[Array, ""]) -> tuple[Array, Array,
     from_zero = jnp.abs(jnp.arange(_NUM_SHIFTS - 0.5, -_NUM_SHIFTS, -1))  # of two alike the positive one
     nearest = jnp.argmin(jnp.where(crosses, from_zero, jnp.inf))
     sign = jnp.where(values[nearest] < 0, -1, 1)
-    shift = bisect(lambda shift: sign * unstable(shift), low[nearest], high[nearest])
-    return scale_at(shift), shift, jnp.any(crosses)
+    return bisect(lambda shift: sign * unstable(shift), low[nearest], high[nearest]), jnp.any(crosses)
 
 
-def _shares(base: AbstractSmooth, scale: Array, shift: Array) -> tuple[Array, Array]:
+@eqx.filter_jit
+def _scale_at(base: AbstractActivation, share: Float[Array, ""], shift: Float[Array, ""]) -> Array:
+    low, high = (jnp.full_like(share, end) for end in _LOG_SCALES)
+    return jnp.exp(bisect(lambda log_scale: _shares(base, jnp.exp(log_scale), shift)[0] - share, low, high))
+
+
+def _shares(base: AbstractActivation, scale: Array, shift: Array) -> tuple[Array, Array]:
     """Of the variance behind: the share that is nonlinear, and by how much it grows faster than that before."""
-    x, measure = gaussian_measure(jnp.square(scale), _NUM_NODES)
-    values = base(x + shift)
-    values, x = values - jnp.sum(measure * values), x / scale
+    x, measure = _measure(base, scale, shift)
+    values, x = base(x), (x - shift) / scale
+    values = values - jnp.sum(measure * values)
     squares = measure * jnp.square(values)
     variance = jnp.sum(squares)
     linear = jnp.sum(measure * x * values)
     rest = jnp.sum(measure * jnp.square(values - linear * x))
     return rest / variance, 0.5 * jnp.sum(squares * (jnp.square(x) - 1)) / variance - 1
+
+
+def _measure(base: AbstractActivation, scale: Array, shift: Array) -> tuple[Array, Array]:
+    """Nodes and weights of the expectation over `N(shift, scale^2)`, exact for what is smooth between its breaks."""
+    variance = jnp.square(scale)
+    ends = tuple(place - shift for place in base.breaks)
+    x, weights, _ = panel_nodes(variance, ends, _NUM_NODES // (1 + len(ends)))
+    measure = (weights * gaussian_density(x, variance)).ravel()
+    return x.ravel() + shift, measure / jnp.sum(measure)
