@@ -107,7 +107,7 @@ def piece_nodes(
 
 
 def panel_nodes(
-    variance: Float[Array, ""], ends: tuple[float, ...], num_nodes: int, singular: tuple[float, ...] = ()
+    variance: Float[Array, ""], ends: tuple[ArrayLike, ...], num_nodes: int, singular: tuple[float, ...] = ()
 ) -> tuple[Float[Array, "panels nodes"], Float[Array, "panels nodes"], Float[Array, "panels nodes"]]:
     """Gauss-Legendre on every panel between ends: nodes, weights, and the weights of a rule on every other node.
 

@@ -123,8 +123,8 @@ def shaped(activation: str | AbstractActivation, nonlinearity: ArrayLike, q: Arr
     scale = scale / jnp.sqrt(q)
     if isinstance(base, AbstractSmooth):
         return Shaped(base, scale, shift, gain, -mean)
-    ends = ((end - shift) / scale for end in (base.low, base.high))
-    return Clip(*ends, gain * base.slope * scale, gain * (base.slope * shift + base.offset - mean))
+    low, high = (base.low - shift) / scale, (base.high - shift) / scale
+    return Clip(low, high, gain * base.slope * scale, gain * (base.slope * shift + base.offset - mean))
 
 
 # The largest share of the variance that is nonlinear; beyond, not all activations have a shift that is stable.
