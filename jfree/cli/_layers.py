@@ -16,8 +16,9 @@ from .._layers.layer import AbstractLayer
 from .._layers.weights import BY_NAME as WEIGHT_LAWS
 from .._networks.network import Network
 from .._numerics.show import name_of
+from ..activations import Shaped
 from ..activations._names import BY_NAME as ACTIVATIONS
-from ._network import check_value, DEEPEST
+from ._network import check_value, DEEPEST, SHAPED
 
 _LONGEST_PERIOD = 8  # of stretches of layers that are written once
 
@@ -129,6 +130,8 @@ def _written(value: Any) -> Any:
 
 def flag(module: eqx.Module) -> str:
     """The name that flags and tables have for a weight law or an activation."""
+    if isinstance(module, Shaped):
+        return SHAPED + flag(module.activation)
     return name_of(module, ACTIVATIONS | WEIGHT_LAWS)
 
 

@@ -17,6 +17,9 @@ _NUM_INPUTS, _NUM_OUTPUTS = 64, 10  # of scikit-learn's digits
 DEEPEST, _MOST_CLASSES = 100_000, 65_536
 
 
+SHAPED = "shaped_"
+
+
 def default(text: str):
     """`None` stands for a flag that was not given; help shows this in its place."""
     return tyro.conf.arg(help_behavior_hint=f"(default: {text})")
@@ -37,7 +40,8 @@ class Network:
     activation: Annotated[tuple[str, ...] | None, default("tanh")] = None
     """One for all layers but the last, or one per layer: linear, relu, leaky_relu, prelu, relu6, relu_squared,
     hard_tanh, hard_sine, hard_sigmoid, hard_silu, sparse_sigmoid, sparse_plus, tanh, erf, sigmoid, log_sigmoid,
-    softplus, squareplus, softsign, silu, swish, quick_gelu, gelu, gelu_tanh, mish, elu, selu, celu, sin."""
+    softplus, squareplus, softsign, silu, swish, quick_gelu, gelu, gelu_tanh, mish, elu, selu, celu, sin. Before an
+    analytic one shaped_, as in shaped_gelu, shifts and scales it for this depth."""
     final_activation: Annotated[str | None, default("linear")] = None
     """Activation of the last layer."""
     weights: Annotated[tuple[str, ...] | None, default("orthogonal")] = None
@@ -106,7 +110,23 @@ def _mlp(shape: dict[str, Any], given: dict[str, Any], data: "Data", fits: bool)
     options = {key: _unpacked(value) for key, value in given.items() if key not in ("widths", "depth", "width", "data")}
     if len(widths) == 2 and "activation" in given and "final_activation" not in given:
         options["activation"] = given["activation"]  # of the only layer, which is the last
+    if "activation" in options:
+        options["activation"] = _shaped(options["activation"], len(widths) - 1)
     return mlp.MLP(widths, **options)
+
+
+def _shaped(names: str | tuple[str, ...], depth: int) -> Any:
+    """With the activations that such names stand for, as nonlinear as networks of this depth train best with."""
+    from ..activations import Shaped, shaped
+
+    if not isinstance(names, str):
+        return tuple(_shaped(name, depth) for name in names)
+    if not names.startswith(SHAPED):
+        return names
+    found = shaped(names.removeprefix(SHAPED), min(0.5 / depth, 0.025))
+    if not isinstance(found, Shaped):
+        raise ValueError(f"`activation`: {SHAPED} may stand before an analytic activation only, got {names}.")
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
