@@ -3,6 +3,7 @@ import subprocess
 import sys
 import tomllib
 
+import jax
 import numpy as np
 import optax
 import pytest
@@ -14,6 +15,7 @@ from jfree.cli._layers import read, toml, written
 from jfree.cli._network import Network
 from jfree.cli._report import describe
 from jfree.cli._train import equinox_default, sampled, train
+from jfree.cli._tune import _toml as tune_toml
 
 # Marchenko-Pastur at ratio 1/2. All runs share its compiled program.
 SMALL = ("spectrum", "--widths", "200", "100", "--activation", "linear", "--weights", "gaussian")
@@ -54,6 +56,21 @@ def test_single_eigenvalues_are_told(tmp_path, capsys):
     (tmp_path / "net.toml").write_text(block + weights + activation)
     assert main(["spectrum", "--config", str(tmp_path / "net.toml")]) == 0
     assert "single eigenvalue: one of about" in capsys.readouterr().out
+
+
+def test_shaped_activations_have_names():
+    net, data = Network(depth=20, width=64.0, activation=("shaped_gelu",)).build(None)
+    assert isinstance(net, jfree.MLP)
+    expected = jfree.activations.shaped("gelu", 0.025)
+    assert jax.tree.all(jax.tree.map(np.array_equal, net.activations[0], expected))
+    content = tomllib.loads(tune_toml(net, data))["network"]
+    assert content["activation"] == ["shaped_gelu"] * 19 + ["linear"]
+    again, _ = Network(depth=20, activation=(*content["activation"][:-1], "shaped_tanh")).build(None)
+    assert isinstance(again, jfree.MLP)
+    assert isinstance(again.activations[-1], jfree.activations.Shaped)
+    for name in ("shaped_relu", "shaped_hard_tanh", "shaped_"):
+        with pytest.raises(ValueError, match="`activation`"):
+            Network(activation=(name,)).build(None)
 
 
 def test_output_side_and_infinity(capsys):
