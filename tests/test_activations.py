@@ -112,7 +112,7 @@ def _refined(phi):
 
 
 @pytest.mark.parametrize("name", ANALYTIC)
-@pytest.mark.parametrize("numbers", [(1.3, -0.7, 0.8, 0.2), (0.15, 0.5, 9.0, -0.3)])
+@pytest.mark.parametrize("numbers", [(1.3, -0.7, 0.8, 0.2), (0.15, 0.5, 9.0, -0.3), (0.005, 0.55, 200.0, -0.5)])
 def test_laws_of_what_is_shifted(name, numbers):
     """Against an integration on the real line: moments, and `M` off the support."""
     phi = jfree.activations.Shaped(name, *numbers)
@@ -188,3 +188,16 @@ def test_what_cannot_be_shaped():
         jfree.activations.shaped("gelu", 0.01, -1.0)
     with pytest.raises(ValueError, match="`input_scale`"):
         jfree.activations.Shaped("gelu", 0.0)
+
+
+def test_shaped_activations_are_made_at_once():
+    """Under `jit` of known numbers, in single precision, and not of what is traced."""
+    expected = jfree.activations.shaped("gelu", 0.02)
+    inside = jax.jit(lambda: jfree.activations.shaped("gelu", 0.02)(jnp.ones(())))()
+    np.testing.assert_allclose(inside, expected(jnp.ones(())), rtol=1e-12)
+    low = jfree.activations.shaped("gelu", *jnp.asarray([0.02, 1], jnp.float32))
+    assert {leaf.dtype for leaf in jax.tree.leaves(low)} == {np.dtype("float32")}
+    for mine, other in zip(jax.tree.leaves(low), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-2)
+    with pytest.raises(ValueError, match="must be known"):
+        jax.grad(lambda share: jfree.activations.shaped("gelu", share)(jnp.ones(())))(0.02)

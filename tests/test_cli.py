@@ -68,6 +68,8 @@ def test_shaped_activations_have_names():
     again, _ = Network(depth=20, activation=(*content["activation"][:-1], "shaped_tanh")).build(None)
     assert isinstance(again, jfree.MLP)
     assert isinstance(again.activations[-1], jfree.activations.Shaped)
+    last, _ = Network(depth=20, final_activation="shaped_gelu").build(None)
+    assert describe(last, "")["activations"][-1] == "Shaped(GELU)"
     for name in ("shaped_relu", "shaped_hard_tanh", "shaped_"):
         with pytest.raises(ValueError, match="`activation`"):
             Network(activation=(name,)).build(None)

@@ -18,6 +18,7 @@ from torch.nn.init import calculate_gain
 
 import jfree
 from jfree._initialize import even_start
+from jfree._networks.nonlinearity import usual_share
 
 from ._models import Architecture, BASE, drawn, Law, Model, same, Scales, Weights
 
@@ -120,7 +121,7 @@ def shaped(problem: Problem, law: Law) -> Draw:
 def shaped_by_jfree(problem: Problem) -> Draw:
     """`jfree.activations.shaped`, with as much nonlinearity as `jfree.tune` keeps in networks of this depth."""
     arch = problem.arch
-    found = jfree.activations.shaped(arch.activation, min(0.5 / arch.depth, 0.025))
+    found = jfree.activations.shaped(arch.activation, usual_share(arch.depth))
     if isinstance(found, jfree.activations.Clip):  # of hard tanh
         numbers = [1 / found.high, 0, found.slope * found.high, 0, 0]
     else:

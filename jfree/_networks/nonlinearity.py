@@ -64,6 +64,11 @@ def usual_nonlinearity(net: MLP | Network) -> float:
     return min(_SUM, _EACH * sum(_counts(net)))
 
 
+def usual_share(depth: int) -> float:
+    """That of a single layer, if all are alike."""
+    return min(_SUM / depth, _EACH)
+
+
 def _counts(net: MLP | Network) -> list[bool]:
     """Which activations are nonlinear."""
     activations = net.activations if isinstance(net, MLP) else _layers(net).values()

@@ -93,6 +93,8 @@ def _given(default: Callable[[], eqx.Module]) -> tuple[type[eqx.Module], tuple[s
 def _values(module: eqx.Module) -> list[str]:
     def short(value: Any) -> str:
         numeric = isinstance(value, jax.Array | np.ndarray | float | int) and np.ndim(value) == 0
+        if isinstance(value, eqx.Module):
+            return type(value).__name__
         return number(value) if numeric else getattr(value, "__name__", "...")
 
     return [short(getattr(module, field.name)) for field in dataclasses.fields(module)]

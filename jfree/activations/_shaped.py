@@ -6,12 +6,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from .._calculus.law import Law
+from .._numerics.arrays import are_concrete, asarray, common_dtype
 from .._numerics.checks import check
 from .._numerics.implicit import bisect
 from .._numerics.quadrature import gaussian_density, gaussian_measure, panel_nodes
 from ._base import AbstractActivation, AbstractManySlopes, finite, positive
 from ._names import as_activation
-from ._piecewise import Clip
+from ._piecewise import Clip, Swish
 from ._smooth import AbstractSmooth
 from ._two_slopes import HardTanh
 
@@ -75,47 +76,69 @@ class Shaped(AbstractManySlopes):
 
 
 def _smooth(activation: str | AbstractActivation) -> AbstractSmooth:
-    activation = as_activation(activation)
-    if not isinstance(activation, AbstractSmooth):
+    base = as_activation(activation)
+    if not isinstance(base, AbstractSmooth):
         raise ValueError(f"`activation` must be analytic, such as tanh or GELU, got {activation}.")
-    return activation
+    return base
 
 
 def shaped(activation: str | AbstractActivation, nonlinearity: ArrayLike, q: ArrayLike = 1.0) -> Shaped | Clip:
     """The activation, shifted and scaled such that of preactivations of variance `q` the mean behind it is 0, the mean
-    square again `q`, which is stable (`chi_q = 1` at `sigma_w = 1`, without biases), and a given share of the variance
-    is nonlinear, as `jfree.nonlinearity` counts it.
+    square again `q`, differences of which neither grow nor fade (`chi_q = 1` at `sigma_w = 1`, without biases), and a
+    given share of the variance is nonlinear, as `jfree.nonlinearity` counts it.
 
     Networks of such layers are isometric up to about that share each, for inputs of different mean squares, too. Deep
     kernel shaping (Martens et al. 2021) asks for the same, but for a given growth of angles through all layers in place
-    of the share. A clipped line is stable at its centre, with `chi_q` below 1.
+    of the share.
 
     **Arguments:**
 
-    - `activation`: a name or an activation, analytic (tanh, erf, sigmoid, SiLU, GELU, softplus, Mish, ...) or a clipped
-      line (hard tanh, ReLU6, ...), of which it makes another.
-    - `nonlinearity`: above 0, and at most 0.1; `0.5 / depth` trains deep networks fastest ("What it is worth" in the
-      docs).
+    - `activation`: a name or an activation, analytic (tanh, erf, sigmoid, SiLU, swish, GELU, softplus, Mish, ...) or a
+      clipped line (hard tanh, ReLU6, ...), which has its centre where the mean is, and `chi_q` below 1.
+    - `nonlinearity`: from 1e-6 to 0.1; about `0.5 / depth` trains deep networks fast ("What it is worth" in the docs).
     - `q`: variance of the preactivations, that of all layers.
 
-    **Raises:** `ValueError` if the activation is of another kind, an argument is out of its range, or there are no such
-    numbers.
+    **Returns:** a `Shaped` activation, of a clipped line another `Clip`.
+
+    **Raises:** `ValueError` if the activation is of another kind, an argument is out of its range or traced, or there
+    are no such numbers.
     """
+    base = _shapeable(activation)
+    dtype = common_dtype(*jax.tree.leaves((base, nonlinearity, q)))
+    share, q = finite("nonlinearity", asarray(nonlinearity, dtype)), positive("q", asarray(q, dtype))
+    if not are_concrete(base, share, q):
+        raise ValueError("`activation`, `nonlinearity` and `q` must be known: `shaped` is not differentiable.")
+    allowed = f"`nonlinearity` must be from {_LEAST:g} to {_MOST:g}."
+    share = check(share, lambda x: (x >= _LEAST) & (x <= _MOST), allowed)
+    with jax.ensure_compile_time_eval():
+        shift, known = _stable_shift(base, share) if isinstance(base, AbstractSmooth) else _centre(base)
+        if not known:
+            raise ValueError(
+                f"`activation` must have a shift that makes its mean square stable; {activation} has none."
+            )
+        return _completed(base, _scale_at(base, share, shift), shift, q)
+
+
+def _shapeable(activation: str | AbstractActivation) -> AbstractSmooth | Clip:
     base = as_activation(activation)
+    if isinstance(base, Swish):
+        return base.base
     if isinstance(base, HardTanh):
-        base = Clip(-base.limit / base.gain, base.limit / base.gain, base.gain)
+        return Clip(-base.limit / base.gain, base.limit / base.gain, base.gain)
     if not isinstance(base, AbstractSmooth | Clip):
-        raise ValueError(f"`activation` must be analytic or a clipped line, such as GELU or hard tanh, got {base}.")
-    share = finite("nonlinearity", nonlinearity)
-    share = check(share, lambda x: (x > 0) & (x <= _MOST), f"`nonlinearity` must be above 0, and at most {_MOST}.")
-    q = positive("q", q)
-    if isinstance(base, Clip):
-        shift, known = jnp.asarray((base.low + base.high) / 2), True
-    else:
-        shift, known = _stable_shift(base, share)
-    if not known:
-        raise ValueError(f"`activation` must have a shift that makes its mean square stable; {activation} has none.")
-    scale = _scale_at(base, share, shift)
+        raise ValueError(
+            "`activation` must be one of tanh, erf, sigmoid, log_sigmoid, softplus, squareplus, silu, gelu, gelu_tanh, "
+            f"mish, or a clipped line such as hard_tanh, got {activation}."
+        )
+    return base
+
+
+def _centre(base: Clip) -> tuple[Array, bool]:
+    return (base.low + base.high) / 2, True
+
+
+def _completed(base: AbstractSmooth | Clip, scale: Array, shift: Array, q: Array) -> Shaped | Clip:
+    """With what makes the mean behind it 0 and the mean square `q`."""
     x, measure = _measure(base, scale, shift)
     values = base(x)
     mean = jnp.sum(measure * values)
@@ -127,8 +150,8 @@ def shaped(activation: str | AbstractActivation, nonlinearity: ArrayLike, q: Arr
     return Clip(low, high, gain * base.slope * scale, gain * (base.slope * shift + base.offset - mean))
 
 
-# The largest share of the variance that is nonlinear; beyond, not all activations have a shift that is stable.
-_MOST = 0.1
+# Shares of the variance that are nonlinear: below, rounding shows in them; beyond, some activations have no stable shift.
+_LEAST, _MOST = 1e-6, 0.1
 
 # Shifts are looked for so far to either side, at so many places each; scales, as logarithms, between those.
 _FARTHEST, _NUM_SHIFTS = 2.0, 80
@@ -159,7 +182,9 @@ def _scale_at(base: AbstractActivation, share: Float[Array, ""], shift: Float[Ar
 
 
 def _shares(base: AbstractActivation, scale: Array, shift: Array) -> tuple[Array, Array]:
-    """Of the variance behind: the share that is nonlinear, and by how much it grows faster than that before."""
+    """Of the variance behind: the share that is nonlinear, and by how much it grows faster than that before: `d E f^2 /
+    d q = E f^2 (x^2 - 1) / 2` at `q = 1`, `f` being less its mean there.
+    """
     x, measure = _measure(base, scale, shift)
     values, x = base(x), (x - shift) / scale
     values = values - jnp.sum(measure * values)

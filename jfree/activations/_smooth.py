@@ -16,6 +16,9 @@ from .._numerics.quadrature import gaussian_density, gaussian_measure, graded_no
 from .._numerics.special import complex_ndtr
 from ._base import AbstractManySlopes, limited, normal
 
+# Of a Gaussian that is shifted, the standard deviation below which structure of size 1 is wide beside it.
+_NARROW = 0.3
+
 
 class AbstractSmooth(AbstractManySlopes):
     """An analytic activation: `phi'^2` has a density, and its law is a quadrature on a contour.
@@ -42,12 +45,20 @@ class AbstractSmooth(AbstractManySlopes):
 
     def shifted_slope_law(self, shift: Array, q: Array, refine: float = 1) -> Law:
         """The law of `phi'(shift + sqrt(q) Z)^2`."""
-        reach = jax.lax.stop_gradient(jnp.square(jnp.sqrt(q) + jnp.abs(shift) / REACH))
+        variance, centre = jax.lax.stop_gradient((q, shift))
         number = round(refine * self.num_nodes) * (2 if self.even else 1)
-        x, weights, coarse = graded_nodes(reach, number, even=False, clusters=self.clusters)
+        wide = graded_nodes(
+            jnp.square(jnp.sqrt(variance) + jnp.abs(centre) / REACH), number, even=False, clusters=self.clusters
+        )
+        # Where the Gaussian is narrow, and no critical point near, nodes are about its centre.
+        x, weights, coarse = graded_nodes(variance, number, even=False)
+        far = jnp.min(jnp.abs(centre - jnp.asarray([math.inf, *(place for place, _ in self.clusters)], q.dtype)))
+        narrow = variance < jnp.square(jnp.minimum(_NARROW, far / 5))
+        x, weights, coarse = (
+            jnp.where(narrow, own, other) for own, other in zip((centre + x, weights, coarse), wide, strict=True)
+        )
 
         def contour(x: Array) -> Array:
-            variance = jax.lax.stop_gradient(q)
             height, most = self.contour(x, variance), limited(1.0, variance)
             return height * most * jax.lax.rsqrt(jnp.square(height) + jnp.square(most))
 

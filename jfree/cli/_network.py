@@ -110,22 +110,26 @@ def _mlp(shape: dict[str, Any], given: dict[str, Any], data: "Data", fits: bool)
     options = {key: _unpacked(value) for key, value in given.items() if key not in ("widths", "depth", "width", "data")}
     if len(widths) == 2 and "activation" in given and "final_activation" not in given:
         options["activation"] = given["activation"]  # of the only layer, which is the last
-    if "activation" in options:
-        options["activation"] = _shaped(options["activation"], len(widths) - 1)
+    names = {name for key in ("activation", "final_activation") for name in _each(options.get(key, ()))}
+    found = {name: _shaped(name, len(widths) - 1) for name in names if name.startswith(SHAPED)}
+    for key in ("activation", "final_activation"):
+        if key in options:
+            new = tuple(found.get(name, name) for name in _each(options[key]))
+            options[key] = new[0] if isinstance(options[key], str) else new
     return mlp.MLP(widths, **options)
 
 
-def _shaped(names: str | tuple[str, ...], depth: int) -> Any:
-    """With the activations that such names stand for, as nonlinear as networks of this depth train best with."""
+def _shaped(name: str, depth: int) -> Any:
+    """What such a name stands for, as nonlinear as networks of this depth train best with."""
+    from .._networks.nonlinearity import usual_share
     from ..activations import Shaped, shaped
 
-    if not isinstance(names, str):
-        return tuple(_shaped(name, depth) for name in names)
-    if not names.startswith(SHAPED):
-        return names
-    found = shaped(names.removeprefix(SHAPED), min(0.5 / depth, 0.025))
+    try:
+        found = shaped(name.removeprefix(SHAPED), usual_share(depth))
+    except ValueError as error:
+        raise ValueError(f"`activation`: {name}: {error}") from error
     if not isinstance(found, Shaped):
-        raise ValueError(f"`activation`: {SHAPED} may stand before an analytic activation only, got {names}.")
+        raise ValueError(f"`activation`: {SHAPED} may stand before an analytic activation only, got {name}.")
     return found
 
 
@@ -267,6 +271,10 @@ def _widths(given: dict[str, Any], data: Data, fits: bool) -> list[float]:
     if not 1 <= depth <= DEEPEST or not width > 0:
         raise ValueError(f"`depth` must be from 1 to {DEEPEST} and `width` positive, got {depth} and {width}.")
     return [float(data.num_inputs), *[float(width)] * (depth - 1), float(data.num_outputs)]
+
+
+def _each(names: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else names
 
 
 def _unpacked(value: Any) -> Any:

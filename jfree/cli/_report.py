@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .._networks.mlp import MLP
     from .._networks.network import Network
     from .._spectrum.spectrum import Spectrum
+    from ..activations import AbstractActivation
     from ._network import Data
 
 POOLED = 200  # eigenvalues of sampled networks, at least
@@ -36,10 +37,17 @@ def _shape(net: "MLP | Network") -> dict[str, Any]:
     return {
         "widths": net.widths.tolist(),
         "weights": [type(law).__name__ for law in net.weights],
-        "activations": [type(activation).__name__ for activation in net.activations],
+        "activations": [_kind(activation) for activation in net.activations],
         "sigma_w": net.sigma_w.tolist(),
         "sigma_b": net.sigma_b.tolist(),
     }
+
+
+def _kind(activation: "AbstractActivation") -> str:
+    from ..activations import Shaped
+
+    shaped = isinstance(activation, Shaped)
+    return f"Shaped({_kind(activation.activation)})" if shaped else type(activation).__name__
 
 
 def header(net: "MLP | Network", source: str) -> str:
