@@ -150,7 +150,7 @@ def _completed(base: AbstractSmooth | Clip, scale: Array, shift: Array, q: Array
     return Clip(low, high, gain * base.slope * scale, gain * (base.slope * shift + base.offset - mean))
 
 
-# Shares of the variance that are nonlinear: below, rounding shows in them; beyond, some activations have no stable shift.
+# Nonlinear shares of the variance: below, rounding shows in them; beyond, some activations have no stable shift.
 _LEAST, _MOST = 1e-6, 0.1
 
 # Shifts are looked for so far to either side, at so many places each; scales, as logarithms, between those.
