@@ -22,6 +22,7 @@ from ._networks.abstract import AbstractNetwork, propagate
 from ._networks.mlp import MLP
 from ._networks.network import Network
 from ._networks.nonlinearity import too_linear, usual_nonlinearity
+from ._numerics.compile import quickly
 from ._numerics.show import number, Shown, Table
 from ._spectra import fisher_spectrum, jacobian_spectrum
 from ._spectrum.outliers import Outliers
@@ -259,7 +260,7 @@ class _Leaves(eqx.Module):
 _MEAN_SQUARES = np.geomspace(1e-3, 30, 61)
 
 
-@eqx.filter_jit
+@quickly(eqx.filter_jit)
 def even_start(net: MLP, nonlinearity: float | None = None) -> MLP:
     """With weights of a scale per layer, by which all preactivations have one mean square: that at which the mean of
     the squared singular values that are not 0 and the mean of their squares are nearest to 1, and no layer is too

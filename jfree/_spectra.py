@@ -11,6 +11,7 @@ from ._calculus.universal import universal_curve
 from ._networks.abstract import AbstractNetwork, as_network
 from ._numerics.arrays import are_concrete, frozen, inexact_asarray
 from ._numerics.checks import check
+from ._numerics.compile import quickly
 from ._spectrum.spectrum import Spectrum
 
 
@@ -52,17 +53,17 @@ def coarse_curve(net: AbstractNetwork) -> Curve:
     return _coarse_curve(_padded(net))
 
 
-@eqx.filter_jit
+@quickly(eqx.filter_jit)
 def _coarse_curve(net: AbstractNetwork) -> Curve:
     return net.coarse().jacobian_curve("input")
 
 
-@eqx.filter_jit
+@quickly(eqx.filter_jit)
 def _jacobian_spectrum(net: AbstractNetwork, side: str) -> Spectrum:
     return Spectrum(net.jacobian_curve(side), net.ritz_values, net.extremes)
 
 
-@eqx.filter_jit
+@quickly(eqx.filter_jit)
 def _fisher_spectrum(net: AbstractNetwork) -> Spectrum:
     return Spectrum(net.fisher_curve())
 

@@ -21,6 +21,7 @@ from ._networks.network import Network
 from ._networks.nonlinearity import too_linear, usual_nonlinearity
 from ._numerics.arrays import inexact_asarray, is_concrete, Reals
 from ._numerics.checks import integer
+from ._numerics.compile import quickly
 from ._numerics.show import counted, is_interactive, number, Shown
 
 if TYPE_CHECKING:
@@ -227,7 +228,7 @@ def _leaves(net: AbstractNetwork, where: Callable[..., Any]) -> list[Array]:
 _with_extra_args = functools.lru_cache(optax.with_extra_args_support)  # which makes new functions, to compile anew
 
 
-@eqx.filter_jit
+@quickly(eqx.filter_jit)
 def _logarithms(leaves: list[Array]) -> tuple[list[Array], list[Array]]:
     """Which entries are positive, and what is optimised: the logarithms of these."""
     positive = [leaf > 0 for leaf in leaves]
@@ -277,13 +278,13 @@ class _State(eqx.Module):
     done: Array
 
 
-@eqx.filter_jit
+@quickly(eqx.filter_jit)
 def _started(problem: _Problem, parameters: list[Array], dtype: jnp.dtype) -> _State:
     none = jnp.asarray(jnp.inf, dtype)
     return _State(parameters, problem.optimizer.init(parameters), parameters, none, none, jnp.asarray(False))
 
 
-@eqx.filter_jit
+@quickly(eqx.filter_jit)
 def _advance(
     problem: _Problem, state: _State, index: Array | np.ndarray, steps: Array | np.ndarray, stop_at: Array
 ) -> tuple[_State, Array]:
@@ -313,12 +314,12 @@ def _advance(
     return jax.lax.scan(step, state, jnp.asarray(index))
 
 
-@eqx.filter_jit
+@quickly(eqx.filter_jit)
 def _finished(problem: _Problem, parameters: list[Array]) -> AbstractNetwork:
     return problem.network(parameters)
 
 
-@eqx.filter_jit
+@quickly(eqx.filter_jit)
 def _rounded(net: MLP, objective: Callable[..., Array]) -> tuple[MLP, Array]:
     """With integer widths, and the objective there."""
     rounded = eqx.tree_at(lambda n: n.widths, net, jnp.maximum(jnp.round(net.widths), 1))

@@ -21,6 +21,7 @@ from ._networks.mlp import MLP
 from ._networks.network import Network
 from ._networks.resnet import ResNet
 from ._numerics.arrays import is_concrete
+from ._numerics.compile import quickly
 from .activations._base import AbstractActivation
 
 Constraint = Callable[[AbstractNetwork], AbstractNetwork]
@@ -142,7 +143,7 @@ def _critical_mlp(net: MLP, q: float | None, growth: float) -> MLP:
     return eqx.tree_at(lambda n: (n.sigma_w, n.sigma_b), net, (sigma_w, sigma_b))
 
 
-@eqx.filter_jit
+@quickly(eqx.filter_jit)
 def _critical_network(net: Network, growth: Array) -> Network:
     layers, _ = with_growth(net.layers, Signal(net.width, net.q0, net.mean0), growth)
     return eqx.tree_at(lambda n: n.layers, net, layers)

@@ -31,7 +31,12 @@ def _known(operation: AbstractOperation, point: Point, unknowns: Array) -> Array
 
 
 # After so many steps Newton's method hardly comes to its end any more: most guesses take fewer than ten.
-_PATIENCE = 40
+_PATIENCE, _MOST_STEPS = 40, 100
+
+
+def next_found(log_size: Array, found: Bool[Array, " lanes"]) -> Array:
+    """`log |z|` along the negative axis, away from 0: it rises, and is less than where it is found next."""
+    return jnp.where(found, log_size, jax.lax.cummin(jnp.where(found, log_size, jnp.inf), reverse=True))
 
 
 def _from_nearest(values: Array, known: Bool[Array, " lanes"]) -> Array:
@@ -227,17 +232,21 @@ class Curve(eqx.Module):
             point, carry, _ = apply(operation, point, carry, none)
         return point, carry, found if known else (unknowns, unknowns)
 
-    def settle(self, omega: Complex[Array, " lanes"], max_steps: int = 100) -> Complex[Array, "layers unknowns lanes"]:
+    def settle(
+        self, omega: Complex[Array, " lanes"], weigh: Callable[[Array], Array] = jnp.ones_like
+    ) -> Complex[Array, "layers unknowns lanes"]:
         """The unknowns at given `omega`, in order: the equations of the layers' laws, without one for `z`.
 
-        One Newton step short of full accuracy, which is taken where the curve is read; NaN where they are not found.
-        Where Newton's method goes astray it starts again from the nearest that are found.
+        One Newton step short of full accuracy, which is taken where the curve is read. NaN where they are not found:
+        nobody waits for lanes that together weigh no more than a root of the rounding, `weigh` being a function of
+        `log |z|`. Where Newton's method goes astray it starts again from the nearest that are found.
         """
-        start = self.start(omega)
+        start = self.start(omega).in_own_units()
         unknowns = jnp.zeros((self.num_layers, self.num_unknowns, omega.size), omega.dtype)
         if not self.num_unknowns:
             return unknowns
-        tolerance = jnp.finfo(omega.dtype).eps ** 0.3  # of the last correction: the rest is its square
+        eps = float(jnp.finfo(omega.dtype).eps)
+        tolerance = eps**0.3  # of the last correction: the rest is its square
 
         def largest(size: Array, before: Point, operation: AbstractOperation, step: Step) -> Array:
             size = jnp.maximum(size, step.correction)
@@ -245,18 +254,22 @@ class Curve(eqx.Module):
             astray = ~step.signs.rising & (omega.imag == 0)
             return jnp.where(astray, jnp.inf, size) if operation.starts_far else size
 
-        def correct(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-            k, unknowns, size = state
+        def correct(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
+            k, unknowns, size, _ = state
             unknowns = jnp.where(k % _PATIENCE == _PATIENCE - 1, _from_nearest(unknowns, size <= tolerance), unknowns)
-            _, size, (unknowns, _) = self.fold(largest, jnp.zeros_like(omega.real), start, unknowns)
-            return k + 1, unknowns, size
+            none = jnp.zeros_like(omega.real)
+            point, size, (unknowns, _) = self.fold(largest, none, start, unknowns, own_units=True)
+            return k + 1, unknowns, size, _log_size_of(point)
 
-        def unfinished(state: tuple[Array, Array, Array]) -> Array:
-            k, _, size = state
-            return (k < max_steps) & jnp.any(size > tolerance)
+        def unfinished(state: tuple[Array, Array, Array, Array]) -> Array:
+            k, _, size, log_size = state
+            found = size <= tolerance
+            weights = weigh(next_found(log_size, found))
+            enough = jnp.sum(jnp.where(found, 0, weights)) <= 0.5 * eps**0.5 * jnp.sum(weights)
+            return (k < _MOST_STEPS) & ~enough
 
-        state = (jnp.asarray(0), unknowns, jnp.full_like(omega.real, jnp.inf))
-        _, unknowns, size = jax.lax.while_loop(unfinished, correct, state)
+        unknown = jnp.full_like(omega.real, jnp.inf)
+        _, unknowns, size, _ = jax.lax.while_loop(unfinished, correct, (jnp.asarray(0), unknowns, unknown, unknown))
         return jnp.where(size <= tolerance, unknowns, jnp.nan)
 
     def far(self) -> Float[Array, ""]:
@@ -384,7 +397,10 @@ def _point(curve: Curve, omega: Array, unknowns: Array) -> Point:
 
 
 def _log_size(curve: Curve, omega: Array, unknowns: Array) -> Array:
-    point = curve.fold(_passed, None, curve.start(omega).in_own_units(), unknowns, own_units=True)[0]
+    return _log_size_of(curve.fold(_passed, None, curve.start(omega).in_own_units(), unknowns, own_units=True)[0])
+
+
+def _log_size_of(point: Point) -> Array:
     return point.log_scale + jnp.log(magnitude(point.z))
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from .._numerics.arrays import are_concrete
+from .._numerics.compile import quickly
 from .curve import Curve
 
 # Lanes that are read at once where some may be idle.
@@ -18,7 +19,7 @@ _READ_TILE = 64
 
 def reader(read: Callable[..., Any]) -> Callable[..., Any]:
     """Compiles `read(curve, ...)`, which may be differentiated where something is traced: then over the whole curve."""
-    compiled = jax.jit(read)
+    compiled = quickly(jax.jit)(read)
 
     @functools.wraps(read)
     def door(curve: Curve, *args: Any) -> Any:
@@ -37,7 +38,7 @@ def lane_reader(read: Callable[..., Any], idle: float = math.nan) -> Callable[..
         put = lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, first, axis=-1)  # noqa: E731
         return jax.lax.cond(jnp.any(own[0] != 0), lambda: jax.tree.map(put, found, read(curve, *own)), lambda: found)
 
-    @functools.partial(jax.jit, static_argnums=0)
+    @quickly(functools.partial(jax.jit, static_argnums=0))
     def compiled(in_tiles: bool, curve: Curve, *args: Any) -> Any:
         if not in_tiles:
             return read(curve, *args)

@@ -16,6 +16,7 @@ from .._networks.mlp import MLP
 from .._networks.network import Network
 from .._networks.resnet import ResNet
 from .._numerics.checks import check, floats, integer, positive
+from .._numerics.compile import quickly
 from .._numerics.quadrature import gaussian_measure
 from .._numerics.show import number, Shown, Table
 from .._spectra import jacobian_spectrum
@@ -154,7 +155,7 @@ def _slope_moments(activation: AbstractActivation, q: Float[Array, ""]) -> tuple
     return jnp.sum(measure * square), jnp.sum(measure * jnp.square(square))
 
 
-@eqx.filter_jit
+@quickly(eqx.filter_jit)
 def _of_these_widths(net: MLP) -> tuple[Array, Array, Array]:
     """Both spreads, and what the mean logarithm loses."""
     field = net.propagate()
@@ -270,7 +271,7 @@ def sample_alarm(net: MLP | ResNet | Network, width: int | None) -> str | None:
     )
 
 
-@eqx.filter_jit
+@quickly(eqx.filter_jit)
 def _last_variances(net: AbstractNetwork, q0: Float[Array, " inputs"]) -> tuple[Array, Array, Array]:
     """For every input; the geometric mean of all layers' `|chi_q|` for the network's own; and the drift."""
     last = jax.vmap(lambda q: eqx.tree_at(lambda n: n.q0, net, q).propagate())(q0).q[:, -1]

@@ -11,6 +11,7 @@ from .._calculus.curve import Curve
 from .._calculus.extremes import Extremes
 from .._calculus.operation import AbstractOperation
 from .._meanfield.moments import MeanField
+from .._numerics.compile import quickly
 from .._numerics.show import Shown
 
 
@@ -82,7 +83,7 @@ def curve_of(
     return eqx.tree_at(lambda c: c.rank, curve, curve.atoms().rank / input_per_output)
 
 
-@eqx.filter_jit
+@quickly(eqx.filter_jit)
 def propagate(net: AbstractNetwork) -> MeanField:
     """The mean-field forward pass of a network, in the limit of large widths (Poole et al. 2016).
 

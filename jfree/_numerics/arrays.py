@@ -4,7 +4,6 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, TYPE_CHECKING
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,14 +39,20 @@ def frozen(tree: Any) -> Any:
     return tree if are_concrete(tree) else jax.lax.stop_gradient(tree)
 
 
+def is_staged() -> bool:
+    """Whether a program is traced, so that operations on what is known do not run, but become part of it."""
+    return not is_concrete(jax.lax.stop_gradient(_ZERO))
+
+
+_ZERO = np.zeros(())
+
+
 def at_once(method: Callable[..., Any]) -> Callable[..., Any]:
     """Evaluates `method` of what is known when it is called, whatever is traced around it."""
 
     @functools.wraps(method)
     def wrapped(*args: Any) -> Any:
-        known = [x for x in jax.tree.leaves(args) if eqx.is_array(x)]
-        staged = not is_concrete(jax.lax.stop_gradient(known[0]))
-        if not staged or not all(map(is_concrete, known)):
+        if not is_staged() or not are_concrete(args):
             return method(*args)
         with jax.ensure_compile_time_eval():
             return method(*args)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Complex, Int
 from .._calculus.atoms import Atoms
 from .._calculus.curve import Curve
 from .._numerics.arrays import at_once, frozen, is_concrete
+from .._numerics.compile import quickly
 from .._numerics.complex import exponential, log_max, log_upper, logarithm, magnitude, reciprocal
 from .certificate import OK
 from .path import Lanes, walk
@@ -207,7 +208,7 @@ def _sorted(distance: Array) -> tuple[Array, Array]:
 
 
 @at_once
-@jax.jit
+@quickly(jax.jit)
 def find_atoms(curve: Curve) -> Atoms:
     return curve.atoms()
 

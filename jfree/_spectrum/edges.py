@@ -14,6 +14,7 @@ from .._calculus.operation import AbstractOperation, Step
 from .._calculus.point import Point, Signs
 from .._calculus.reader import reader
 from .._numerics.arrays import at_once
+from .._numerics.compile import quickly
 from .._numerics.complex import complex_dtype, magnitude
 from .._numerics.implicit import at_extremum, with_slope
 from .._solve.certificate import rises, tolerated_roughness
@@ -259,7 +260,7 @@ def _carried(curve: Curve, march: _March, omega: Array, number: int) -> Array:
     return jnp.where(on_trial, march.trial, carried)
 
 
-@jax.jit
+@quickly(jax.jit)
 def _find_edges(curve: Curve, total: Array) -> tuple[_Place, _Place, Bool[Array, " 2"]]:
     """The last places outside the support, the critical points, and whether these are the edges."""
     march = _marched(curve, total)

@@ -9,11 +9,12 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from .._calculus.atoms import Atoms
-from .._calculus.curve import Curve
+from .._calculus.curve import Curve, next_found
 from .._calculus.operation import AbstractOperation, Step
 from .._calculus.point import Point
 from .._calculus.reader import reader
 from .._numerics.arrays import at_once, is_concrete
+from .._numerics.compile import quickly
 from .._numerics.complex import complex_dtype, exponential, logarithm, reciprocal
 from .._solve.solve import find_atoms, find_roots
 
@@ -33,7 +34,7 @@ def _power(point: Point, k: Array | int) -> Array:
     return jnp.mean((exponential(k * logarithm(point.z)) * point.side * point.m * point.dz).real)
 
 
-@eqx.filter_jit
+@quickly(eqx.filter_jit)
 def _enclosing(curve: Curve, num_nodes: int) -> tuple[Array, Array, Array]:
     """A circle of `omega` outside every singularity of the curve, unknowns there, and whether it was found."""
     dtype, moments = curve.rank.dtype, curve.moments
@@ -78,10 +79,6 @@ def _read_moment(curve: Curve, omega: Array, unknowns: Array, enclosed: Array, k
     return jnp.where(enclosed, k * point.log_scale + jnp.log(_power(point, k)), jnp.nan)
 
 
-# The unknowns at given parameters, found apart from what is read there, and never differentiated.
-_settled = jax.jit(lambda curve, omega: curve.settle(omega))
-
-
 @at_once
 def mean_log(curve: Curve) -> Float[Array, ""]:
     """A sum over the layers, or a quadrature where none is known; with shifts `Phi(z) - mu({0}) log z` as `z -> 0-`,
@@ -100,7 +97,7 @@ def _sum_of_logs(curve: Curve) -> Array:
     return curve.mean_log()
 
 
-@jax.jit
+@quickly(jax.jit)
 def _next_to_zero(curve: Curve, places: Array) -> Array:
     """Some `z` below 0: the closer they are, the steeper is `log z`, and the less exact are its derivatives."""
     eps = float(jnp.finfo(curve.rank.dtype).eps)
@@ -130,7 +127,8 @@ def _read_mean_log(curve: Curve, atoms: Atoms, z: Array, omega: Array, unknowns:
 _KEPT = 0.8
 
 _REACH = 0.9  # of the digits of a float: weights that are less than so many are left out
-_SPACING = 0.3  # of the nodes
+_SPACING = 0.3  # of the nodes, and wider where singularities of the curve reach beyond exp(_ROOM)
+_ROOM = 3.0
 
 
 @at_once
@@ -149,12 +147,30 @@ def log_moments(curve: Curve, power: float = 0.0) -> tuple[Float[Array, ""], Flo
     if curve.has_shifts:
         z = _along_negative_axis(frozen, low, high)
         return _read_log_moments(curve, *_below_shifts(frozen, z), power)
-    s = np.linspace(-low, high, _num_nodes(curve, low + high), dtype=curve.rank.dtype)
-    omega = jnp.asarray(-np.exp(s), complex_dtype(curve.rank.dtype))
-    return _read_log_moments(curve, omega, omega, _settled(frozen, omega), omega.real < 0, power)
+    num_nodes = _num_nodes(curve, low + reach / (2 - power))
+    omega, unknowns = _settled_along(frozen, power, low, reach / (2 - power), num_nodes)
+    return _read_log_moments(curve, omega, omega, unknowns, omega.real < 0, power)
 
 
-@jax.jit
+@quickly(eqx.filter_jit)
+def _settled_along(curve: Curve, power: float, low: float, high: float, num_nodes: int) -> tuple[Array, Array]:
+    """Nodes evenly spaced in `log|omega|`, up to `high` beyond all singularities, and the unknowns there."""
+    s = jnp.linspace(-jnp.asarray(low, curve.rank.dtype), jnp.log(curve.reach()) + high, num_nodes)
+    omega = jax.lax.complex(-jnp.exp(s), jnp.zeros_like(s))
+
+    def in_variance(log_y: Array) -> Array:
+        below = log_y[-1] - log_y
+        return _logistic(s) * jnp.exp(-power * below) * jnp.square(below)
+
+    return omega, curve.settle(omega, in_variance)
+
+
+def _logistic(s: Array) -> Array:
+    """Its density."""
+    return jax.nn.sigmoid(s) * jax.nn.sigmoid(-s)
+
+
+@quickly(jax.jit)
 def _along_negative_axis(curve: Curve, low: ArrayLike, high: ArrayLike) -> Array:
     c = curve.moments
     y = jnp.exp(jnp.linspace(c.log_floor - low, c.log_mean + high, 385, dtype=c.log_mean.dtype))
@@ -177,28 +193,35 @@ def _read_log_moments(
         far = jnp.abs(unknowns.real) > jnp.finfo(dtype).tiny ** 0.2
         found = jnp.all(far | (unknowns == 0), axis=(0, 1))  # those of neutral layers are not asked for
         s = jnp.log(-omega.real)
-        density = jax.nn.sigmoid(s) * jax.nn.sigmoid(-s)
+        density = _logistic(s)
         middle = jnp.argmin(jnp.abs(s))
         omega, unknowns = (jnp.where(found, x, x[..., middle, None]) for x in (omega, unknowns))
         log_y = curve.log_size(omega, unknowns)
-        # It rises: where it is not found it is less than at the next place.
-        next_found = jax.lax.cummin(jax.lax.stop_gradient(jnp.where(found, log_y, jnp.inf)), reverse=True)
-        log_y = jnp.where(found, log_y, next_found)
+        log_y = jnp.where(found, log_y, next_found(jax.lax.stop_gradient(log_y), found))
 
     weight = power * log_y
     density = density * jnp.exp(weight - jax.lax.stop_gradient(jnp.max(jnp.where(found, weight, -jnp.inf))))
     lost = jnp.sum(jnp.where(found, 0, density)) / jnp.sum(density)
     log_y, density = jnp.where(found, log_y, 0), jnp.where(found, density, 0)
     offset, noise = _of_the_noise(power)
+    step, fall = jax.lax.stop_gradient((log_y[-1] - log_y[-2], jnp.log(density[-2] / density[-1])))
+    expected = (1 - power) * step  # y grows like omega there, and the density falls like y^(power - 1)
 
-    def moments(log_y: Array, density: Array) -> tuple[Array, Array]:
-        density = density / jnp.sum(density)
-        mean = jnp.sum(density * log_y)
-        return mean + offset, jnp.sum(density * jnp.square(log_y - mean)) - noise
+    def moments(every: int) -> tuple[Array, Array]:
+        """Mean and variance by every such node, and by the nodes that would come after the last: a geometric series."""
+        x, weights, ratio = log_y[::every], density[::every], jnp.exp(-every * expected)
+        mass, mean, square = ratio / (1 - ratio), 1 / (1 - ratio), (1 + ratio) / jnp.square(1 - ratio)
+        beyond, after, spread = weights[-1] * mass, x[-1] + every * step * mean, square - jnp.square(mean)
+        total = jnp.sum(weights) + beyond
+        center = (jnp.sum(weights * x) + beyond * after) / total
+        variance = jnp.sum(weights * jnp.square(x - center))
+        variance += beyond * (jnp.square(after - center) + jnp.square(every * step) * spread)
+        return center + offset, variance / total - noise
 
-    (mean, fine), (_, coarse) = moments(log_y, density), moments(log_y[::2], density[::2])
+    (mean, fine), (_, coarse) = moments(1), moments(2)
     # The rule converges as fast as its error squares with twice the nodes.
     known = (jnp.abs(fine - coarse) <= max(1e-3, eps**0.4) * (1 + jnp.abs(fine))) & (lost <= eps**0.5)
+    known &= jnp.abs(fall - expected) <= max(1e-4, eps**0.4) * expected
     return jnp.where(known, mean, jnp.nan), jnp.where(known, jnp.maximum(fine, 0), jnp.nan)
 
 
@@ -216,4 +239,4 @@ def _num_nodes(curve: Curve, length: float) -> int:
     """An odd number. A law of few points, far apart, makes log y jump as a function of log omega, which takes many
     nodes to see.
     """
-    return 4801 if curve.has_few_points else 2 * round(length / (2 * _SPACING)) + 1
+    return 4801 if curve.has_few_points else 2 * round((length + _ROOM) / (2 * _SPACING)) + 1

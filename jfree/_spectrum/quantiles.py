@@ -9,6 +9,7 @@ from .._calculus.atoms import Atoms
 from .._calculus.curve import Curve
 from .._calculus.reader import reader
 from .._numerics.arrays import at_once, is_concrete
+from .._numerics.compile import quickly
 from .._numerics.complex import exponential, log_max, magnitude, reciprocal
 from .._numerics.implicit import implicit_root
 from .._solve.solve import find_atoms, find_roots, Guess, Roots
@@ -71,7 +72,7 @@ def quantile(curve: Curve, p: Array) -> Array:
     return _read_quantiles(curve, ends, atoms, p, levels)
 
 
-@eqx.filter_jit
+@quickly(eqx.filter_jit)
 def _table(curve: Curve, ends: tuple[Array, Array], atoms: Atoms, num_lanes: int) -> tuple[Array, _Levels]:
     """Places of the cdf's table with both ends, as `log x`, and the round that fills it in, at atoms, too."""
     lower, upper = ends
@@ -97,11 +98,11 @@ def _table(curve: Curve, ends: tuple[Array, Array], atoms: Atoms, num_lanes: int
         high=zero,
         done=jnp.arange(num_lanes) < size,
         error=zero,
-        atom=jnp.full(num_lanes, -1),
+        atom=jnp.full(num_lanes, -1, int),
     )
 
 
-@jax.jit
+@quickly(jax.jit)
 def _points(curve: Curve, atoms: Atoms, levels: _Levels) -> Array:
     """Where the cdf is asked for; lanes that are done are idle."""
     x = jnp.exp(levels.log_x)
@@ -109,7 +110,7 @@ def _points(curve: Curve, atoms: Atoms, levels: _Levels) -> Array:
     return jnp.where(levels.done, 0, z)
 
 
-@jax.jit
+@quickly(jax.jit)
 def _improved(
     curve: Curve, atoms: Atoms, places: Array, p: Array, levels: _Levels, roots: Roots, reading: Reading
 ) -> _Levels:

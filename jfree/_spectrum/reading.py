@@ -19,6 +19,7 @@ from .._calculus.atoms import Atoms
 from .._calculus.curve import Curve
 from .._calculus.reader import lane_reader
 from .._numerics.arrays import at_once, is_concrete
+from .._numerics.compile import quickly
 from .._numerics.complex import log_max, reciprocal
 from .._solve.certificate import as_results, RESULTS
 from .._solve.solve import find_atoms, find_roots, Roots
@@ -104,7 +105,7 @@ def solution(curve: Curve, z: Array) -> Solution:
     return Solution(m, G, _as_results(roots.code), roots.num_steps)
 
 
-_as_results = jax.jit(as_results)
+_as_results = quickly(jax.jit)(as_results)
 
 
 def on_axis(x: Array) -> Array:
@@ -112,7 +113,7 @@ def on_axis(x: Array) -> Array:
     return jax.lax.complex(jnp.maximum(x, 0), jnp.zeros_like(x))
 
 
-@jax.jit
+@quickly(jax.jit)
 def _density_points(curve: Curve, x: Array) -> Array:
     """At 0 the density is infinite or 0, as the bulk reaches it or not."""
     near_zero = jnp.exp(curve.moments.log_mean - 0.2 * log_max(x.dtype))
@@ -134,7 +135,7 @@ def density(curve: Curve, x: Array) -> Array:
     return _read_density(curve, z, find_roots(curve, z), x)
 
 
-@jax.jit
+@quickly(jax.jit)
 def _above_axis(x: Array, y: Array) -> Array:
     return jax.lax.complex(*jnp.broadcast_arrays(x, y))
 
@@ -156,12 +157,12 @@ def _atom_at(atoms: Atoms, x: Array, next_to: Float[Array, ""]) -> tuple[Array, 
     return jnp.where(there, atoms.masses[nearest], 0), jnp.where(there, below, x)
 
 
-@jax.jit
+@quickly(jax.jit)
 def off_atoms(curve: Curve, atoms: Atoms, x: Array) -> Array:
     return on_axis(_atom_at(atoms, x, curve.next_to_atoms())[1])
 
 
-@jax.jit
+@quickly(jax.jit)
 def cdf_of(curve: Curve, atoms: Atoms, x: Array, reading: Reading) -> Array:
     mass, below = _atom_at(atoms, x, curve.next_to_atoms())
     up_to_atom = jnp.maximum(-reading.one.imag, 0) * jnp.where(mass > 0, 1 - below / jnp.where(mass > 0, x, 1), 0)
@@ -177,7 +178,7 @@ def cdf(curve: Curve, x: Array) -> Array:
     return cdf_of(curve, atoms, x, read_potential(curve, z, find_roots(curve, z)))
 
 
-@jax.jit
+@quickly(jax.jit)
 def _log_potential_of(x: Array, reading: Reading, at_zero: Array) -> Array:
     return jnp.where(x == 0, at_zero, jnp.where(reading.certified, reading.phi.real, jnp.nan))
 

@@ -12,6 +12,7 @@ from .._calculus.curve import Curve
 from .._calculus.extremes import Extremes
 from .._numerics.arrays import asarray, is_concrete, Reals
 from .._numerics.checks import check, floats, integer, is_finite
+from .._numerics.compile import quickly
 from .._numerics.complex import complex_dtype
 from .._numerics.show import counted, number, Shown, Table
 from .._solve.solve import find_atoms
@@ -191,9 +192,9 @@ class Spectrum(Shown):
         """
         if self.ritz_values is None:
             raise ValueError("`outliers()` are known of Jacobian spectra, as `jacobian_spectrum` makes them.")
-        ritz_values = eqx.filter_jit(self.ritz_values)()
+        ritz_values = quickly(eqx.filter_jit)(self.ritz_values)()
         unknown = Extremes.unknown(self._dtype)
-        extremes = unknown if self.extremes is None else eqx.filter_jit(self.extremes)()
+        extremes = unknown if self.extremes is None else quickly(eqx.filter_jit)(self.extremes)()
         return Outliers.of(self.edges(), ritz_values, self.mass_at_zero() > 0, extremes)
 
     def learning_rate_bound(self) -> Float[Array, ""]:
