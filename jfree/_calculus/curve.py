@@ -34,11 +34,6 @@ def _known(operation: AbstractOperation, point: Point, unknowns: Array) -> Array
 _PATIENCE, _MOST_STEPS = 40, 100
 
 
-def next_found(log_size: Array, found: Bool[Array, " lanes"]) -> Array:
-    """`log |z|` along the negative axis, away from 0: it rises, and is less than where it is found next."""
-    return jnp.where(found, log_size, jax.lax.cummin(jnp.where(found, log_size, jnp.inf), reverse=True))
-
-
 def _from_nearest(values: Array, known: Bool[Array, " lanes"]) -> Array:
     """Those of the nearest lane that is known, if there is one."""
     lanes = jnp.arange(known.size)
@@ -239,7 +234,7 @@ class Curve(eqx.Module):
 
         One Newton step short of full accuracy, which is taken where the curve is read. NaN where they are not found:
         nobody waits for lanes that together weigh no more than a root of the rounding, `weigh` being a function of
-        `log |z|`. Where Newton's method goes astray it starts again from the nearest that are found.
+        `log |z|`, or of more than it has there. Where Newton's method goes astray it starts again from the nearest that are found.
         """
         start = self.start(omega).in_own_units()
         unknowns = jnp.zeros((self.num_layers, self.num_unknowns, omega.size), omega.dtype)
@@ -263,8 +258,10 @@ class Curve(eqx.Module):
 
         def unfinished(state: tuple[Array, Array, Array, Array]) -> Array:
             k, _, size, log_size = state
-            found = size <= tolerance
-            weights = weigh(next_found(log_size, found))
+            found, lanes = size <= tolerance, jnp.arange(size.size)
+            last = jnp.max(jnp.where(found, -1, lanes))
+            bound = jnp.min(jnp.where(lanes > last, log_size, jnp.inf))  # away from 0 it rises
+            weights = weigh(jnp.where(found, log_size, bound))
             enough = jnp.sum(jnp.where(found, 0, weights)) <= 0.5 * eps**0.5 * jnp.sum(weights)
             return (k < _MOST_STEPS) & ~enough
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from .._calculus.atoms import Atoms
-from .._calculus.curve import Curve, next_found
+from .._calculus.curve import Curve
 from .._calculus.operation import AbstractOperation, Step
 from .._calculus.point import Point
 from .._calculus.reader import reader
@@ -197,7 +197,9 @@ def _read_log_moments(
         middle = jnp.argmin(jnp.abs(s))
         omega, unknowns = (jnp.where(found, x, x[..., middle, None]) for x in (omega, unknowns))
         log_y = curve.log_size(omega, unknowns)
-        log_y = jnp.where(found, log_y, next_found(jax.lax.stop_gradient(log_y), found))
+        # It rises: where it is not found it is less than at the next place.
+        next_found = jax.lax.cummin(jax.lax.stop_gradient(jnp.where(found, log_y, jnp.inf)), reverse=True)
+        log_y = jnp.where(found, log_y, next_found)
 
     weight = power * log_y
     density = density * jnp.exp(weight - jax.lax.stop_gradient(jnp.max(jnp.where(found, weight, -jnp.inf))))
