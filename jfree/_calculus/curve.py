@@ -234,7 +234,8 @@ class Curve(eqx.Module):
 
         One Newton step short of full accuracy, which is taken where the curve is read. NaN where they are not found:
         nobody waits for lanes that together weigh no more than a root of the rounding, `weigh` being a function of
-        `log |z|`, or of more than it has there. Where Newton's method goes astray it starts again from the nearest that are found.
+        `log |z|`, or of more than it has there. Where Newton's method goes astray it starts again from the nearest that
+        are found.
         """
         start = self.start(omega).in_own_units()
         unknowns = jnp.zeros((self.num_layers, self.num_unknowns, omega.size), omega.dtype)

@@ -34,6 +34,10 @@ _FEW = 8
 _MAX_ATOMS = 48
 
 
+# Of the points of laws that have a choice, the share that is enough away from the support.
+_COARSE = 0.3
+
+
 class StackedNetwork(AbstractNetwork):
     """Layers in rounds: every round has a place for each class of layers, where one may be missing.
 
@@ -251,7 +255,7 @@ class StackedNetwork(AbstractNetwork):
         return jnp.stack(found, 1)
 
     def coarse(self) -> "StackedNetwork":
-        return dataclasses.replace(self, refine=self.refine / 2)
+        return dataclasses.replace(self, refine=_COARSE * self.refine)
 
     def jacobian_curve(self, side: str) -> Curve:
         signals = self.signals()

@@ -130,6 +130,9 @@ _REACH = 0.9  # of the digits of a float: weights that are less than so many are
 _SPACING = 0.3  # of the nodes, and wider where singularities of the curve reach beyond exp(_ROOM)
 _ROOM = 3.0
 
+# A law of few points, far apart, makes log y jump as a function of log omega, which takes many nodes to see.
+_MANY_NODES = 4800
+
 
 @at_once
 def log_moments(curve: Curve, power: float = 0.0) -> tuple[Float[Array, ""], Float[Array, ""]]:
@@ -147,15 +150,19 @@ def log_moments(curve: Curve, power: float = 0.0) -> tuple[Float[Array, ""], Flo
     if curve.has_shifts:
         z = _along_negative_axis(frozen, low, high)
         return _read_log_moments(curve, *_below_shifts(frozen, z), power)
-    num_nodes = _num_nodes(curve, low + reach / (2 - power))
-    omega, unknowns = _settled_along(frozen, power, low, reach / (2 - power), num_nodes)
+    omega, unknowns = _settled_along(frozen, power, low, reach / (2 - power))
     return _read_log_moments(curve, omega, omega, unknowns, omega.real < 0, power)
 
 
 @quickly(eqx.filter_jit)
-def _settled_along(curve: Curve, power: float, low: float, high: float, num_nodes: int) -> tuple[Array, Array]:
-    """Nodes evenly spaced in `log|omega|`, up to `high` beyond all singularities, and the unknowns there."""
-    s = jnp.linspace(-jnp.asarray(low, curve.rank.dtype), jnp.log(curve.reach()) + high, num_nodes)
+def _settled_along(curve: Curve, power: float, low: float, high: float) -> tuple[Array, Array]:
+    """Nodes evenly spaced in `log|omega|`, one at 0, from `-low` to `high` beyond all singularities, and the unknowns
+    there.
+    """
+    spacing = (low + high) / _MANY_NODES if curve.has_few_points else _SPACING
+    below, above = 2 * round(low / (2 * spacing)), 2 * round((high + _ROOM) / (2 * spacing))
+    beyond = jnp.log(curve.reach()) + high
+    s = jnp.maximum(spacing, beyond / above) * jnp.arange(-below, above + 1, dtype=beyond.dtype)
     omega = jax.lax.complex(-jnp.exp(s), jnp.zeros_like(s))
 
     def in_variance(log_y: Array) -> Array:
@@ -235,10 +242,3 @@ def _of_the_noise(power: Array) -> tuple[Array, Array]:
     mean = jnp.pi / jnp.tan(angle) - per
     variance = jnp.square(jnp.pi / jnp.sin(angle)) - jnp.square(per)
     return jnp.where(some, mean, 0), jnp.where(some, variance, jnp.pi**2 / 3)
-
-
-def _num_nodes(curve: Curve, length: float) -> int:
-    """An odd number. A law of few points, far apart, makes log y jump as a function of log omega, which takes many
-    nodes to see.
-    """
-    return 4801 if curve.has_few_points else 2 * round((length + _ROOM) / (2 * _SPACING)) + 1
