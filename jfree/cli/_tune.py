@@ -12,7 +12,7 @@ from typing import Annotated, Any, IO, Literal, TYPE_CHECKING
 
 import numpy as np
 
-from ._network import Data, default, Network
+from ._network import Data, default, Network, SHAPED
 from ._report import check_figure, check_seed, check_writable, complete, describe, diagnosis, finite, header, POOLED
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 _MOST_STEPS = 1_000_000
+_DEEP = 50  # layers, of which it was measured what shaped activations are worth
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +74,7 @@ class TuneCommand:
         tuned, objective = self._tuned(net, data, show=not self.json)
         after = _Measured.of(tuned, self.seed)
         words = diagnosis(tuned, data)
+        words["words"] += _advice(tuned)
         say("\n".join([_spectra_table(before, after, objective), "", *words["words"]]))
         start = sampled(tuned, self.seed)
         training = self._trained(sampled(net, self.seed), start, data)
@@ -286,6 +288,21 @@ def _save_weights(stream: IO[bytes], model: "eqx.nn.Sequential") -> None:
     for layer, linear in enumerate(linears(model), 1):
         arrays |= {f"W{layer}": np.asarray(linear.weight), f"b{layer}": np.asarray(linear.bias)}
     np.savez(stream, **arrays)
+
+
+def _advice(net: "MLP | Layers") -> list[str]:
+    """Where more is to be had than by tuning."""
+    from .._networks.mlp import MLP
+    from ..activations._smooth import AbstractSmooth
+    from ._layers import flag
+
+    if not isinstance(net, MLP) or net.depth < _DEEP:
+        return []
+    hidden = net.activations[:-1]
+    names = set(map(flag, hidden))
+    if len(names) > 1 or not all(isinstance(activation, AbstractSmooth) for activation in hidden):
+        return []
+    return [f"So deep an MLP trains faster if its activation is shaped, too: --activation {SHAPED}{names.pop()}."]
 
 
 def _toml(net: "MLP | Layers", data: Data) -> str:

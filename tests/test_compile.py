@@ -1,0 +1,96 @@
+"""Programs of their own are compiled sooner; what is traced is not touched by it."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jfree
+from jfree._numerics import compile as compile_module
+from jfree._numerics.arrays import is_staged
+from jfree._numerics.compile import quickly
+
+
+@pytest.fixture
+def options(monkeypatch):
+    """What `jit` is given, as often as it is asked."""
+    asked = []
+
+    def jit(fun, **options):
+        asked.append(options)
+        return jax.jit(fun, **options)
+
+    return asked, jit
+
+
+def test_only_a_program_of_its_own_has_options(options):
+    asked, jit = options
+    square = quickly(jit)(lambda x: x * x)
+    assert asked == [{}]
+    assert float(square(3.0)) == 9
+    assert asked[1:] == [{"compiler_options": compile_module._SOONER}]
+    assert float(square(4.0)) == 16
+    assert len(asked) == 2
+
+
+def test_what_is_traced_is_compiled_as_it_is(options):
+    _, jit = options
+    square = quickly(jit)(lambda x: x * x)
+    x = jnp.asarray(3.0)
+    assert float(jax.jit(square)(x)) == 9
+    assert float(jax.grad(square)(x)) == 6
+    assert float(jax.jvp(square, (x,), (x,))[1]) == 18
+    assert float(jax.grad(jax.grad(square))(x)) == 2
+    np.testing.assert_array_equal(jax.vmap(square)(jnp.arange(3.0)), [0, 1, 4])
+    # What is known becomes part of the program around it.
+    assert float(jax.jit(lambda y: y + square(x))(1.0)) == 10
+
+
+def test_leaves_of_a_bound_method_may_be_traced():
+    class Scale(eqx.Module):
+        factor: jax.Array
+
+        def __call__(self) -> jax.Array:
+            return 2 * self.factor
+
+    @jax.jit
+    def of(factor):
+        return quickly(eqx.filter_jit)(Scale(factor))()
+
+    assert float(of(jnp.asarray(3.0))) == 6
+    assert float(jax.grad(lambda factor: quickly(eqx.filter_jit)(Scale(factor))())(3.0)) == 2
+
+
+def test_an_option_that_xla_does_not_know_is_left_out(options, monkeypatch):
+    asked, jit = options
+    monkeypatch.setattr(compile_module, "_SOONER", {"xla_no_such_option": True})
+    compile_module._options.cache_clear()
+    try:
+        assert float(quickly(jit)(lambda x: x + 1)(1.0)) == 2
+        assert asked[-1] == {"compiler_options": None}
+    finally:
+        compile_module._options.cache_clear()
+
+
+def test_staging_is_seen_whatever_is_traced():
+    seen = []
+
+    def look(x):
+        seen.append(is_staged())
+        return x
+
+    look(1.0)
+    jax.grad(look)(1.0)
+    jax.vmap(look)(jnp.ones(2))
+    jax.jit(look)(1.0)
+    jax.lax.cond(True, look, look, 1.0)
+    assert seen[:3] == [False] * 3
+    assert all(seen[3:])
+
+
+def test_values_are_the_same_inside_a_program():
+    net = jfree.MLP([1.0, 2.0, 1.0], "tanh", "gaussian", 1.3, 0.1)
+    x = np.geomspace(0.01, 3, 20)
+    inside = jax.jit(lambda net: jfree.jacobian_spectrum(net).density(x))(net)
+    np.testing.assert_allclose(jfree.jacobian_spectrum(net).density(x), inside, rtol=1e-9, atol=1e-12)
