@@ -98,7 +98,7 @@ def _sum_of_logs(curve: Curve) -> Array:
 
 
 @quickly(jax.jit)
-def _next_to_zero(curve: Curve, places: Array) -> Array:
+def _next_to_zero(curve: Curve, places: Array | np.ndarray) -> Array:
     """Some `z` below 0: the closer they are, the steeper is `log z`, and the less exact are its derivatives."""
     eps = float(jnp.finfo(curve.rank.dtype).eps)
     near = eps ** (1 / 3) * jnp.exp(curve.moments.log_floor)
