@@ -26,6 +26,7 @@ from ._networks.resnet import ResNet
 from ._networks.stacked import check_fisher, unrolled
 from ._numerics.arrays import Keys
 from ._numerics.checks import integer
+from ._numerics.compile import quickly
 from ._numerics.memory import check_memory
 from ._spectrum.spectrum import Spectrum
 from .activations._base import AbstractActivation
@@ -311,7 +312,7 @@ def _in_batches(
         return jax.block_until_ready(jnp.concatenate(rows))
 
 
-@eqx.filter_jit
+@quickly(eqx.filter_jit)
 def _jacobian_eigenvalues(
     net: MLP | ResNet, widths: tuple[int, ...], size: int, keys: Keys
 ) -> Float[Array, "samples N"]:
@@ -319,7 +320,7 @@ def _jacobian_eigenvalues(
     return _squared_singular_values(jacobians, size)
 
 
-@eqx.filter_jit
+@quickly(eqx.filter_jit)
 def _fisher_eigenvalues(
     net: MLP, widths: tuple[int, ...], num_inputs: int, block_diagonal: bool, keys: Keys
 ) -> Float[Array, "samples N"]:
@@ -467,7 +468,7 @@ def _through_layers(
     return matrices
 
 
-@eqx.filter_jit
+@quickly(eqx.filter_jit)
 def _advanced(
     layer: AbstractLayer,
     modules: Callable[..., Array],

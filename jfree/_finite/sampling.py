@@ -23,6 +23,7 @@ from .._networks.network import Network
 from .._networks.resnet import ResNet
 from .._networks.stacked import unrolled
 from .._numerics.checks import integer
+from .._numerics.compile import quickly
 
 _Network = TypeVar("_Network", bound=MLP | ResNet)
 _Any = TypeVar("_Any", bound=AbstractNetwork)
@@ -181,13 +182,13 @@ def few_threads(width: int) -> Generator[None]:
         yield
 
 
-@eqx.filter_jit
+@quickly(eqx.filter_jit)
 def with_all_scales(net: _Network) -> _Network:
     """The same network, its scales written out for every layer: shared or not, they are one program."""
     return eqx.tree_at(lambda n: (n.sigma_w, n.sigma_b), net, net.scales)
 
 
-@eqx.filter_jit
+@quickly(eqx.filter_jit)
 def _sample_layer(
     law: AbstractWeights,
     shape: tuple[int, int],

@@ -155,6 +155,7 @@ class TuneCommand:
         import equinox as eqx
 
         from .. import objectives
+        from .._numerics.compile import quickly
         from .._tune import tune
 
         objective = {"log_spread": objectives.log_spread()}.get(self.objective) or getattr(objectives, self.objective)
@@ -176,7 +177,7 @@ class TuneCommand:
         if start is not net:
             squares = data.mean_squares()
             over_data = objective if squares is None else objectives.over_inputs(objective, squares)
-            before = float(eqx.filter_jit(over_data)(net))
+            before = float(quickly(eqx.filter_jit)(over_data)(net))
         if result.rounded is not None and result.rounded_objective is not None:
             return result.rounded, (before, float(result.rounded_objective))  # pyright: ignore
         return result.net, (before, float(result.objective))  # pyright: ignore
