@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Complex, Float
 
 from .._numerics.complex import exponential, log_lower, logarithm, magnitude, reciprocal, scaled, x_log_x
-from .._numerics.implicit import instantiated, of_correction, without_value
+from .._numerics.implicit import at_roots, of_correction, without_value
 from .atoms import Atoms
 from .operation import AbstractOperation, Moments, no_unknowns, Step
 from .point import Point, without_rounding
@@ -302,13 +302,13 @@ class Curve(eqx.Module):
         """The point at `omega`, differentiable in it and in the curve, for unknowns that solve their equations; its
         tangents are so only where their `slopes` are asked for.
         """
-        return _differentiable(_point, _corrected, slopes, self, (omega,), (unknowns,))
+        return at_roots(_point, _corrected, slopes, self, (omega,), (unknowns,))
 
     def log_size(
         self, omega: Complex[Array, " lanes"], unknowns: Complex[Array, "layers unknowns lanes"]
     ) -> Float[Array, " lanes"]:
         """`log |z|`, also where `z` is out of the range of floats; differentiable like the point at `omega`."""
-        return _differentiable(_log_size, _corrected, False, self, (omega,), (unknowns,))
+        return at_roots(_log_size, _corrected, False, self, (omega,), (unknowns,))
 
     def point_at(
         self,
@@ -321,7 +321,7 @@ class Curve(eqx.Module):
         """The point at `z`, differentiable in it and in the curve, for `omega` and unknowns that were found to solve
         the equations; elsewhere it is at `omega`. Of its tangents as for `point`.
         """
-        return _differentiable(_point_at, _corrected_at, slopes, self, (z, found), (omega, unknowns))
+        return at_roots(_point_at, _corrected_at, slopes, self, (z, found), (omega, unknowns))
 
     def potential_at(
         self,
@@ -333,7 +333,7 @@ class Curve(eqx.Module):
         """The point and `Phi` at `z`, with its branch continuous from infinity in the upper half plane; differentiable
         like the point.
         """
-        return _differentiable(_potential_at, _corrected_at, False, self, (z, found), (omega, unknowns))
+        return at_roots(_potential_at, _corrected_at, False, self, (z, found), (omega, unknowns))
 
     def potential_from(self, start: Point, unknowns: Array) -> tuple[Point, tuple[Array, Array]]:
         """The last point with `Psi` and `log z`, both less `log_scale`, from a point on the curve of the identity."""
@@ -429,38 +429,3 @@ def _corrected_at(curve: Curve, z: Array, found: Array | bool, omega: Array, unk
     point, _, (unknowns, tangents) = curve.fold(_passed, None, curve.start(omega), unknowns)
     change = of_correction(jnp.multiply, _gap(point, z, found), reciprocal(point.dz))
     return omega * exponential(change), unknowns * exponential(tangents * change)
-
-
-def _differentiable(
-    read: Callable[..., Any],
-    correct: Callable[..., tuple[Array, ...]],
-    slopes: bool,
-    curve: Curve,
-    args: tuple[Any, ...],
-    roots: tuple[Array, ...],
-) -> Any:
-    return _read(read, correct, slopes, curve, args, jax.lax.stop_gradient(roots))
-
-
-@eqx.filter_custom_jvp
-def _read(read: Any, correct: Any, slopes: bool, curve: Curve, args: tuple[Any, ...], roots: tuple[Array, ...]) -> Any:
-    """`read(curve, *args, *roots)`, where a step of Newton's method, `correct`, leaves the roots as they are.
-
-    What is read ends the roots with such a step, too. From a constant the step has the first derivatives of the root,
-    and from what has first derivatives it has the second ones. So the rule takes one before, and differentiates what is
-    read from there; no equation is solved, and nothing is evaluated beside.
-    """
-    return read(curve, *args, *roots)
-
-
-@_read.def_jvp
-def _read_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
-    read, correct, slopes, curve, args, roots = primals
-    dynamic, static = eqx.partition((curve, args), eqx.is_inexact_array)
-    roots = _read(correct, correct, False, curve, args, roots)  # or those of third order would be missing
-
-    def at(dynamic: Any) -> Any:
-        curve, args = eqx.combine(dynamic, static)
-        return read(curve, *args, *(correct(curve, *args, *roots) if slopes else roots))
-
-    return jax.jvp(at, (dynamic,), (instantiated(dynamic, tangents[3:5]),))

@@ -214,7 +214,8 @@ class Diagnosis(Shown):
         if self.slope_spread / 2 > self.log_loss:
             cause, remedy = "as their variances do", "Make the signal stable, or layers wider or fewer."
         else:
-            cause, remedy = "as each layer turns few directions", "Take fewer or wider layers, or orthogonal weights."
+            cause = "as each layer turns few directions"
+            remedy = "Take fewer or wider layers, or orthogonal weights if they are not."
         apart = number(jnp.hypot(self.log_loss, self.slope_spread))
         return [f"Samples of these widths will NOT follow the limit: log t differs by {apart}, {cause}. {remedy}"]
 

@@ -104,6 +104,45 @@ def _attach_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Ar
     return root, -change / slope
 
 
+def at_roots(
+    read: Callable[..., Any],
+    correct: Callable[..., tuple[Array, ...]],
+    slopes: bool,
+    given: Any,
+    args: tuple[Any, ...],
+    roots: tuple[Array, ...],
+) -> Any:
+    """`read(given, *args, *roots)` for roots that were found, and are constants: a step of Newton's method,
+    `correct(given, *args, *roots)`, leaves them as they are.
+
+    What is read ends the roots with such a step, too. From a constant the step has the first derivatives of the root,
+    and from what has first derivatives it has the second ones. So the rule takes one before, and differentiates what is
+    read from there; no equation is solved, and nothing is evaluated beside. Where `slopes` at the roots are read, they
+    take another step.
+    """
+    return _at_roots(read, correct, slopes, given, args, jax.lax.stop_gradient(roots))
+
+
+@eqx.filter_custom_jvp
+def _at_roots(
+    read: Any, correct: Any, slopes: bool, given: Any, args: tuple[Any, ...], roots: tuple[Array, ...]
+) -> Any:
+    return read(given, *args, *roots)
+
+
+@_at_roots.def_jvp
+def _at_roots_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
+    read, correct, slopes, given, args, roots = primals
+    dynamic, static = eqx.partition((given, args), eqx.is_inexact_array)
+    roots = _at_roots(correct, correct, False, given, args, roots)  # or those of third order would be missing
+
+    def at(dynamic: Any) -> Any:
+        given, args = eqx.combine(dynamic, static)
+        return read(given, *args, *(correct(given, *args, *roots) if slopes else roots))
+
+    return jax.jvp(at, (dynamic,), (instantiated(dynamic, tangents[3:5]),))
+
+
 def without_value(x: Array) -> Array:
     """0, with the derivatives of `x`."""
     return x - jax.lax.stop_gradient(x)
