@@ -15,7 +15,7 @@ from jfree.cli._layers import read, toml, written
 from jfree.cli._network import Network
 from jfree.cli._report import describe
 from jfree.cli._train import equinox_default, sampled, train
-from jfree.cli._tune import _toml as tune_toml
+from jfree.cli._tune import _advice as advice, _toml as tune_toml
 
 # Marchenko-Pastur at ratio 1/2. All runs share its compiled program.
 SMALL = ("spectrum", "--widths", "200", "100", "--activation", "linear", "--weights", "gaussian")
@@ -56,6 +56,22 @@ def test_single_eigenvalues_are_told(tmp_path, capsys):
     (tmp_path / "net.toml").write_text(block + weights + activation)
     assert main(["spectrum", "--config", str(tmp_path / "net.toml")]) == 0
     assert "single eigenvalue: one of about" in capsys.readouterr().out
+
+
+def test_deep_networks_are_advised_to_be_shaped_where_the_command_line_can():
+    def deep(*activations):
+        return jfree.MLP(np.ones(51), (*activations, "linear"))
+
+    for name in ("tanh", "gelu", "silu"):
+        (words,) = advice(deep(*49 * [name]))
+        flag = words.removesuffix(".").split()[-2:]
+        assert flag == ["--activation", f"shaped_{name}"]
+        Network(depth=50, width=4.0, activation=(flag[1],)).build(None)
+    shaped = jfree.activations.shaped("tanh", 0.01)
+    for activations in (49 * ["relu"], 49 * [shaped], ["relu", *48 * ["tanh"]]):
+        assert not advice(deep(*activations))
+    assert not advice(jfree.MLP(np.ones(11), "tanh"))
+    assert not advice(jfree.Network(1.0, [jfree.layers.Dense(1.0)]))
 
 
 def test_shaped_activations_have_names():

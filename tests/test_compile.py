@@ -13,7 +13,7 @@ from jfree._numerics.compile import quickly
 
 
 @pytest.fixture
-def options(monkeypatch):
+def options():
     """What `jit` is given, as often as it is asked."""
     asked = []
 
@@ -60,6 +60,21 @@ def test_leaves_of_a_bound_method_may_be_traced():
 
     assert float(of(jnp.asarray(3.0))) == 6
     assert float(jax.grad(lambda factor: quickly(eqx.filter_jit)(Scale(factor))())(3.0)) == 2
+
+
+@pytest.mark.parametrize("jit", [jax.jit, eqx.filter_jit])
+def test_a_function_may_close_over_what_is_differentiated(jit):
+    def closed(a):
+        return quickly(jit)(lambda x: a * x)(3.0)
+
+    assert float(jax.grad(closed)(2.0)) == 3
+    assert float(jax.jvp(closed, (2.0,), (1.0,))[1]) == 3
+
+    def wrong(x):
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        quickly(jit)(wrong)(1.0)
 
 
 def test_an_option_that_xla_does_not_know_is_left_out(options, monkeypatch):

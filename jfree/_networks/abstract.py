@@ -35,7 +35,7 @@ class AbstractNetwork(Shown):
 
     def coarse(self) -> "AbstractNetwork":
         """The same network, with fewer points for laws that have a choice. Away from the support, and unless small
-        eigenvalues count, they give eight digits.
+        eigenvalues count, they give six digits.
         """
         return self
 

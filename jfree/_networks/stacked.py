@@ -35,7 +35,7 @@ _MAX_ATOMS = 48
 
 
 # Of the points of laws that have a choice, the share that is enough away from the support.
-_COARSE = 0.375
+_COARSE = 0.5
 
 
 class StackedNetwork(AbstractNetwork):

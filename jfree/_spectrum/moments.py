@@ -140,16 +140,17 @@ def log_moments(curve: Curve, power: float = 0.0) -> tuple[Float[Array, ""], Flo
 
     A quadrature along the negative axis: `-M(-y) = int t / (t + y) mu(dt)` is the mass above `log y` of log t with
     logistic noise. `int -M(-y) y^power dlog y` is `pi / sin(pi power)` times the mean of `t^power`, whose logarithm has
-    these as its derivatives by `power`. NaN where more than 1e-6 of the variance may not be resolved, or points of more
+    these as its derivatives by `power`. NaN where more than 1e-5 of the variance may not be resolved, or points of more
     weight than a root of the rounding are not found.
     """
-    frozen = jax.lax.stop_gradient(curve)
+    frozen, power = jax.lax.stop_gradient(curve), float(power)
     reach = -_REACH * math.log(float(jnp.finfo(curve.rank.dtype).eps))
     low, high = reach / (1 + power), reach / (1 - power)  # weights fall off that fast
     low = low if curve.adds_logs else _KEPT * low
     if curve.has_shifts:
         z = _along_negative_axis(frozen, low, high)
         return _read_log_moments(curve, *_below_shifts(frozen, z), power)
+    # What comes after the last node is summed but for 1 / omega of it, which falls off faster.
     omega, unknowns = _settled_along(frozen, power, low, reach / (2 - power))
     return _read_log_moments(curve, omega, omega, unknowns, omega.real < 0, power)
 
@@ -159,10 +160,10 @@ def _settled_along(curve: Curve, power: float, low: float, high: float) -> tuple
     """Nodes evenly spaced in `log|omega|`, one at 0, from `-low` to `high` beyond all singularities, and the unknowns
     there.
     """
-    spacing = (low + high) / _MANY_NODES if curve.has_few_points else _SPACING
-    below, above = 2 * round(low / (2 * spacing)), 2 * round((high + _ROOM) / (2 * spacing))
-    beyond = jnp.log(curve.reach()) + high
-    s = jnp.maximum(spacing, beyond / above) * jnp.arange(-below, above + 1, dtype=beyond.dtype)
+    spacing = (low + high + _ROOM) / _MANY_NODES if curve.has_few_points else _SPACING
+    first, last = -2 * round(low / (2 * spacing)), 2 * round((high + _ROOM) / (2 * spacing))
+    end = jnp.log(curve.reach()) + high
+    s = jnp.maximum(spacing, end / last) * jnp.arange(first, last + 1, dtype=end.dtype)
     omega = jax.lax.complex(-jnp.exp(s), jnp.zeros_like(s))
 
     def in_variance(log_y: Array) -> Array:
@@ -193,7 +194,7 @@ def _read_log_moments(
     eps = float(jnp.finfo(dtype).eps)
     if curve.has_shifts:
         point = curve.point_at(z, omega, unknowns, found, slopes=True)
-        log_y = jnp.log(jnp.where(found, -z.real, 1))
+        s = log_y = jnp.log(jnp.where(found, -z.real, 1))
         density = (point.side * point.dm * reciprocal(point.dz)).real
     else:
         # Derivatives divide by fourth powers; of NaN it is no more than false.
@@ -213,7 +214,7 @@ def _read_log_moments(
     lost = jnp.sum(jnp.where(found, 0, density)) / jnp.sum(density)
     log_y, density = jnp.where(found, log_y, 0), jnp.where(found, density, 0)
     offset, noise = _of_the_noise(power)
-    step, fall = jax.lax.stop_gradient((log_y[-1] - log_y[-2], jnp.log(density[-2] / density[-1])))
+    step, fall = s[-1] - s[-2], jax.lax.stop_gradient(jnp.log(density[-2] / density[-1]))
     expected = (1 - power) * step  # y grows like omega there, and the density falls like y^(power - 1)
 
     def moments(every: int) -> tuple[Array, Array]:
@@ -230,7 +231,7 @@ def _read_log_moments(
     (mean, fine), (_, coarse) = moments(1), moments(2)
     # The rule converges as fast as its error squares with twice the nodes.
     known = (jnp.abs(fine - coarse) <= max(1e-3, eps**0.4) * (1 + jnp.abs(fine))) & (lost <= eps**0.5)
-    known &= jnp.abs(fall - expected) <= max(1e-4, eps**0.4) * expected
+    known &= jnp.abs(fall - expected) <= max(1e-4, eps**0.4) * expected + 8 * eps * jnp.abs(log_y[-1])
     return jnp.where(known, mean, jnp.nan), jnp.where(known, jnp.maximum(fine, 0), jnp.nan)
 
 

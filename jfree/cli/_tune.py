@@ -303,7 +303,9 @@ def _advice(net: "MLP | Layers") -> list[str]:
     names = set(map(flag, hidden))
     if len(names) > 1 or not all(isinstance(activation, AbstractSmooth) for activation in hidden):
         return []
-    return [f"So deep an MLP trains faster if its activation is shaped, too: --activation {SHAPED}{names.pop()}."]
+    return [
+        f"So deep an MLP often trains faster with an activation that is shaped: --activation {SHAPED}{names.pop()}."
+    ]
 
 
 def _toml(net: "MLP | Layers", data: Data) -> str:
