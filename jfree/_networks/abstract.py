@@ -34,8 +34,8 @@ class AbstractNetwork(Shown):
         return jnp.full(2, jnp.nan)
 
     def coarse(self) -> "AbstractNetwork":
-        """The same network, with fewer points for laws that have a choice. Away from the support, and unless small
-        eigenvalues count, they give six digits.
+        """The same network, with half the points for laws that have a choice. Away from the support, and unless small
+        eigenvalues count, half of them give six digits.
         """
         return self
 

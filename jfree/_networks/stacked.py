@@ -34,10 +34,6 @@ _FEW = 8
 _MAX_ATOMS = 48
 
 
-# Of the points of laws that have a choice, the share that is enough away from the support.
-_COARSE = 0.5
-
-
 class StackedNetwork(AbstractNetwork):
     """Layers in rounds: every round has a place for each class of layers, where one may be missing.
 
@@ -255,7 +251,7 @@ class StackedNetwork(AbstractNetwork):
         return jnp.stack(found, 1)
 
     def coarse(self) -> "StackedNetwork":
-        return dataclasses.replace(self, refine=_COARSE * self.refine)
+        return dataclasses.replace(self, refine=self.refine / 2)
 
     def jacobian_curve(self, side: str) -> Curve:
         signals = self.signals()

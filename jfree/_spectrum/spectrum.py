@@ -168,7 +168,7 @@ class Spectrum(Shown):
         """`int_{t>0} (log t - mean_log)^2 mu(dt) / mu((0, inf))`: four times that of the nonzero singular values.
 
         A quadrature along the negative axis, where nothing is singular: it is defined and smooth whatever the spectrum,
-        and good to six digits. NaN where it is worse.
+        and good to five digits, mostly to more. NaN where it is worse.
         """
         return log_moments(self.curve)[1]
 
