@@ -233,9 +233,9 @@ class Curve(eqx.Module):
         """The unknowns at given `omega`, in order: the equations of the layers' laws, without one for `z`.
 
         One Newton step short of full accuracy, which is taken where the curve is read. NaN where they are not found:
-        nobody waits for lanes that together weigh no more than a root of the rounding, the last of all aside. `weigh`
-        is a function of `log |z|`, which of lanes not found is that of the next beyond all these. Where Newton's method
-        goes astray it starts again from the nearest that are found.
+        nobody waits for lanes that together weigh no more than `eps**0.75`, the last of all aside: what they leave open
+        must not show in differences of values. `weigh` is a function of `log |z|`, which of lanes not found is that of
+        the next beyond all these. Where Newton's method goes astray it starts again from the nearest that are found.
         """
         start = self.start(omega).in_own_units()
         unknowns = jnp.zeros((self.num_layers, self.num_unknowns, omega.size), omega.dtype)
@@ -263,7 +263,7 @@ class Curve(eqx.Module):
             last = jnp.max(jnp.where(found, -1, lanes))
             bound = jnp.min(jnp.where(lanes > last, log_size, jnp.inf))  # away from 0 it rises
             weights = weigh(jnp.where(found, log_size, bound))
-            enough = jnp.sum(jnp.where(found, 0, weights)) <= 0.5 * eps**0.5 * jnp.sum(weights)
+            enough = jnp.sum(jnp.where(found, 0, weights)) <= eps**0.75 * jnp.sum(weights)
             return (k < _MOST_STEPS) & ~(enough & found[-1])
 
         unknown = jnp.full_like(omega.real, jnp.inf)
