@@ -91,6 +91,21 @@ def test_shaped_activations_have_names():
             Network(activation=(name,)).build(None)
 
 
+def test_the_library_needs_nothing_of_the_command_line():
+    script = """
+import sys
+sys.modules |= {"tyro": None, "sklearn": None}
+import jfree
+jfree.MLP([1, 1], "relu", "gaussian")
+try:
+    import jfree.cli
+except ImportError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("The command line needs tyro: pip install 'jfree[cli]'.\n", "")
+
+
 def test_output_side_and_infinity(capsys):
     flags = ("--widths", "1", "1", "--activation", "linear", "--weights", "gaussian", "--side", "output")
     out = run_json(capsys, "spectrum", *flags)

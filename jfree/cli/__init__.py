@@ -9,7 +9,10 @@ import sys
 import threading
 from collections.abc import Sequence
 
-import tyro
+try:
+    import tyro
+except ImportError as error:
+    raise ImportError("The command line needs tyro: pip install 'jfree[cli]'.") from error
 
 from ._cache import CacheCommand
 from ._check import CheckCommand
