@@ -17,12 +17,9 @@ from ._initialize import (
     initialize_torch_ as initialize_torch_,
     Report as Report,
 )
-from ._interop.equinox import (
-    from_equinox as from_equinox,
-    ResidualMLP as ResidualMLP,
-    to_equinox as to_equinox,
-)
+from ._interop.equinox import from_equinox as from_equinox, to_equinox as to_equinox
 from ._interop.model import from_model as from_model
+from ._interop.residual_mlp import ResidualMLP as ResidualMLP
 from ._interop.torch import from_torch as from_torch, reinitialize_torch_ as reinitialize_torch_
 from ._interop.writing import reinitialize as reinitialize
 from ._layers.weights import Gaussian as Gaussian, Orthogonal as Orthogonal
@@ -36,7 +33,7 @@ from ._meanfield.fixed_points import (
     Gain as Gain,
     gain as gain,
 )
-from ._meanfield.moments import MeanField as MeanField
+from ._meanfield.mean_field import MeanField as MeanField
 from ._networks.abstract import AbstractNetwork as AbstractNetwork, propagate as propagate
 from ._networks.measured import from_weights as from_weights
 from ._networks.mlp import MLP as MLP

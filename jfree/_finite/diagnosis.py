@@ -10,7 +10,8 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 
 from .._layers.kinds import Kinds
 from .._layers.weights import Gaussian, Orthogonal
-from .._meanfield.moments import in_range, MeanField
+from .._meanfield.mean_field import MeanField
+from .._meanfield.moments import in_range
 from .._networks.abstract import AbstractNetwork, as_network, propagate
 from .._networks.mlp import MLP
 from .._networks.network import Network

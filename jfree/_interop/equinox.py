@@ -8,19 +8,13 @@ from typing import Any, overload
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from .._finite.diagnosis import sample_alarm
 from .._finite.sampling import (
-    check_matrices,
     integer_widths,
-    largest_width,
-    linears,
     sample_network,
-    sample_weights,
     scale_of,
-    weights_of,
 )
 from .._layers.activation import Activation
 from .._layers.conv import CircularConv, Conv, Patches, PatchLinear
@@ -36,83 +30,13 @@ from .._networks.mlp import MLP
 from .._networks.network import Network
 from .._networks.resnet import ResNet
 from .._numerics.arrays import common_dtype, is_concrete
-from .._numerics.checks import cast, check, integer, positive
+from .._numerics.checks import cast, check, positive
 from ..activations._base import AbstractActivation
 from ..activations._two_slopes import Linear
 from .functions import activation_of, Function, function_of
 from .parts import ALIKE
-
-
-class _Block(eqx.Module):
-    """`x + f(x)`."""
-
-    layers: tuple[eqx.nn.Linear, ...]
-    activation: Function
-
-    def __call__(self, x: Float[Array, " width"]) -> Float[Array, " width"]:
-        y = x
-        for layer in self.layers:
-            y = jax.vmap(self.activation)(layer(y))
-        return x + y
-
-
-class ResidualMLP(eqx.Module):
-    """`x <- x + f(x)`, `depth` times, `f` of `layers_per_block` layers `phi(W x + b)`: a `jfree.ResNet` to train.
-
-    **Arguments:**
-
-    - `width`, `depth`: units of every layer, and the number of blocks.
-    - `layers_per_block`: at least 1; each is followed by the activation, the last one, too.
-    - `activation`: a function of a scalar, or a sequence of `depth`, one per block.
-    - `use_bias`: whether the layers of the blocks have biases.
-    - `in_size`, `out_size`: sizes of the data, mapped to and from `width` by a linear layer each; `None` for none.
-    - `dtype`: of all weights and biases, JAX's default float unless given.
-    - `key`: of `jax.random`; the initial weights are those of `eqx.nn.Linear`, see `jfree.reinitialize` for others.
-
-    **Raises:** `ValueError` naming the argument, for sizes that are not positive integers, and activations that are not
-    functions, one or one per block.
-    """
-
-    embedding: eqx.nn.Linear | None
-    blocks: tuple[_Block, ...]
-    readout: eqx.nn.Linear | None
-
-    def __init__(
-        self,
-        width: int,
-        depth: int,
-        layers_per_block: int = 1,
-        activation: Function | Sequence[Function] = jnp.tanh,
-        use_bias: bool = True,
-        in_size: int | None = None,
-        out_size: int | None = None,
-        dtype: DTypeLike | None = None,
-        *,
-        key: PRNGKeyArray,
-    ):
-        sizes = {"width": width, "depth": depth, "layers_per_block": layers_per_block}
-        sizes |= {name: size for name, size in (("in_size", in_size), ("out_size", out_size)) if size is not None}
-        for name, size in sizes.items():
-            integer(name, size)
-        activations = (activation,) * depth if callable(activation) else tuple(activation)
-        if len(activations) != depth or not all(map(callable, activations)):
-            raise ValueError(f"`activation` must be a function of a scalar, or {depth} of them, got {activation!r}.")
-        in_key, out_key, *keys = jax.random.split(key, 2 + depth * layers_per_block)
-        layers = [eqx.nn.Linear(width, width, use_bias, dtype, key=k) for k in keys]
-        starts = range(0, len(layers), layers_per_block)
-        self.blocks = tuple(
-            _Block(tuple(layers[i : i + layers_per_block]), phi) for i, phi in zip(starts, activations, strict=True)
-        )
-        self.embedding = None if in_size is None else eqx.nn.Linear(in_size, width, dtype=dtype, key=in_key)
-        self.readout = None if out_size is None else eqx.nn.Linear(width, out_size, dtype=dtype, key=out_key)
-
-    def __call__(self, x: Float[Array, " in"], *, key: PRNGKeyArray | None = None) -> Float[Array, " out"]:
-        """Maps `(in_size,)` to `(out_size,)`, which are `width` where not given; `key` is ignored."""
-        x = x if self.embedding is None else self.embedding(x)
-        for block in self.blocks:
-            x = block(x)
-        return x if self.readout is None else self.readout(x)
-
+from .residual_mlp import linears_of, ResidualMLP
+from .writing import redrawn
 
 EquinoxModel = eqx.nn.MLP | eqx.nn.Sequential | ResidualMLP
 
@@ -198,23 +122,6 @@ def from_equinox(
             )
 
 
-def redrawn(model: Any, net: MLP | ResNet | Network, key: PRNGKeyArray) -> Any:
-    """A model with the weights and biases of its `eqx.nn.Linear` layers, in their order, redrawn."""
-    mine = _linears(model)
-    shapes = [linear.weight.shape for linear in mine]
-    largest = max((max(shape) for shape in shapes), default=1)
-    if isinstance(net, Network):
-        check_matrices(net)
-        sampled = weights_of(sample_network(net, key, largest / largest_width(net)))
-    else:
-        sampled = sample_weights(net, key, largest)
-    expected = [weight.shape for weight, _ in sampled]
-    if shapes != expected:
-        raise ValueError(f"`model` must have the layers of `net`, of shapes {expected}, got {shapes}.")
-    layers = [_redrawn(linear, *layer) for linear, layer in zip(mine, sampled, strict=True)]
-    return eqx.tree_at(_linears, model, layers)
-
-
 def _blank(net: MLP | ResNet, widths: list[int]) -> EquinoxModel:
     """A model of the right shapes."""
     functions, dtype, key = [function_of(phi) for phi in net.activations], net.sigma_w.dtype, jax.random.key(0)
@@ -234,24 +141,10 @@ def _blank(net: MLP | ResNet, widths: list[int]) -> EquinoxModel:
 
 def _from_residual(model: ResidualMLP, q0: ArrayLike, weights: str | AbstractWeights) -> ResNet:
     depth = len(model.blocks)
-    sigma_w, sigma_b = (scale.reshape(depth, -1) for scale in _scales(_linears(model)))
+    sigma_w, sigma_b = (scale.reshape(depth, -1) for scale in _scales(linears_of(model)))
     activations = [activation_of(block.activation) for block in model.blocks]
     activation = activations[0] if _alike(activations) else activations
     return ResNet(depth, activation, weights, sigma_w, sigma_b, sigma_w.shape[1], q0)
-
-
-def _linears(model: eqx.Module) -> list[eqx.nn.Linear]:
-    """The layers that a network consists of."""
-    return linears(model.blocks if isinstance(model, ResidualMLP) else model)
-
-
-def _redrawn(linear: eqx.nn.Linear, weight: Array, bias: Array) -> eqx.nn.Linear:
-    linear = eqx.tree_at(lambda layer: layer.weight, linear, weight.astype(linear.weight.dtype))
-    if linear.bias is not None:
-        return eqx.tree_at(lambda layer: layer.bias, linear, bias.astype(linear.bias.dtype))
-    if jnp.any(bias != 0):
-        raise ValueError("`model` must have biases where `net` has `sigma_b` > 0.")
-    return linear
 
 
 def _scales(layers: Sequence[eqx.nn.Linear]) -> tuple[Float[Array, " layers"], Float[Array, " layers"]]:
@@ -302,7 +195,7 @@ def _mlp(
 
 
 def _from_sequential(model: eqx.nn.Sequential, q0: ArrayLike, weights: str | AbstractWeights) -> MLP | Network:
-    found, mine = dict(_modules(model, "model")), _linears(model)
+    found, mine = dict(_modules(model, "model")), linears_of(model)
     if mine and all(isinstance(module, eqx.nn.Linear | eqx.nn.Lambda) for module in found.values()):
         return _mlp(mine, _of_layers(found), q0, weights)
     law = as_weights(weights)

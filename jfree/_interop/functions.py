@@ -14,8 +14,10 @@ from jaxtyping import Array
 from ..activations._base import AbstractActivation
 from ..activations._from_function import FromFunction
 from ..activations._names import BY_NAME
-from ..activations._piecewise import CELU, ELU, Sine, Swish
+from ..activations._periodic import Sine
+from ..activations._piecewise import ELU
 from ..activations._smooth import GELU, GELUTanh
+from ..activations._stretched import CELU, Swish
 from ..activations._two_slopes import LeakyReLU, Linear
 
 Function = Callable[[Array], Array]

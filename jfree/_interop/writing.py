@@ -8,9 +8,9 @@ from typing import Any, NamedTuple, TypeVar
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
-from .._finite.sampling import sample_network, with_positions
+from .._finite.sampling import check_matrices, largest_width, sample_network, sample_weights, weights_of, with_positions
 from .._layers.conv import CircularConv, PatchLinear
 from .._layers.gated import GatedLinear
 from .._layers.scale import Times
@@ -18,9 +18,9 @@ from .._networks.branches import Branches
 from .._networks.mlp import MLP
 from .._networks.network import Network
 from .._networks.resnet import ResNet
-from .equinox import redrawn
 from .model import Parameters, parameters_of, parts_of, slots_of
 from .parts import numbers_of, Slot
+from .residual_mlp import linears_of
 
 Model = TypeVar("Model")
 
@@ -52,6 +52,32 @@ def reinitialize(model: Model, net: MLP | ResNet | Network, key: PRNGKeyArray) -
     written = write(parameters_of(model), net, key)
     warn_left(written)
     return written.model
+
+
+def redrawn(model: Any, net: MLP | ResNet | Network, key: PRNGKeyArray) -> Any:
+    """A model with the weights and biases of its `eqx.nn.Linear` layers, in their order, redrawn."""
+    mine = linears_of(model)
+    shapes = [linear.weight.shape for linear in mine]
+    largest = max((max(shape) for shape in shapes), default=1)
+    if isinstance(net, Network):
+        check_matrices(net)
+        sampled = weights_of(sample_network(net, key, largest / largest_width(net)))
+    else:
+        sampled = sample_weights(net, key, largest)
+    expected = [weight.shape for weight, _ in sampled]
+    if shapes != expected:
+        raise ValueError(f"`model` must have the layers of `net`, of shapes {expected}, got {shapes}.")
+    layers = [_redrawn(linear, *layer) for linear, layer in zip(mine, sampled, strict=True)]
+    return eqx.tree_at(linears_of, model, layers)
+
+
+def _redrawn(linear: eqx.nn.Linear, weight: Array, bias: Array) -> eqx.nn.Linear:
+    linear = eqx.tree_at(lambda layer: layer.weight, linear, weight.astype(linear.weight.dtype))
+    if linear.bias is not None:
+        return eqx.tree_at(lambda layer: layer.bias, linear, bias.astype(linear.bias.dtype))
+    if jnp.any(bias != 0):
+        raise ValueError("`model` must have biases where `net` has `sigma_b` > 0.")
+    return linear
 
 
 def warn_left(written: "Written") -> None:

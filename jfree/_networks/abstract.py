@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike, Float
 from .._calculus.curve import Curve
 from .._calculus.extremes import Extremes
 from .._calculus.operation import AbstractOperation
-from .._meanfield.moments import MeanField
+from .._meanfield.mean_field import MeanField
 from .._numerics.compile import quickly
 from .._numerics.show import Shown
 

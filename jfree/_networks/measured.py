@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike
 from .._calculus.curve import Curve
 from .._layers.layer import AbstractLayer
 from .._layers.measured import fitted, MeasuredLaw, MeasuredSlopes, MeasuredWeights, Passed, squared_singular_values
-from .._meanfield.moments import COLUMNS, elasticities, MeanField
+from .._meanfield.mean_field import COLUMNS, elasticities, MeanField
 from .._numerics.arrays import common_dtype
 from .._numerics.checks import check, floats, is_finite, several
 from .._numerics.show import counted, number, runs, Table

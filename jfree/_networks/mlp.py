@@ -13,9 +13,10 @@ from .._layers.activation import Activation
 from .._layers.dense import Dense
 from .._layers.kinds import extended, Kinds
 from .._layers.weights import AbstractWeights, BY_NAME as WEIGHTS, weight_laws
-from .._meanfield.moments import elasticities, in_range, MeanField
+from .._meanfield.mean_field import elasticities, MeanField
+from .._meanfield.moments import in_range
 from .._numerics.arrays import common_dtype, Reals
-from .._numerics.checks import cast, check, floats, nonnegative, per_layer, positive, scalar, several
+from .._numerics.checks import cast, check, floats, nonnegative, per_layer, positive, several, square_of_input
 from .._numerics.show import counted, name_of, number, runs, Table
 from ..activations._base import AbstractActivation
 from ..activations._names import as_activation, BY_NAME as ACTIVATIONS
@@ -75,7 +76,7 @@ class MLP(AbstractNetwork):
         self.weights = weight_laws(weights, depth, "layer")
         self.sigma_w = per_layer("sigma_w", floats("sigma_w", sigma_w, dtype), depth, positive, "positive")
         self.sigma_b = per_layer("sigma_b", floats("sigma_b", sigma_b, dtype), depth, nonnegative, "nonnegative")
-        self.q0 = scalar("q0", q0, dtype, positive, "positive and finite")
+        self.q0 = square_of_input(q0, dtype)
 
     @property
     def depth(self) -> int:

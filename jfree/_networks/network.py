@@ -13,9 +13,9 @@ from .._layers.activation import Activation
 from .._layers.conv import AbstractConv
 from .._layers.dense import Dense
 from .._layers.layer import AbstractLayer, Entries
-from .._meanfield.moments import MeanField
+from .._meanfield.mean_field import MeanField
 from .._numerics.arrays import common_dtype, is_concrete
-from .._numerics.checks import cast, mean_of_input, positive, scalar
+from .._numerics.checks import cast, mean_of_input, positive, scalar, square_of_input
 from .._numerics.show import counted, number, runs, Table
 from ..activations._base import AbstractActivation
 from ..activations._two_slopes import Linear
@@ -60,7 +60,7 @@ class Network(AbstractNetwork):
         dtype = common_dtype(width, q0, mean0, *(x for x in jax.tree.leaves(tuple(layers)) if eqx.is_inexact_array(x)))
         self.width = scalar("width", width, dtype, positive, "positive and finite")
         self.layers = cast(tuple(layers), dtype)
-        self.q0 = scalar("q0", q0, dtype, positive, "positive and finite")
+        self.q0 = square_of_input(q0, dtype)
         self.mean0 = mean_of_input(mean0, self.q0)
         self.shape = shape
         _check_positions(self.layers)

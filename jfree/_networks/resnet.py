@@ -16,9 +16,20 @@ from .._layers.dense import Dense
 from .._layers.kinds import extended, Kinds
 from .._layers.layer import Signal
 from .._layers.weights import AbstractWeights, BY_NAME as WEIGHTS, weight_laws
-from .._meanfield.moments import elasticities, in_range, MeanField
+from .._meanfield.mean_field import elasticities, MeanField
+from .._meanfield.moments import in_range
 from .._numerics.arrays import common_dtype, Reals
-from .._numerics.checks import cast, check, floats, integer, mean_of_input, nonnegative, positive, scalar, several
+from .._numerics.checks import (
+    cast,
+    check,
+    floats,
+    integer,
+    mean_of_input,
+    nonnegative,
+    positive,
+    several,
+    square_of_input,
+)
 from .._numerics.show import counted, name_of, number, runs, Table
 from ..activations._base import AbstractActivation
 from ..activations._names import as_activation, BY_NAME as ACTIVATIONS
@@ -72,7 +83,7 @@ class ResNet(AbstractNetwork):
         self.weights = weight_laws(weights, self.depth, "block")
         self.sigma_w = self._scales("sigma_w", floats("sigma_w", sigma_w, dtype), positive, "positive")
         self.sigma_b = self._scales("sigma_b", floats("sigma_b", sigma_b, dtype), nonnegative, "nonnegative")
-        self.q0 = scalar("q0", q0, dtype, positive, "positive and finite")
+        self.q0 = square_of_input(q0, dtype)
         self.mean0 = mean_of_input(mean0, self.q0)
 
     def _scales(self, name: str, value: Array, allowed: Callable[[Any], Any], adjective: str) -> Array:

@@ -21,7 +21,7 @@ from .._layers.dense import Dense
 from .._layers.dropout import Dropout
 from .._layers.kinds import Kinds, stacked, where_layers
 from .._layers.layer import AbstractLayer, Change, log_growth, Signal
-from .._meanfield.moments import MeanField
+from .._meanfield.mean_field import MeanField
 from .._numerics.arrays import HostArray
 from .abstract import AbstractNetwork, curve_of, num_padded_layers
 from .factors import over_layers

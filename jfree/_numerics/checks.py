@@ -77,6 +77,10 @@ def scalar(name: str, value: ArrayLike, dtype: DTypeLike, allowed: Callable[[Any
     return check(array, allowed, f"`{name}` must be {adjective}.")
 
 
+def square_of_input(q0: ArrayLike, dtype: DTypeLike) -> Array:
+    return scalar("q0", q0, dtype, positive, "positive and finite")
+
+
 def mean_of_input(mean0: ArrayLike, q0: Array) -> Array:
     mean0 = scalar("mean0", mean0, q0.dtype, is_finite, "finite")
     check(

@@ -2,16 +2,13 @@
 
 from ._base import AbstractActivation as AbstractActivation
 from ._from_function import FromFunction as FromFunction
+from ._periodic import Sine as Sine
 from ._piecewise import (
-    CELU as CELU,
-    Clip as Clip,
     ELU as ELU,
     HardSiLU as HardSiLU,
     ReLUSquared as ReLUSquared,
-    Sine as Sine,
     Softsign as Softsign,
     SparsePlus as SparsePlus,
-    Swish as Swish,
 )
 from ._shaped import Shaped as Shaped, shaped as shaped
 from ._smooth import (
@@ -26,7 +23,9 @@ from ._smooth import (
     Squareplus as Squareplus,
     Tanh as Tanh,
 )
+from ._stretched import CELU as CELU, Swish as Swish
 from ._two_slopes import (
+    Clip as Clip,
     HardSine as HardSine,
     HardTanh as HardTanh,
     LeakyReLU as LeakyReLU,

@@ -13,9 +13,9 @@ from .._numerics.implicit import bisect
 from .._numerics.quadrature import gaussian_density, gaussian_measure, panel_nodes
 from ._base import AbstractActivation, AbstractManySlopes, finite, positive
 from ._names import as_activation
-from ._piecewise import Clip, Swish
 from ._smooth import AbstractSmooth
-from ._two_slopes import HardTanh
+from ._stretched import Swish
+from ._two_slopes import Clip, HardTanh
 
 _NUM_NODES = 400
 

@@ -6,6 +6,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from .._calculus.atoms import Atoms
 from .._calculus.law import Law
+from .._numerics.checks import check
 from ._base import AbstractManySlopes, AbstractTwoSlopes, finite, normal, positive
 
 # How many of infinitely many kinks count: an odd number is the last.
@@ -183,3 +184,53 @@ class HardSine(AbstractTwoSlopes):
 
     def slope_factor(self, q: Array, refine: float = 1) -> None:
         return None
+
+
+class Clip(AbstractTwoSlopes):
+    """`slope * clip(x, low, high) + offset`: ReLU6, hard sigmoids.
+
+    **Raises:** `ValueError` if `slope` is not positive, another is not finite, or `low` is not below `high`.
+    """
+
+    low: Float[Array, ""]
+    high: Float[Array, ""]
+    slope: Float[Array, ""]
+    offset: Float[Array, ""]
+
+    def __init__(self, low: ArrayLike, high: ArrayLike, slope: ArrayLike = 1.0, offset: ArrayLike = 0.0):
+        self.low, self.offset = finite("low", low), finite("offset", offset)
+        self.high = check(finite("high", high), lambda high: high > self.low, "`high` must be above `low`.")
+        self.slope = positive("slope", slope)
+
+    @property
+    def breaks(self) -> tuple[ArrayLike, ...]:
+        return self.low, self.high
+
+    def __call__(self, x: Array) -> Array:
+        return self.slope * jnp.clip(x, self.low, self.high) + self.offset
+
+    def derivative(self, x: Array) -> Array:
+        return jnp.where((x > self.low) & (x < self.high), self.slope, jnp.zeros_like(x))
+
+    def _clipped(self, q: Array) -> tuple[Array, Array]:
+        """Mean and mean square of the clipped."""
+        scale = jnp.sqrt(q)
+        a, b = self.low / scale, self.high / scale
+        mean = self.low * ndtr(a) + self.high * ndtr(-b) + scale * (normal(a) - normal(b))
+        inside = self._inside(q) + a * normal(a) - b * normal(b)
+        return mean, jnp.square(self.low) * ndtr(a) + jnp.square(self.high) * ndtr(-b) + q * inside
+
+    def _inside(self, q: Array) -> Array:
+        a, b = self.low / jnp.sqrt(q), self.high / jnp.sqrt(q)
+        above = a + b > 0  # small tails are subtracted from each other
+        return jnp.where(above, ndtr(-a) - ndtr(-b), ndtr(b) - ndtr(a))
+
+    def second_moment(self, q: Array) -> Array:
+        mean, square = self._clipped(q)
+        return jnp.square(self.slope) * square + self.offset * (2 * self.slope * mean + self.offset)
+
+    def mean(self, q: Array) -> Array:
+        return self.slope * self._clipped(q)[0] + self.offset
+
+    def slopes(self, q: Array) -> tuple[Array, Array]:
+        return self._inside(q), jnp.broadcast_to(jnp.square(self.slope), q.shape)

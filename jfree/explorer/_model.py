@@ -21,7 +21,8 @@ from .. import objectives
 from .._calculus.curve import Curve
 from .._layers.kinds import Kinds
 from .._meanfield.fixed_points import critical_sigma_w, fixed_point
-from .._meanfield.moments import in_range, MeanField
+from .._meanfield.mean_field import MeanField
+from .._meanfield.moments import in_range
 from .._networks.abstract import AbstractNetwork
 from .._networks.mlp import MLP
 from .._spectra import jacobian_spectrum
