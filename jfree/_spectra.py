@@ -19,7 +19,8 @@ def jacobian_spectrum(net: AbstractNetwork, side: Literal["input", "output"] = "
     """The limiting spectrum of `J^T J` (`side="input"`) or `J J^T` (`"output"`), `J = D_L W_L ... D_1 W_1`.
 
     The layers' Jacobians are asymptotically free (Collins and Hayase 2021, Corollary 5.1; Chhaibi, Daouda and Kahn,
-    Theorem 3.1 for Gaussian rectangular layers), which makes the spectrum a curve: see `ARCHITECTURE.md`.
+    Theorem 3.1 for Gaussian rectangular layers), which makes the spectrum a curve: its points are mapped
+    layer by layer.
 
     **Arguments:** a network, and the side on which `J` is squared: both have the same eigenvalues but for zeros.
 
@@ -44,7 +45,9 @@ def fisher_spectrum(net: AbstractNetwork) -> Spectrum:
 
 
 def _padded(net: AbstractNetwork) -> AbstractNetwork:
-    """What is differentiated, but not traced by `jit` or `vmap`, too: the search for roots is the same program."""
+    """With neutral layers behind the last, where numbers are known. A network that is differentiated has them, too: its
+    search for roots is the same program.
+    """
     return as_network(net).padded() if are_concrete(frozen(net)) else as_network(net)
 
 

@@ -72,7 +72,7 @@ def _sigma_w(net: Any) -> Any:
 
 
 def _annealed(updates: Any, state: Any, params: Any = None, **known: Any):
-    """Times what is left of a cosine of the share of the steps that are done."""
+    """Updates, scaled by a cosine that falls to 0 over all steps."""
     left = 0.5 * (1 + jnp.cos(jnp.pi * known["share"]))
     return jax.tree.map(lambda u: u * left.astype(u.dtype), updates), state
 

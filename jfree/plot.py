@@ -1,4 +1,4 @@
-"""Pictures: of spectra, phase diagrams, and histories of tuning. Needs matplotlib; nothing else in the package does."""
+"""Pictures: of spectra, phase diagrams, and histories of tuning. Needs matplotlib."""
 
 import io
 from typing import Literal, TYPE_CHECKING

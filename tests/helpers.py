@@ -7,7 +7,7 @@ import numpy as np
 
 import jfree
 from jfree._numerics.complex import magnitude
-from jfree._solve.certificate import certify, newton_step
+from jfree._solve.certificate import certify
 
 TWO_SLOPES = ("linear", "relu", "hard_tanh", "hard_sine", "shifted_relu", "scaled_hard_tanh")
 MANY_SLOPES = ("leaky_relu", "tanh", "erf", "sigmoid", "silu", "gelu", "softplus")
@@ -116,7 +116,7 @@ def slow_solve(curve, x, steps_per_decade=16):
 
     def newton(z, state, limit):
         omega, unknowns, _ = state
-        found = newton_step(curve, z, omega, unknowns)
+        found = certify(curve, z, omega, unknowns, z.imag < 0).newton
         step = found.step * jnp.minimum(1, limit / jnp.maximum(magnitude(found.step), 1e-30))
         return omega * jnp.exp(step), found.unknowns * jnp.exp(found.tangents * step), found.size
 
@@ -139,7 +139,7 @@ def slow_solve(curve, x, steps_per_decade=16):
     real = jnp.abs(omega.imag) < 1e-9 * jnp.abs(omega)
     stripped = jax.lax.complex(omega.real, jnp.where(real, 0, omega.imag))
     # Where steps were too long, or rounding too large, it does not end on the branch.
-    reliable = (state[2] < 0.3) & (last < 1e-4) & (certify(curve, z, stripped, unknowns, real)[2] == 0)
+    reliable = (state[2] < 0.3) & (last < 1e-4) & (certify(curve, z, stripped, unknowns, real).code == 0)
     return omega, reliable
 
 

@@ -73,8 +73,8 @@ def test_no_certificate_for_the_other_root(x, height):
         lanes = jnp.asarray(omega)
         none = jnp.zeros((1, 0, omega.size), lanes.dtype)
         on_axis = jnp.full(omega.size, bool(real))
-        _, settled, code = certify(curve, jnp.full_like(lanes, z), lanes, none, on_axis)
-        accepted = np.asarray(settled & (code == 0))
+        verdict = certify(curve, jnp.full_like(lanes, z), lanes, none, on_axis)
+        accepted = np.asarray(verdict.settled & (verdict.code == 0))
         if real is not None:
             assert not accepted.any(), (real, offset[accepted])
         elif height > 1e-6:

@@ -106,3 +106,11 @@ def test_a_weight_law_with_a_parameter(activation, weights):
     if weights == "all":
         tuned = jfree.tune(made(0.5), where=lambda n: [w.low for w in n.weights], steps=5, progress=False)
         assert tuned.history[-1] < tuned.history[0]
+
+
+def test_blocks_of_a_weight_law_with_numbers():
+    net = jfree.ResNet(2, "relu", TwoValues(low=jnp.asarray(0.5)), sigma_w=0.8)
+    spectrum = jfree.jacobian_spectrum(net)
+    # Haar on both sides: the mean is that of any other law of the same variance.
+    np.testing.assert_allclose(spectrum.mean(), jfree.jacobian_spectrum(jfree.ResNet(2, "relu", sigma_w=0.8)).mean())
+    assert np.isfinite(spectrum.density(jnp.linspace(0.5, 3, 20))).all()

@@ -9,7 +9,7 @@ from jaxtyping import Array, Complex, Float, Inexact
 from .._numerics.complex import complex_dtype, log_lower, log_upper, reciprocal, squared
 from .atoms import Atoms
 
-# How much a mean logarithm may differ from that by half the nodes: it is off by a tenth of that, or less.
+# A mean logarithm may differ by so much from that of half the nodes: its error is a tenth of the difference, or less.
 _LOG_TOLERANCE = 1e-5
 
 

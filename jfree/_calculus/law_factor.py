@@ -24,7 +24,7 @@ from .law import Law, Transform
 from .operation import AbstractOperation, Moments, Step
 from .point import Point, relative
 
-# By how much Newton's method may change log w at once. On the axis M is monotone, and w may value far to go: a share of
+# By how much Newton's method may change log w at once. On the axis M is monotone, and w may have far to go: a share of
 # the range of floats.
 _LONGEST, _LONGEST_PER_RANGE = 2, 22
 

@@ -176,7 +176,7 @@ def _norm(vectors: Float[Array, "*batch N"]) -> Float[Array, "*batch"]:
 
 
 def _extremes(found: _Bidiagonal, num_inputs: int) -> _Extremes:
-    """Places of steps not taken yet hold a number larger than `|B|`, which come first and are left out."""
+    """Places of steps not taken yet hold numbers larger than `|B|`, which come first and are left out."""
     places = jnp.arange(found.diagonal.size)
     bound = 2 * (jnp.max(found.diagonal) + jnp.max(found.beside))
     scale = jnp.where(bound == 0, 1, bound)

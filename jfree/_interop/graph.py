@@ -374,7 +374,7 @@ _VIEWS: dict[str, Callable[[np.ndarray, dict[str, Any]], np.ndarray]] = {
     "broadcast_in_dim": lambda x, p: _broadcast(x, p["shape"], p["broadcast_dimensions"]),
 }
 
-# Those that JAX is asked for.
+# Moves whose index JAX computes.
 _INDEXED = frozenset(("gather", "dynamic_slice", "pad"))
 
 

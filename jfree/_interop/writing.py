@@ -24,7 +24,7 @@ from .residual_mlp import linears_of
 
 Model = TypeVar("Model")
 
-# Numbers of the code must agree with those of a network to this.
+# How nearly a number in the model's code must agree with that of the network.
 _SAME = 1e-5
 
 
@@ -153,7 +153,7 @@ def _check_alike(slots: list[Slot], found: list[tuple[str, tuple[Any, ...]]]) ->
 
 
 def _shape(weight: Any) -> tuple[int, ...]:
-    """Of a kernel that is 1 everywhere that of a matrix."""
+    """Kernels of size 1 count as matrices."""
     return weight.shape[:2] if math.prod(weight.shape[2:]) == 1 else weight.shape
 
 

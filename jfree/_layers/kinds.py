@@ -1,4 +1,4 @@
-"""What differs from layer to layer in more than its numbers: activations and weight laws, by their kinds."""
+"""What differs from layer to layer in more than its numbers: activations, weight laws or whole layers, by kinds."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from .._numerics.arrays import HostArray, is_concrete
+from .._numerics.arrays import are_concrete, HostArray, is_concrete
 
 # Where another kind stands: a mean square, a mean or a width that suits all layers.
 _SAFE = 0.5
@@ -20,8 +20,8 @@ Member = TypeVar("Member", bound=eqx.Module)
 
 
 class Kinds(eqx.Module, Generic[Member]):
-    """One of all layers' activations, or weight laws, of every structure, its leaves over all layers; and which kind
-    each layer is of, -1 where there is none.
+    """One of all layers, or of their activations or weight laws, of every structure, its leaves over all layers; and
+    which kind each layer is of, -1 where there is none.
     """
 
     members: tuple[Member, ...]
@@ -61,8 +61,8 @@ class Kinds(eqx.Module, Generic[Member]):
         return lambda layer, *args: jax.tree.map(lambda x: jnp.asarray(x)[layer], self).here(method)(*args)
 
     def here(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        """`fn(*args) = method(layer, *args)` of the one layer that is left of it in a loop over layers: one branch per
-        kind.
+        """`fn(*args) = method(layer, *args)` inside a loop over layers, where only the current one is left: one branch
+        per kind.
         """
         branches = [partial(method, member) for member in self.members]
         if len(branches) == 1:
@@ -96,7 +96,7 @@ def _over_layers(layers: Sequence[Member | None], mine: np.ndarray) -> Member:
 
 def stacked(xs: Sequence[HostArray]) -> HostArray:
     """With an axis over them, on the host where all are known."""
-    return np.stack(xs) if all(map(is_concrete, xs)) else jnp.stack(xs)  # pyright: ignore[reportReturnType]
+    return np.stack(xs) if are_concrete(xs) else jnp.stack(xs)  # pyright: ignore[reportReturnType]
 
 
 def where_layers(layers: Bool[Array, "*layers"], some: Any, others: Any) -> Any:

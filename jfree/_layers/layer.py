@@ -92,6 +92,11 @@ class AbstractLayer(eqx.Module):
         """The width behind it, None if it leaves that as it is."""
         return None
 
+    def width_behind(self, width: Array) -> Array:
+        """The width behind it, given that before it."""
+        new = self.new_width()
+        return width if new is None else new
+
     def parts(self) -> tuple["AbstractLayer", ...]:
         """The layers that it consists of, in the order in which they act: by default itself."""
         return (self,)
@@ -136,7 +141,7 @@ class AbstractLayer(eqx.Module):
 
     @abc.abstractmethod
     def sample(self, size: int, scale: float, key: PRNGKeyArray, dtype: DTypeLike) -> Callable[..., Array]:
-        """An Equinox module that maps vectors of this size, the layer's own width being `scale` times its own."""
+        """An Equinox module that maps vectors of this size, with `scale` times the layer's width as output size."""
 
     @abc.abstractmethod
     def row(self) -> tuple[str, str]:
@@ -153,8 +158,8 @@ def log_growth(operations: Sequence[AbstractOperation], zero: Float[Array, ""]) 
 
 def behind(layer: AbstractLayer, signal: Signal) -> Signal:
     """The signal behind a layer, with its width."""
-    after, width = layer.forward(signal), layer.new_width()
-    return after if width is None else Signal(width, after.square, after.mean)
+    after = layer.forward(signal)
+    return Signal(layer.width_behind(signal.width), after.square, after.mean)
 
 
 def sampled_size(width: Array, scale: float) -> int:
@@ -168,8 +173,8 @@ def sample_all(
     modules = []
     for layer, own in zip(layers, jax.random.split(key, len(layers)), strict=True):
         modules.append(layer.sample(size, scale, own, dtype))
-        new = layer.new_width()
-        size = size if new is None else sampled_size(new, scale)
+        width = layer.new_width()
+        size = size if width is None else sampled_size(width, scale)
     return tuple(modules)
 
 

@@ -81,8 +81,7 @@ class Repeat(AbstractLayer):
     def check_width(self, width: Array) -> None:
         for layer in self.unrolled():
             layer.check_width(width)
-            new = layer.new_width()
-            width = width if new is None else new
+            width = layer.width_behind(width)
 
     def forward(self, signal: Signal) -> Signal:
         for layer in self.unrolled():

@@ -87,8 +87,9 @@ def curve_of(
 def propagate(net: AbstractNetwork) -> MeanField:
     """The mean-field forward pass of a network, in the limit of large widths (Poole et al. 2016).
 
-    **Returns:** of shape `(layers,)` each the variance `q` of the preactivations, `phi2 = E phi(h)^2`, and
-    `chi = sigma_w^2 E phi'(h)^2`, which is 1 at the edge of chaos (dimensionless).
+    **Returns:** of shape `(layers,)` each, dimensionless: the variance `q` of the preactivations, or the mean square of
+    what enters a layer of a `Network`; `phi2 = E phi(h)^2`; `chi = sigma_w^2 E phi'(h)^2`, which is 1 at the edge of
+    chaos; `chi_q`, by which a layer passes changes of the variance on; and the `elasticity` of the last variance.
 
     **Raises:** `ValueError` if `net` is not a network.
     """

@@ -270,8 +270,7 @@ def _widths_of(layers: Layers, width: Any) -> list[Any]:
     """Before all of them, and behind the last."""
     widths = [width]
     for layer in layers:
-        new = layer.new_width()
-        widths.append(widths[-1] if new is None else new)
+        widths.append(layer.width_behind(widths[-1]))
     return widths
 
 

@@ -32,8 +32,9 @@ def variance_at_root(
 
 
 def with_growth(layers: Layers, signal: Signal, growth: Array) -> tuple[Layers, Signal]:
-    """The layers, with weights by which every block multiplies the mean of `J J^T` by `growth`, and what is behind
-    them: each time of a `Repeat`, each layer with a skip, and other weights, with what follows up to the next of these.
+    """The layers, with weights by which every block multiplies the mean of `J J^T` by `growth`, and the signal behind
+    them. A block is one time of a `Repeat`, a layer with a skip, or other weights with what follows up to the next of
+    these.
     """
     found: list[AbstractLayer] = []
     for block in _blocks(layers):

@@ -83,8 +83,7 @@ class Network(AbstractNetwork):
     def _widths(self) -> list[Array]:
         widths = [self.width]
         for layer in unrolled(self.layers):
-            new = layer.new_width()
-            widths.append(widths[-1] if new is None else new)
+            widths.append(layer.width_behind(widths[-1]))
         return widths
 
     def as_mlp(self) -> MLP | None:
@@ -115,9 +114,11 @@ class Network(AbstractNetwork):
         )
 
     def propagate(self) -> MeanField:
-        """Per layer `q`, the mean square of what comes in; `phi2`, that of what goes out; `chi`, by what squared
-        gradients grow; `chi_q`, by what differences of the mean square do, and `elasticity`, what the last of these
-        makes of relative ones. An `Activation` and a `Dropout` behind it are one layer.
+        """Layer by layer; an `Activation` and a `Dropout` behind it are one.
+
+        - `q`, the mean square of what comes in, and `phi2`, that of what goes out;
+        - `chi` and `chi_q`, the factors by which squared gradients and differences of the mean square grow;
+        - `elasticity`, by what relative differences have grown behind the last layer.
         """
         return self._stacked().propagate()
 

@@ -82,8 +82,8 @@ _REACH, _MOST_STEPS, _EVERY = 75.0, 90, 3
 # What streams leave out, with a margin.
 _ERROR_OF_STREAMS = 5e-3
 
-# Of layers that are missing: where `omega = 2` they have `t = 1 / (_NEUTRAL omega) = 2` and `b = 1`, a root, which does
-# not count.
+# The factor of layers that are missing. Where `omega = 2` they have `t = 1 / (_NEUTRAL omega) = 2` and `b = 1`: a root,
+# which does not count.
 _NEUTRAL = 0.25
 
 # Where the way starts, half of all eigenvalues of `S - K` are negative, and `lambda` has gone to infinity or 0: its

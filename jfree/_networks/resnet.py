@@ -183,7 +183,8 @@ class ResNet(AbstractNetwork):
     def alike(self) -> bool:
         """Whether all blocks have one law, whatever the variances: then one stands for all."""
         homogeneous = isinstance(self.activation, Linear | ReLU | LeakyReLU)
-        return homogeneous and self.sigma_w.ndim == 0 and len(set(self.weights)) == 1
+        numbers, structures = jax.tree.leaves(self.weights), {jax.tree.structure(law) for law in self.weights}
+        return homogeneous and self.sigma_w.ndim == 0 and not numbers and len(structures) == 1
 
 
 def _of_block(block: Any, signal: Signal) -> tuple[Array, Array, Array]:

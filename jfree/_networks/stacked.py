@@ -23,6 +23,7 @@ from .._layers.kinds import Kinds, stacked, where_layers
 from .._layers.layer import AbstractLayer, Change, log_growth, Signal
 from .._meanfield.mean_field import MeanField
 from .._numerics.arrays import HostArray
+from .._numerics.implicit import instantiated
 from .abstract import AbstractNetwork, curve_of, num_padded_layers
 from .factors import over_layers
 from .outliers import extremes_of_chain, extremes_of_stream
@@ -85,8 +86,7 @@ class StackedNetwork(AbstractNetwork):
             for mine in range(len(classes)):
                 entering[mine].append(width)
                 layer = table[mine][one]
-                new = None if layer is None else layer.new_width()
-                width = width if new is None else new
+                width = width if layer is None else layer.width_behind(width)
         return StackedNetwork.made(
             places=tuple(map(Kinds.of, table)),
             widths=tuple(map(stacked, entering)),
@@ -145,7 +145,7 @@ class StackedNetwork(AbstractNetwork):
         return _all_forward(self.places[-1], signals[-1])
 
     def end(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """Mean square and mean of what goes out, with the mean read or not."""
+        """Mean square and mean of the network's output, whether a layer reads the mean or not."""
         start = jnp.stack([self.q0, self.mean0])
         if self.places[0].kind.size == 1:
             square, mean = _after_round(start, jax.tree.map(lambda x: x[0], self.places))
@@ -406,14 +406,9 @@ def _after_rounds_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tu
         return states
 
     slopes = _along(lambda before: all_after(before, dynamic), before, jnp.eye(start.size, dtype=start.dtype))
-    changes = jax.tree.map(
-        lambda x, t: None if x is None else jnp.zeros_like(x) if t is None else t,
-        (dynamic, start),
-        tuple(tangents),
-        is_leaf=lambda x: x is None,
-    )
-    first = jnp.zeros_like(before).at[0].set(changes[1])
-    _, direct = jax.jvp(all_after, (before, dynamic), (first, changes[0]))
+    change, start_change = instantiated((dynamic, start), tuple(tangents))
+    first = jnp.zeros_like(before).at[0].set(start_change)
+    _, direct = jax.jvp(all_after, (before, dynamic), (first, change))
 
     def onwards(tangent: Array, step: tuple[Array, Array]) -> tuple[Array, Array]:
         tangent = step[0] @ tangent + step[1]

@@ -62,7 +62,7 @@ def at_once(method: Callable[..., Any]) -> Callable[..., Any]:
 
 def asarray(x: ArrayLike | Sequence[Any], dtype: DTypeLike) -> Array:
     """`jnp.asarray`, but what is known stays so while something else is traced: it can be checked at once."""
-    if all(map(is_concrete, jax.tree.leaves(x))):
+    if are_concrete(x):
         with jax.ensure_compile_time_eval():
             return jnp.asarray(x, dtype)
     return jnp.asarray(x, dtype)

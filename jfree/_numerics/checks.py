@@ -28,8 +28,8 @@ def check(x: Array, allowed: Callable[[Any], Any], message: str) -> Array:
 def integer(name: str, value: int, least: int = 1) -> int:
     """**Raises:** `ValueError` if `value` is not an integer, or below `least`."""
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
-        kind = {0: "nonnegative", 1: "positive"}[least]
-        raise ValueError(f"`{name}` must be a {kind} integer, got {value!r}.")
+        kind = {0: "a nonnegative integer", 1: "a positive integer"}.get(least, f"an integer, {least} at least")
+        raise ValueError(f"`{name}` must be {kind}, got {value!r}.")
     return int(value)
 
 

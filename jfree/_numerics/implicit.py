@@ -68,7 +68,7 @@ def instantiated(primals: Any, tangents: Any) -> Any:
 
 
 def with_slope(fn: Callable[..., Array]) -> Residual:
-    """Where the slope is not at hand."""
+    """A residual whose slope is found by differentiation."""
 
     def residual(root: Array, *args: Any) -> tuple[Array, Array]:
         return jax.jvp(lambda r: fn(r, *args), (root,), (jnp.ones_like(root),))

@@ -72,15 +72,6 @@ class Newton(eqx.Module):
     size: Float[Array, " lanes"]  # the same with changes of `log m` counted too, large next to an atom
 
 
-def newton_step(curve: Curve, z: Array, omega: Array, unknowns: Array) -> Newton:
-    def largest(sizes: tuple[Array, Array], before: Point, operation: AbstractOperation, step: Step):
-        return jnp.maximum(sizes[0], step.correction), jnp.maximum(sizes[1], step.mismatch)
-
-    zero = jnp.zeros_like(z.real)
-    point, sizes, (found, tangents) = curve.fold(largest, (zero, zero), curve.start(omega), unknowns)
-    return _newton_at(curve, z, point, found, tangents, *sizes)
-
-
 def _newton_at(
     curve: Curve, z: Array, point: Point, unknowns: Array, tangents: Array, error: Array, size: Array
 ) -> Newton:
@@ -99,7 +90,14 @@ def _newton_at(
     change = magnitude(step)
     error = jnp.maximum(error, change)
     size = jnp.maximum(size, jnp.maximum(error, change * magnitude(point.rate)))
-    return Newton(step, slope, unknowns, tangents, error, jnp.where(jnp.isfinite(size), size, jnp.inf))
+    return Newton(
+        step=step,
+        slope=slope,
+        unknowns=unknowns,
+        tangents=tangents,
+        error=error,
+        size=jnp.where(jnp.isfinite(size), size, jnp.inf),
+    )
 
 
 class _Nearness(eqx.Module):
@@ -122,21 +120,35 @@ class _Nearness(eqx.Module):
         return _Nearness(jnp.maximum(self.closeness, other.closeness), self.curvature + other.curvature)
 
 
-def certify(
-    curve: Curve, z: Array, omega: Array, unknowns: Array, real: Bool[Array, " lanes"]
-) -> tuple[Newton, Bool[Array, " lanes"], Int[Array, " lanes"]]:
-    """Newton's step, whether it ends within a few roundings, and the verdict; off the support where `real`."""
+class Verdict(eqx.Module):
+    """Newton's step, whether it ends within a few roundings, and the code of what is certified."""
+
+    newton: Newton
+    settled: Bool[Array, " lanes"]
+    code: Int[Array, " lanes"]
+
+
+# Newton's method may end so many roundings off, for each that the layers make; and where they magnify them, at this
+# power of the rounding.
+_ROUNDINGS, _MAGNIFIED = 256, 0.6
+
+# Smale's constant: Newton's method converges from wherever alpha is less (Blum et al. 1998, Chapter 8).
+_ALPHA = 0.157
+
+
+def certify(curve: Curve, z: Array, omega: Array, unknowns: Array, real: Bool[Array, " lanes"]) -> Verdict:
+    """What a point is worth as a root; off the support where `real`."""
     info = jnp.finfo(z.dtype)
-    rounding = 256 * float(info.eps) * curve.num_roundings
+    rounding = _ROUNDINGS * float(info.eps) * curve.num_roundings
     start = curve.start(omega)
     # Distances are measured in the 1/m of the start, and relative to it; only shifts change relative ones.
-    per_start = 1 / jnp.maximum(squared(start.rate), info.tiny)
+    square_per_start = 1 / jnp.maximum(squared(start.rate), info.tiny)
 
     def visit(carry: Any, before: Point, operation: AbstractOperation, step: Step) -> Any:
         signs, near, zeros, rough, error, size = carry
         here, zero_here = _Nearness(step.closeness, step.curvature), _Nearness.to(step.closeness_to_zeros)
         if curve.has_shifts:
-            stretch = squared(before.rate) * per_start
+            stretch = squared(before.rate) * square_per_start
             near &= here.times(stretch)
             zeros = zero_here if operation.moves_zeros else zeros & zero_here.times(stretch)
         else:
@@ -160,7 +172,7 @@ def certify(
     upper = -signs.lowest <= jnp.maximum(rounding, 2 * step)
     clear = omega.imag > 4 * step * magnitude(omega)  # of the axis: the step does not lead there
     interior = upper & clear & (point.m.imag < 0) & ~as_good_as_real(z, newton.slope, omega)
-    per_start = jnp.sqrt(per_start)
+    per_start = jnp.sqrt(square_per_start)
     steepness = slope * per_start
     if curve.has_shifts:
         near &= zeros & _Nearness.to(jnp.where(curve.floor() > 0, jnp.square(steepness), 0))
@@ -168,15 +180,15 @@ def certify(
     # Where the curve is steep, next to z = 0 of a shift, only the step can be small.
     error = jnp.maximum(error, jnp.minimum(residual, step))
     # Expanding layers magnify rounding, so that Newton's method may end well above it.
-    tolerance = jnp.maximum(rounding, float(info.eps) ** 0.6)
+    tolerance = jnp.maximum(rounding, float(info.eps) ** _MAGNIFIED)
     # Newton's method squares what is left.
     left = jnp.maximum(error, step)
     settled = (error <= rounding) | ((real | clear) & (2 * left / per_start * gamma * left <= rounding))
-    root = (settled | (error <= tolerance)) & (residual / steepness * gamma < 0.157)
+    root = (settled | (error <= tolerance)) & (residual / steepness * gamma < _ALPHA)
     code = jnp.where(jnp.where(real, rising, interior), OK, WRONG_BRANCH)
     code = jnp.where(root, code, NO_ROOT)
     code = jnp.where(rough > tolerated_roughness(float(info.eps)), UNRESOLVED, code)
-    return newton, settled, code
+    return Verdict(newton=newton, settled=settled, code=code)
 
 
 def tolerated_roughness(eps: float) -> float:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Complex, Float, Int
 
 from .._calculus.curve import Curve
 from .._numerics.complex import exponential, log_upper, magnitude, reciprocal
-from .certificate import as_good_as_real, certify, INVALID, MAX_STEPS, Newton, NO_ROOT, OK, UNRESOLVED
+from .certificate import as_good_as_real, certify, INVALID, MAX_STEPS, Newton, NO_ROOT, OK, UNRESOLVED, Verdict
 
 # Steps of one path, on the axis and along the arc, and steps after it until Newton's method is next to the root. The
 # hardest that were seen took half as many.
@@ -50,6 +50,10 @@ _TRUST, _TRUST_AGAIN = 0.3, 0.02
 # The first stride, as a share of the arc. Strides then aim at a share of the trusted correction, which grows with their
 # square, and change by limited factors.
 _FIRST_STRIDE, _CAUTION, _LEAST_FACTOR, _MOST_FACTOR = 0.2, 0.8, 0.25, 4.0
+
+
+# The factor after a step that was refused, at most; and the stride below which a path is stuck, in roundings.
+_REFUSED_FACTOR, _SHORTEST = 0.5, 16
 
 
 class Lanes(eqx.Module):
@@ -158,6 +162,24 @@ class _Path(eqx.Module):
     polished: Int[Array, " lanes"]
     real: Bool[Array, " lanes"]
 
+    @staticmethod
+    def at_first(z: Complex[Array, " lanes"], lanes: Lanes, search: Bool[Array, ""]) -> "_Path":
+        """Before any step: next to the root that is known, or where paths start."""
+        one, count, known = jnp.ones_like(z.real), jnp.zeros(z.shape, int), lanes.omega != 0
+        phase = jnp.where(known, _POLISH, jnp.where(search, _START, _DONE))
+        return _Path(
+            lanes=lanes,
+            phase=jnp.where(lanes.code == INVALID, _DONE, phase),
+            ahead=0 * one,
+            stride=one,
+            growth=one,
+            curvature=jnp.zeros_like(z),
+            paths=count,
+            steps=count,
+            polished=count,
+            real=known & (lanes.omega.imag == 0) & (z.imag == 0),
+        )
+
 
 class _Target(eqx.Module):
     """The next place of a path, and the step that is expected to lead there."""
@@ -179,14 +201,24 @@ class _Progress(eqx.Module):
     curvature: Complex[Array, " lanes"]
 
 
-def walk(curve: Curve, z: Complex[Array, " lanes"], lanes: Lanes, search: Bool[Array, ""]) -> Lanes:
-    """Takes every lane to its root from what is known of it; in `search` of one it follows paths, too."""
-    eps = float(jnp.finfo(z.dtype).eps)
-    one, zero, count = jnp.ones_like(z.real), jnp.zeros_like(z), jnp.zeros(z.shape, int)
+class _Ending(eqx.Module):
+    """Whether polishing is over, with which code, and after how many steps; and whether the root is real."""
 
-    first, turn = _start(curve, z), _turn(curve, z)
+    done: Bool[Array, " lanes"]
+    code: Int[Array, " lanes"]
+    num_polished: Int[Array, " lanes"]
+    real: Bool[Array, " lanes"]
 
-    def begun(path: _Path) -> _Path:
+
+class _Route(eqx.Module):
+    """The way of every lane: from `first` on the negative axis, along an arc that makes a `turn`, to `z`."""
+
+    curve: Curve
+    z: Complex[Array, " lanes"]
+    first: Complex[Array, " lanes"]
+    turn: Complex[Array, " lanes"]
+
+    def begun(self, path: _Path) -> _Path:
         """The lanes that start a path, at its start."""
         there = path.phase == _START
 
@@ -196,7 +228,7 @@ def walk(curve: Curve, z: Complex[Array, " lanes"], lanes: Lanes, search: Bool[A
         lanes = path.lanes
         return _Path(
             lanes=Lanes(
-                omega=at_start(first, lanes.omega),
+                omega=at_start(self.first, lanes.omega),
                 unknowns=at_start(0, lanes.unknowns),
                 slope=at_start(1, lanes.slope),
                 tangents=at_start(0, lanes.tangents),
@@ -214,80 +246,114 @@ def walk(curve: Curve, z: Complex[Array, " lanes"], lanes: Lanes, search: Bool[A
             real=path.real & ~there,
         )
 
-    def predicted(path: _Path) -> _Target:
+    def on_way(self, path: _Path) -> _Target:
+        """Ahead on the arc, or where the lane is."""
         ahead = jnp.where(path.phase == _ARC, jnp.maximum(path.ahead - path.stride, 0), path.ahead)
-        step = _ahead((ahead - path.ahead) * turn, path.lanes.slope, path.curvature)
-        return _Target(ahead, _on_arc(curve, z, turn, ahead), limited(step, path.lanes.tangents, _LONGEST))
+        step = _ahead((ahead - path.ahead) * self.turn, path.lanes.slope, path.curvature)
+        z = _on_arc(self.curve, self.z, self.turn, ahead)
+        return _Target(ahead=ahead, z=z, step=limited(step, path.lanes.tangents, _LONGEST))
 
-    def corrected(path: _Path, target: _Target, newton: Newton) -> _Progress:
-        """On the arc a step is accepted if its correction is small; then come longer ones, else shorter ones."""
-        on_axis, on_arc = path.phase == _AXIS, path.phase == _ARC
-        trust = jnp.where(path.paths < _MOST_PATHS, _TRUST, _TRUST_AGAIN).astype(one.dtype)
-        curvature = jnp.where(on_arc, _curvature(path.lanes.slope, newton.slope, target.step), 0)
-        missing = newton.step * newton.slope
-        size = jnp.maximum(newton.size, magnitude(curvature * missing))
-        good = ~on_arc | (size <= trust)
-        factor = _CAUTION * jnp.sqrt(trust / jnp.maximum(size, 1e-6 * trust))
-        factor = jnp.clip(factor, _LEAST_FACTOR, path.growth)
-        stride = (path.ahead - target.ahead) * jnp.where(good, factor, jnp.minimum(factor, 0.5))
-        stuck = on_arc & ~good & (stride < 16 * eps)
-        phase = jnp.where(on_axis & (newton.error <= _NEAR_ON_AXIS), _ARC, path.phase)
-        phase = jnp.where(on_arc & good & (target.ahead == 0), _POLISH, phase)
-        return _Progress(
-            step=_ahead(missing, newton.slope, curvature),
-            longest=jnp.where(on_axis, _LONGEST_ON_AXIS, _LONGEST).astype(one.dtype),
-            good=good,
-            phase=jnp.where(stuck, _START, phase),
-            stride=jnp.where(on_arc, stride, path.stride),
-            growth=jnp.where(good, jnp.minimum(2 * path.growth, _MOST_FACTOR), 1),
-            curvature=jnp.where(good, curvature, path.curvature),
-        )
+    def at_end(self, path: _Path) -> _Target:
+        return _Target(ahead=path.ahead, z=self.z, step=jnp.zeros_like(self.z))
 
-    def polished(path: _Path, target: _Target, newton: Newton) -> _Progress:
-        return _Progress(newton.step, one, one > 0, path.phase, path.stride, path.growth, path.curvature)
+
+def _corrected(path: _Path, target: _Target, newton: Newton) -> _Progress:
+    """On the arc a step is accepted if its correction is small; then come longer ones, else shorter ones."""
+    eps = float(jnp.finfo(newton.error.dtype).eps)
+    on_axis, on_arc = path.phase == _AXIS, path.phase == _ARC
+    trust = jnp.where(path.paths < _MOST_PATHS, _TRUST, _TRUST_AGAIN).astype(path.ahead.dtype)
+    curvature = jnp.where(on_arc, _curvature(path.lanes.slope, newton.slope, target.step), 0)
+    missing = newton.step * newton.slope
+    size = jnp.maximum(newton.size, magnitude(curvature * missing))
+    good = ~on_arc | (size <= trust)
+    factor = _CAUTION * jnp.sqrt(trust / jnp.maximum(size, 1e-6 * trust))
+    factor = jnp.clip(factor, _LEAST_FACTOR, path.growth)
+    stride = (path.ahead - target.ahead) * jnp.where(good, factor, jnp.minimum(factor, _REFUSED_FACTOR))
+    stuck = on_arc & ~good & (stride < _SHORTEST * eps)
+    phase = jnp.where(on_axis & (newton.error <= _NEAR_ON_AXIS), _ARC, path.phase)
+    phase = jnp.where(on_arc & good & (target.ahead == 0), _POLISH, phase)
+    return _Progress(
+        step=_ahead(missing, newton.slope, curvature),
+        longest=jnp.where(on_axis, _LONGEST_ON_AXIS, _LONGEST).astype(path.ahead.dtype),
+        good=good,
+        phase=jnp.where(stuck, _START, phase),
+        stride=jnp.where(on_arc, stride, path.stride),
+        growth=jnp.where(good, jnp.minimum(2 * path.growth, _MOST_FACTOR), 1),
+        curvature=jnp.where(good, curvature, path.curvature),
+    )
+
+
+def _polished(path: _Path, target: _Target, newton: Newton) -> _Progress:
+    """At the end every step is taken."""
+    one = jnp.ones_like(path.ahead)
+    return _Progress(
+        step=newton.step,
+        longest=one,
+        good=one > 0,
+        phase=path.phase,
+        stride=path.stride,
+        growth=path.growth,
+        curvature=path.curvature,
+    )
+
+
+def _ending(path: _Path, verdict: Verdict, as_good_as_real: Bool[Array, " lanes"]) -> _Ending:
+    """At `z` the root is polished until Newton's method ends, without the imaginary part where that is rounding. At the
+    end of a path it may still be far from the root, next to an edge.
+    """
+    error, code = verdict.newton.error, verdict.code
+    polishing = path.phase == _POLISH
+    close = polishing & ((path.paths == 0) | (error <= float(jnp.finfo(error.dtype).eps) ** 0.4))
+    num_polished = path.polished + close
+    ended = verdict.settled & ((code != NO_ROOT) | (num_polished > _REFUSED_AFTER))
+    ended |= (num_polished > _CERTIFIED_AFTER) & (code == OK)
+    strip = (ended | (num_polished > _STRIPPED_AFTER)) & ~path.real & as_good_as_real
+    ended = ended & ~strip & close
+    return _Ending(
+        done=ended | (num_polished >= _MOST_POLISHED),
+        code=jnp.where(ended | (code != OK), code, NO_ROOT),
+        num_polished=num_polished,
+        real=path.real | (polishing & strip),
+    )
+
+
+def walk(curve: Curve, z: Complex[Array, " lanes"], lanes: Lanes, search: Bool[Array, ""]) -> Lanes:
+    """Takes every lane to its root from what is known of it; in `search` of one it follows paths, too."""
+    route = _Route(curve=curve, z=z, first=_start(curve, z), turn=_turn(curve, z))
 
     def advance(state: tuple[Array, _Path]) -> tuple[Array, _Path]:
-        least, path = state[0], begun(state[1])
-        lanes, polishing, active = path.lanes, path.phase == _POLISH, path.phase != _DONE
-        on_way = least < _POLISH
-        target = jax.lax.cond(on_way, predicted, lambda path: _Target(path.ahead, z, zero), path)
+        least, path = state[0], route.begun(state[1])
+        lanes, active, on_way = path.lanes, path.phase != _DONE, least < _POLISH
+        target = jax.lax.cond(on_way, lambda: route.on_way(path), lambda: route.at_end(path))
         omega, unknowns = moved(lanes.omega, lanes.unknowns, lanes.tangents, target.step)
-        newton, settled, code = certify(curve, target.z, omega, unknowns, path.real)
-        progress = jax.lax.cond(on_way, corrected, polished, path, target, newton)
+        verdict = certify(curve, target.z, omega, unknowns, path.real)
+        newton = verdict.newton
+        progress = jax.lax.cond(on_way, _corrected, _polished, path, target, newton)
         step = limited(progress.step, newton.tangents, progress.longest)
         omega, unknowns = moved(omega, newton.unknowns, newton.tangents, step)
 
-        # At z the root is polished until Newton's method ends, without the imaginary part where that is rounding. At
-        # the end of a path it may still be far from the root, next to an edge.
-        close = polishing & ((path.paths == 0) | (newton.error <= eps**0.4))
-        num_polished = path.polished + close
-        ended = settled & ((code != NO_ROOT) | (num_polished > _REFUSED_AFTER))
-        ended |= (num_polished > _CERTIFIED_AFTER) & (code == OK)
-        strip = (ended | (num_polished > _STRIPPED_AFTER)) & ~path.real & as_good_as_real(z, newton.slope, omega)
-        real = path.real | (polishing & strip)
-        ended = ended & ~strip & close
-        code = jnp.where(ended | (code != OK), code, NO_ROOT)
-        done = ended | (num_polished >= _MOST_POLISHED)
-        lost = jnp.where(done, code != OK, (path.steps >= _MOST_ON_PATH) | (progress.phase == _START))
-        again = search & (path.paths < _MOST_PATHS)
-        phase = jnp.where(done | lost, jnp.where(lost & again, _START, _DONE), progress.phase)
+        ending = _ending(path, verdict, as_good_as_real(z, newton.slope, omega))
+        out_of_steps = (path.steps >= _MOST_ON_PATH) | (progress.phase == _START)
+        lost = jnp.where(ending.done, ending.code != OK, out_of_steps)
+        over = ending.done | lost
+        again = lost & search & (path.paths < _MOST_PATHS)
+        phase = jnp.where(active, jnp.where(over, jnp.where(again, _START, _DONE), progress.phase), _DONE)
+        code = _with_reason(lanes.code, jnp.where(ending.done, ending.code, MAX_STEPS))
         taken = active & progress.good
 
         def accepted(new: Array, old: Array) -> Array:
             return jnp.where(taken, new, old)
 
-        omega, unknowns = _without_imaginary(real, omega), _without_imaginary(real, unknowns)
-        new = Lanes(
-            omega=accepted(omega, lanes.omega),
-            unknowns=accepted(unknowns, lanes.unknowns),
-            slope=accepted(newton.slope, lanes.slope),
-            tangents=accepted(newton.tangents, lanes.tangents),
-            code=jnp.where(active & (done | lost), _verdict(lanes.code, jnp.where(done, code, MAX_STEPS)), lanes.code),
-            num_steps=lanes.num_steps + active,
-        )
-        phase = jnp.where(active, phase, _DONE)
+        omega, unknowns = _without_imaginary(ending.real, omega), _without_imaginary(ending.real, unknowns)
         return jnp.min(phase), _Path(
-            lanes=new,
+            lanes=Lanes(
+                omega=accepted(omega, lanes.omega),
+                unknowns=accepted(unknowns, lanes.unknowns),
+                slope=accepted(newton.slope, lanes.slope),
+                tangents=accepted(newton.tangents, lanes.tangents),
+                code=jnp.where(active & over, code, lanes.code),
+                num_steps=lanes.num_steps + active,
+            ),
             phase=phase,
             ahead=accepted(target.ahead, path.ahead),
             stride=progress.stride,
@@ -295,28 +361,16 @@ def walk(curve: Curve, z: Complex[Array, " lanes"], lanes: Lanes, search: Bool[A
             curvature=progress.curvature,
             paths=path.paths,
             steps=path.steps + 1,
-            polished=num_polished,
-            real=real,
+            polished=ending.num_polished,
+            real=ending.real,
         )
 
-    known = lanes.omega != 0
-    start = _Path(
-        lanes=lanes,
-        phase=jnp.where(lanes.code == INVALID, _DONE, jnp.where(known, _POLISH, jnp.where(search, _START, _DONE))),
-        ahead=0 * one,
-        stride=one,
-        growth=one,
-        curvature=zero,
-        paths=count,
-        steps=count,
-        polished=count,
-        real=known & (lanes.omega.imag == 0) & (z.imag == 0),
-    )
+    start = _Path.at_first(z, lanes, search)
     unfinished = lambda state: state[0] != _DONE  # noqa: E731
     return jax.lax.while_loop(unfinished, advance, (jnp.min(start.phase), start))[1].lanes
 
 
-def _verdict(before: Array, code: Array) -> Array:
+def _with_reason(before: Array, code: Array) -> Array:
     """What is said of a lane: that a law is not resolved tells more than that no root was found."""
     return jnp.where((before == UNRESOLVED) & (code != OK), before, code)
 

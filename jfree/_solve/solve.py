@@ -25,8 +25,8 @@ from .path import Lanes, walk
 _TILE, _WIDE_TILE = 32, 65536
 
 
-# Of no more lanes than this, a few at a time: they are batched by what is around them, or soon done. And so where sums
-# over laws have more points than this: calls are nothing to those.
+# Up to so many lanes are worked on in small tiles: they are batched by what is around them, or soon done. And so are
+# any where laws have more than so many points, as calls are nothing to sums over these; the last is the small tile.
 _FEW, _MANY_POINTS, _SMALL_TILE = 256, 256, 16
 
 

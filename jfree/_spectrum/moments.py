@@ -1,12 +1,13 @@
 """Moments of a spectrum, and of its logarithm: integrals along the curve, off the support."""
 
 import math
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Bool, Float
 
 from .._calculus.atoms import Atoms
 from .._calculus.curve import Curve
@@ -149,10 +150,9 @@ def log_moments(curve: Curve, power: float = 0.0) -> tuple[Float[Array, ""], Flo
     low = low if curve.adds_logs else _KEPT * low
     if curve.has_shifts:
         z = _along_negative_axis(frozen, low, high)
-        return _read_log_moments(curve, *_below_shifts(frozen, z), power)
+        return _read_below_shifts(curve, *_below_shifts(frozen, z), power)
     # What comes after the last node is summed but for 1 / omega of it, which falls off faster.
-    omega, unknowns = _settled_along(frozen, power, low, reach / (2 - power))
-    return _read_log_moments(curve, omega, omega, unknowns, omega.real < 0, power)
+    return _read_along(curve, *_settled_along(frozen, power, low, reach / (2 - power)), power)
 
 
 @quickly(eqx.filter_jit)
@@ -185,54 +185,81 @@ def _along_negative_axis(curve: Curve, low: ArrayLike, high: ArrayLike) -> Array
     return jax.lax.complex(-y, jnp.zeros_like(y))
 
 
+class _Nodes(NamedTuple):
+    """Nodes evenly spaced in `s`, where `log y` has a density: as far as they are `found`."""
+
+    s: Float[Array, " nodes"]
+    log_y: Float[Array, " nodes"]
+    density: Float[Array, " nodes"]
+    found: Bool[Array, " nodes"]
+
+
 @reader
-def _read_log_moments(
+def _read_below_shifts(
     curve: Curve, z: Array, omega: Array, unknowns: Array, found: Array, power: Array
 ) -> tuple[Array, Array]:
+    """Log moments by nodes in `log y = log(-z)`."""
     z, omega, unknowns, found = jax.lax.stop_gradient((z, omega, unknowns, found))
-    dtype = curve.rank.dtype
-    eps = float(jnp.finfo(dtype).eps)
-    if curve.has_shifts:
-        point = curve.point_at(z, omega, unknowns, found, slopes=True)
-        s = log_y = jnp.log(jnp.where(found, -z.real, 1))
-        density = (point.side * point.dm * reciprocal(point.dz)).real
-    else:
-        # Derivatives divide by fourth powers; of NaN it is no more than false.
-        far = jnp.abs(unknowns.real) > jnp.finfo(dtype).tiny ** 0.2
-        found = jnp.all(far | (unknowns == 0), axis=(0, 1))  # those of neutral layers are not asked for
-        s = jnp.log(-omega.real)
-        density = _logistic(s)
-        middle = jnp.argmin(jnp.abs(s))
-        omega, unknowns = (jnp.where(found, x, x[..., middle, None]) for x in (omega, unknowns))
-        log_y = curve.log_size(omega, unknowns)
-        # It rises: where it is not found it is less than at the next place.
-        next_found = jax.lax.cummin(jax.lax.stop_gradient(jnp.where(found, log_y, jnp.inf)), reverse=True)
-        log_y = jnp.where(found, log_y, next_found)
+    point = curve.point_at(z, omega, unknowns, found, slopes=True)
+    log_y = jnp.log(jnp.where(found, -z.real, 1))
+    density = (point.side * point.dm * reciprocal(point.dz)).real
+    return _moments_of(_Nodes(s=log_y, log_y=log_y, density=density, found=found), power)
 
+
+@reader
+def _read_along(curve: Curve, omega: Array, unknowns: Array, power: Array) -> tuple[Array, Array]:
+    """Log moments by nodes in `log(-omega)`, where the density is that of the logistic law."""
+    omega, unknowns = jax.lax.stop_gradient((omega, unknowns))
+    # Derivatives divide by fourth powers; of NaN it is no more than false.
+    far = jnp.abs(unknowns.real) > jnp.finfo(curve.rank.dtype).tiny ** 0.2
+    found = jnp.all(far | (unknowns == 0), axis=(0, 1))  # those of neutral layers are not asked for
+    s = jnp.log(-omega.real)
+    middle = jnp.argmin(jnp.abs(s))
+    omega, unknowns = (jnp.where(found, x, x[..., middle, None]) for x in (omega, unknowns))
+    log_y = curve.log_size(omega, unknowns)
+    # It rises: where it is not found it is less than at the next place.
+    next_found = jax.lax.cummin(jax.lax.stop_gradient(jnp.where(found, log_y, jnp.inf)), reverse=True)
+    log_y = jnp.where(found, log_y, next_found)
+    return _moments_of(_Nodes(s=s, log_y=log_y, density=_logistic(s), found=found), power)
+
+
+# How far a rule may be from that of half its nodes, which has the root of its error; and the density's fall at the last
+# node from what it is at infinity.
+_COARSE, _FALL = 1e-3, 1e-4
+
+
+def _moments_of(nodes: _Nodes, power: Array) -> tuple[Array, Array]:
+    """Mean and variance of `log t`, of `log y` less its noise, NaN where they are not resolved."""
+    eps = float(jnp.finfo(nodes.s.dtype).eps)
+    s, log_y, density, found = nodes
     weight = power * log_y
     density = density * jnp.exp(weight - jax.lax.stop_gradient(jnp.max(jnp.where(found, weight, -jnp.inf))))
     lost = jnp.sum(jnp.where(found, 0, density)) / jnp.sum(density)
     log_y, density = jnp.where(found, log_y, 0), jnp.where(found, density, 0)
+    step = s[-1] - s[-2]
+    expected = (1 - power) * step  # y grows like omega at infinity, and the density falls like y^(power - 1)
+    mean, fine = _mean_and_variance(log_y, density, step, expected)
+    _, coarse = _mean_and_variance(log_y[::2], density[::2], 2 * step, 2 * expected)
     offset, noise = _of_the_noise(power)
-    step, fall = s[-1] - s[-2], jax.lax.stop_gradient(jnp.log(density[-2] / density[-1]))
-    expected = (1 - power) * step  # y grows like omega there, and the density falls like y^(power - 1)
 
-    def moments(every: int) -> tuple[Array, Array]:
-        """Mean and variance by every such node, and by the nodes that would come after the last: a geometric series."""
-        x, weights, ratio = log_y[::every], density[::every], jnp.exp(-every * expected)
-        mass, mean, square = ratio / (1 - ratio), 1 / (1 - ratio), (1 + ratio) / jnp.square(1 - ratio)
-        beyond, after, spread = weights[-1] * mass, x[-1] + every * step * mean, square - jnp.square(mean)
-        total = jnp.sum(weights) + beyond
-        center = (jnp.sum(weights * x) + beyond * after) / total
-        variance = jnp.sum(weights * jnp.square(x - center))
-        variance += beyond * (jnp.square(after - center) + jnp.square(every * step) * spread)
-        return center + offset, variance / total - noise
+    known = (jnp.abs(fine - coarse) <= max(_COARSE, eps**0.4) * (1 + jnp.abs(fine - noise))) & (lost <= eps**0.5)
+    fall = jax.lax.stop_gradient(jnp.log(density[-2] / density[-1]))
+    known &= jnp.abs(fall - expected) <= max(_FALL, eps**0.4) * expected + 8 * eps * jnp.abs(log_y[-1])
+    return jnp.where(known, mean + offset, jnp.nan), jnp.where(known, jnp.maximum(fine - noise, 0), jnp.nan)
 
-    (mean, fine), (_, coarse) = moments(1), moments(2)
-    # The rule converges as fast as its error squares with twice the nodes.
-    known = (jnp.abs(fine - coarse) <= max(1e-3, eps**0.4) * (1 + jnp.abs(fine))) & (lost <= eps**0.5)
-    known &= jnp.abs(fall - expected) <= max(1e-4, eps**0.4) * expected + 8 * eps * jnp.abs(log_y[-1])
-    return jnp.where(known, mean, jnp.nan), jnp.where(known, jnp.maximum(fine, 0), jnp.nan)
+
+def _mean_and_variance(x: Array, weights: Array, step: Array, fall: Array) -> tuple[Array, Array]:
+    """Of nodes, and of those that would come after the last in equal steps, with weights that fall by equal ratios: a
+    geometric series.
+    """
+    ratio = jnp.exp(-fall)
+    mass, mean, square = ratio / (1 - ratio), 1 / (1 - ratio), (1 + ratio) / jnp.square(1 - ratio)
+    beyond, after, spread = weights[-1] * mass, x[-1] + step * mean, square - jnp.square(mean)
+    total = jnp.sum(weights) + beyond
+    center = (jnp.sum(weights * x) + beyond * after) / total
+    variance = jnp.sum(weights * jnp.square(x - center))
+    variance += beyond * (jnp.square(after - center) + jnp.square(step) * spread)
+    return center, variance / total
 
 
 def _of_the_noise(power: Array) -> tuple[Array, Array]:

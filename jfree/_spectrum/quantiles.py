@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 from .._calculus.atoms import Atoms
 from .._calculus.curve import Curve
 from .._calculus.reader import reader
-from .._numerics.arrays import at_once, is_concrete
+from .._numerics.arrays import are_concrete, at_once
 from .._numerics.compile import quickly
 from .._numerics.complex import exponential, log_max, magnitude, reciprocal
 from .._numerics.implicit import implicit_root
@@ -49,7 +49,7 @@ def quantile(curve: Curve, p: Array) -> Array:
     ends, atoms = edges(curve), find_atoms(curve)
     frozen, now, level = jax.lax.stop_gradient((curve, (ends, atoms), p.ravel()))
     num_lanes = max(p.size, _NUM_PLACES + atoms.size)
-    concrete = all(map(is_concrete, jax.tree.leaves((frozen, level))))
+    concrete = are_concrete(frozen, level)
     num_lanes = num_padded(num_lanes) if concrete else num_lanes
     level = jnp.pad(level, (num_lanes - level.size, 0), constant_values=1)  # lanes without a level come first
     places, levels = _table(frozen, *now, num_lanes)

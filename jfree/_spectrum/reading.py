@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Complex, Float, Int
 from .._calculus.atoms import Atoms
 from .._calculus.curve import Curve
 from .._calculus.reader import lane_reader
-from .._numerics.arrays import at_once, is_concrete
+from .._numerics.arrays import are_concrete, at_once
 from .._numerics.compile import quickly
 from .._numerics.complex import log_max, reciprocal
 from .._solve.certificate import as_results, RESULTS
@@ -56,7 +56,7 @@ def over_lanes(idle: float) -> Callable[[Callable[[Any, Array], Any]], Callable[
         def wrapped(curve: Any, x: Array) -> Any:
             if x.size == 0:
                 raise ValueError("At least one point is needed, got an empty array.")
-            if not (is_concrete(x) and all(map(is_concrete, jax.tree.leaves(curve)))):
+            if not are_concrete(x, curve):
                 return jax.tree.map(lambda y: y.reshape(x.shape), method(curve, x.ravel()))
             padding = num_padded(x.size) - x.size
             padded = np.pad(np.asarray(x).ravel(), (padding, 0), constant_values=idle) if padding else x.ravel()

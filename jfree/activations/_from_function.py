@@ -68,9 +68,7 @@ class FromFunction(AbstractManySlopes):
         self.knots = tuple(sorted(float(k) for k in knots))
         if not all(math.isfinite(k) for k in self.knots):
             raise ValueError("`knots` must be finite.")
-        if integer("num_nodes", num_nodes) < 8:
-            raise ValueError(f"`num_nodes` must be 8 at least, got {num_nodes}.")
-        self.num_nodes = num_nodes
+        self.num_nodes = integer("num_nodes", num_nodes, least=8)
         self.zeros = _zeros(fn, self.knots)
 
     @property

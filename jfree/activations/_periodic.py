@@ -51,7 +51,7 @@ class Sine(AbstractManySlopes):
 
 
 class _FoldedSine(AbstractPiecewise):
-    """The sine of a phase, whose square of the derivative knows it up to its sign and multiples of pi."""
+    """The sine of a phase, whose squared derivative depends on it only up to sign and multiples of pi."""
 
     knots = ((0.0, 1e-4), (math.pi / 2, 1e-7))
     bends = (0.4,)

@@ -1,4 +1,4 @@
-"""Activations that are linear on both sides of a knot, or of several."""
+"""Activations that are linear between knots."""
 
 import jax.numpy as jnp
 from jax.scipy.special import erf, erfc, ndtr

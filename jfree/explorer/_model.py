@@ -122,7 +122,7 @@ class Outline(eqx.Module):
 
 
 class Picture(NamedTuple):
-    """And the density of `x = log10` of a singular value at the points `outline.x`."""
+    """An outline, and the density of `x = log10` of a singular value at the points `outline.x`."""
 
     outline: Outline
     density: np.ndarray

@@ -100,8 +100,8 @@ def _text(x: float, y: float, text: str, anchor: str, offset: float = 0) -> str:
 
 
 def density(picture: "Picture", sample: "Sample | None" = None) -> str:
-    """The density of `log10` of the singular values, atoms as stems of a height that is their mass, and over the
-    histogram of a sample.
+    """The density of `log10` of the singular values, atoms as stems of a height that is their mass, over the
+    histogram of a sample, if there is one.
     """
     x, y = np.asarray(picture.outline.x), picture.density
     pairs = zip(picture.outline.atoms.tolist(), picture.outline.masses.tolist(), strict=True)
