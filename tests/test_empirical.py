@@ -121,7 +121,7 @@ def test_full_fisher_is_that_of_the_network(monkeypatch):
     key = jax.random.key(1)
     split = lambda k, num=2: jax.random.split(k, num)  # noqa: E731
     forward_key = split(split(key, 1)[0])[1]
-    monkeypatch.setattr("jfree.empirical._random_inputs", lambda net, num, size, keys: inputs[None])
+    monkeypatch.setattr("jfree._finite.sampled_jacobians._random_inputs", lambda net, num, size, keys: inputs[None])
     expected = dual_fisher(net, forward_key, inputs)
     full = full_fisher_eigenvalues(net, key, 3)
     assert full.shape == (1, 15)
@@ -171,7 +171,7 @@ def test_refuses_what_its_container_cannot_hold(monkeypatch, tmp_path):
 
 def test_samples_do_not_depend_on_how_many_are_drawn_at_once(monkeypatch):
     several = jacobian_eigenvalues(TANH, KEY, width=20, num_samples=3)
-    monkeypatch.setattr("jfree.empirical._BATCH", 1)
+    monkeypatch.setattr("jfree._finite.sampled_jacobians._BATCH", 1)
     assert np.allclose(jacobian_eigenvalues(TANH, KEY, width=20, num_samples=3), several, rtol=1e-10)
 
 
@@ -187,7 +187,7 @@ def test_networks_of_all_scales_share_a_program():
 
 def test_batches_are_equally_large(monkeypatch):
     all_at_once = jacobian_eigenvalues(TANH, KEY, width=6, num_samples=5)
-    monkeypatch.setattr("jfree.empirical._BATCH", 2 * 6 * 6**2)
+    monkeypatch.setattr("jfree._finite.sampled_jacobians._BATCH", 2 * 6 * 6**2)
     assert num_compiled(lambda: jacobian_eigenvalues(TANH, KEY, width=6, num_samples=5)) > 0
     assert num_compiled(lambda: jacobian_eigenvalues(TANH, KEY, width=6, num_samples=4)) < 4
     assert np.allclose(jacobian_eigenvalues(TANH, KEY, width=6, num_samples=5), all_at_once, rtol=1e-10)

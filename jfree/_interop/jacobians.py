@@ -57,7 +57,7 @@ def extreme_singular_values(
     numbers, `x` is not finite, real numbers, `num_steps` is not a positive integer, or `tolerance` is not positive;
     `MemoryError` if the vectors would not fit.
     """
-    function, x = function_of(model), example_of(model, x)
+    function, x = differentiable(model), example_of(model, x)
     x = check(x, is_finite, "`x` must be finite.")
     num_outputs = size_of_output(function, x)
     num_steps = min(integer("num_steps", num_steps), x.size, num_outputs)
@@ -78,7 +78,7 @@ def singular_values_of_model(
     model: "Model | torch.nn.Module", x: "ArrayLike | torch.Tensor", batched: bool | None
 ) -> tuple[Float[Array, "examples values"], int, int]:
     """All singular values at every example, descending, and the numbers of inputs and outputs (host)."""
-    function, x = function_of(model), example_of(model, x)
+    function, x = differentiable(model), example_of(model, x)
     examples = _examples(function, check(x, is_finite, "`x` must be finite."), batched)
     sizes = examples[0].size, size_of_output(function, examples[0])
     # A Jacobian, its copies in the decomposition, and all identity vectors of its smaller side.
@@ -127,7 +127,7 @@ class _Applied(eqx.Module):
         return self.function(*self.arguments, x, **self.keywords)
 
 
-def function_of(model: Any) -> Model:
+def differentiable(model: Any) -> Model:
     """A model as a function of one example, and a pytree.
 
     **Raises:** `ValueError` if it is none.
