@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from .graph import Constant, Step, Unreadable
 from .parts import ALIKE, Mask, Part, Times
+from .steps import Constant, Step, Unreadable
 
 
 def is_scale(step: Step) -> bool:

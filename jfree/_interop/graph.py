@@ -1,12 +1,8 @@
 """What a function does to its input, step by step, and which of its parameters each step reads."""
 
-import dataclasses
 import functools
 import itertools
-import math
-import os
-import sysconfig
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun, JaxprEqn, Literal
 from jaxtyping import Array
+
+from .moves import bind, concatenated, fills, INDEXED, known, moved, view_of, VIEWS
+from .source import place_in_source
+from .steps import Constant, Step, Unreadable, Value
 
 # Primitives that act entry by entry.
 _ENTRYWISE = frozenset(
@@ -33,82 +33,6 @@ _CALLS = frozenset(
 
 # Those that may have another gradient than their values.
 _OWN_GRADIENTS = ("custom_jvp_call", "custom_vjp_call")
-
-
-class Unreadable(ValueError):
-    """What a model does that cannot be read."""
-
-
-class Constant(NamedTuple):
-    """What does not depend on the input.
-
-    - `value`: an array.
-    - `origin`: if it is a view of parameters, where each of its entries stands among all entries of all of them.
-    - `factor`: what these are multiplied by.
-    """
-
-    value: Any
-    origin: np.ndarray | None = None
-    factor: float = 1.0
-
-    @property
-    def number(self) -> float | None:
-        """The one value that all entries have, if they have."""
-        if np.ndim(self.value) and np.size(self.value) == 0:
-            return None
-        values = np.asarray(self.value).ravel()
-        return float(values[0]) if np.all(values == values[0]) else None
-
-    def scaled(self, factor: float) -> "Constant":
-        return Constant(np.asarray(self.value) * factor, self.origin, self.factor * factor)
-
-    def view(self, change: Callable[[np.ndarray], np.ndarray]) -> "Constant":
-        """The same entries, moved."""
-        return Constant(change(self.value), None if self.origin is None else change(self.origin), self.factor)
-
-
-@dataclasses.dataclass(eq=False)
-class Step:
-    """One step from values that depend on the input to another such value.
-
-    - `kind`: `input`; `dense`, weights that act on some axes; `convolution`; `move`, entries in other places;
-        `entries`, a function of every entry; `mixing`, anything else.
-    - `name`: of the primitive.
-    - `arguments`: steps and constants, in the order that the primitive takes them in.
-    - `shape`, `dtype`: of the value.
-    - `index`: of a `move`, where each entry comes from, -1 for a zero.
-    - `moves`: those of this value, of which none is made twice.
-    """
-
-    kind: str
-    name: str
-    arguments: tuple["Step | Constant", ...]
-    shape: tuple[int, ...]
-    dtype: Any
-    place: str
-    apply: Callable[..., Any]
-    params: dict[str, Any] = dataclasses.field(default_factory=dict)
-    index: np.ndarray | None = None
-    moves: dict[Any, "Step"] = dataclasses.field(default_factory=dict)
-
-    @property
-    def inputs(self) -> list["Step"]:
-        return [argument for argument in self.arguments if isinstance(argument, Step)]
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
-    def value(self, inputs: Sequence[Any]) -> Any:
-        """The step's value, given those of its inputs."""
-        given = iter(inputs)
-        return self.apply(*(next(given) if isinstance(a, Step) else a.value for a in self.arguments))
-
-    def __str__(self) -> str:
-        return f"`{self.name}`{self.place}"
-
-
-Value = Step | Constant
 
 
 def steps_of(closed: ClosedJaxpr, parameters: Sequence[Any], x: Any) -> tuple[Step, list[Value]]:
@@ -136,6 +60,10 @@ class _Call(NamedTuple):
     taken: dict[Any, list[Step]]
 
 
+def _at(equation: JaxprEqn, call: _Call) -> _Call:
+    return call._replace(place=place_in_source(equation, call.name, call.place))
+
+
 def _run(jaxpr: Jaxpr, constants: Sequence[Value], arguments: Sequence[Value], call: _Call) -> list[Value]:
     known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *arguments], strict=True))
 
@@ -143,7 +71,7 @@ def _run(jaxpr: Jaxpr, constants: Sequence[Value], arguments: Sequence[Value], c
         return Constant(np.asarray(var.val)) if isinstance(var, Literal) else known[var]
 
     for equation in jaxpr.eqns:
-        found = _equation(equation, [read(var) for var in equation.invars], call._replace(place=_place(equation, call)))
+        found = _equation(equation, [read(var) for var in equation.invars], _at(equation, call))
         known.update(zip(equation.outvars, found, strict=True))
     return [read(var) for var in jaxpr.outvars]
 
@@ -157,28 +85,37 @@ def _equation(equation: JaxprEqn, arguments: list[Value], call: _Call) -> list[V
         _check_gradient(equation, arguments, call)
     if inner is not None:
         call = call._replace(name=equation.params.get("name", ""))
-        return _run(inner[0], [Constant(_plain(c)) for c in inner[1]], arguments, call)
+        program, constants, given = inner
+        return _run(program, [Constant(_plain(c)) for c in constants], given, call)
     if not steps:
         return _of_constants(equation, [a for a in arguments if isinstance(a, Constant)])
     if name == "convert_element_type" and all(
         jnp.issubdtype(dtype, jnp.floating) for dtype in (steps[0].dtype, equation.params["new_dtype"])
     ):
         return [steps[0]]
-    if name == "split":
-        cuts = np.cumsum([0, *equation.params["sizes"]])
-        axis, (whole,) = equation.params["axis"], steps
-        pieces = [np.arange(start, end) for start, end in itertools.pairwise(cuts)]
-        return [moved(whole, lambda x, k=k: np.take(x, k, axis), name, call.place) for k in pieces]
+    return _as_moves(equation, arguments, call.place) or _as_step(equation, arguments, call)
+
+
+def _as_moves(equation: JaxprEqn, arguments: list[Value], place: str) -> list[Value] | None:
+    """The values, if they have the entries of one value in other places."""
+    name, params, first = equation.primitive.name, equation.params, arguments[0]
+    if name == "split" and isinstance(first, Step):
+        ends = itertools.pairwise(np.cumsum([0, *params["sizes"]]))
+        pieces = [np.arange(*own) for own in ends]
+        return [moved(first, lambda x, own=own: np.take(x, own, params["axis"]), name, place) for own in pieces]
     if name == "concatenate":
-        joined = _concatenated(arguments, equation.params["dimension"], call.place)
-        if joined is not None:
-            return [joined]
-    elif name in _VIEWS or (name in _INDEXED and not _fills(equation, arguments)):
-        (whole,) = steps if steps[0] is arguments[0] and len(steps) == 1 else (None,)
-        if whole is not None:
-            rest = [a for a in arguments[1:] if isinstance(a, Constant)]
-            return [moved(whole, _view(equation, rest), name, call.place)]
-    apply = functools.partial(_bind, equation)
+        joined = concatenated(arguments, params["dimension"], place)
+        return None if joined is None else [joined]
+    rest = [a for a in arguments[1:] if isinstance(a, Constant)]
+    known_moves = name in VIEWS or (name in INDEXED and not fills(equation, arguments))
+    if isinstance(first, Step) and len(rest) == len(arguments) - 1 and known_moves:
+        return [moved(first, view_of(equation, rest), name, place)]
+    return None
+
+
+def _as_step(equation: JaxprEqn, arguments: list[Value], call: _Call) -> list[Value]:
+    name = equation.primitive.name
+    apply = functools.partial(bind, equation)
     kind, place = _kind(name, equation.params, arguments), call.place
     key = name, str(equation.params), *map(_identity, arguments)
     if key in call.taken:
@@ -198,7 +135,7 @@ _TRIED, _DIFFERENT = (-1.7, -0.6, 0.3, 1.1), 1e-3
 
 def _check_gradient(equation: JaxprEqn, arguments: list[Value], call: _Call) -> None:
     """**Raises:** `Unreadable` if a function has a gradient of its own, which is not that of its values."""
-    key, inner = ("gradient", str(equation)), _inner(equation, [*arguments])
+    key, inner = ("gradient", str(equation)), _inner(equation, arguments)
     if key in call.taken or inner is None:
         return
     call.taken[key] = []
@@ -220,7 +157,7 @@ def _check_gradient(equation: JaxprEqn, arguments: list[Value], call: _Call) -> 
         return list(back([jnp.ones_like(y) for y in outputs]))
 
     found = gradients(ClosedJaxpr(own, ()), [k for k, v in enumerate(equation.invars) if not isinstance(v, Literal)])
-    values = gradients(ClosedJaxpr(*inner), range(len(tried)))
+    values = gradients(ClosedJaxpr(*inner[:2]), range(len(tried)))
     if not all(np.allclose(x, y, _DIFFERENT, _DIFFERENT, equal_nan=True) for x, y in zip(found, values, strict=True)):
         raise Unreadable(
             f"`model`: `{equation.params.get('name') or equation.primitive.name}`{call.place} has a gradient of its "
@@ -253,32 +190,17 @@ def _kind(name: str, params: dict[str, Any], arguments: list[Value]) -> str:
     return "mixing"
 
 
-def _bind(equation: JaxprEqn, *arguments: Any) -> Any:
-    """In one precision, as casts from one to another are no steps."""
-    arrays = [jnp.asarray(x) for x in arguments]
-    floating = [x for x in arrays if jnp.issubdtype(x.dtype, jnp.floating)]
-    if len({x.dtype for x in floating}) > 1:
-        dtype = jnp.result_type(*floating)
-        arrays = [x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x for x in arrays]
-    return equation.primitive.bind(*arrays, **equation.params)
-
-
-def _inner(equation: JaxprEqn, arguments: list[Value]) -> tuple[Jaxpr, Sequence[Any]] | None:
-    """The program that an equation calls."""
-    if equation.primitive.name in ("scan", "while"):
-        return None
-    if equation.primitive.name == "cond":
-        which = arguments.pop(0)
-        if not isinstance(which, Constant):
-            arguments.insert(0, which)
-            return None
-        branch = equation.params["branches"][int(which.value)]
-        return branch.jaxpr, branch.consts
-    for value in equation.params.values() if equation.primitive.name in _CALLS else ():
+def _inner(equation: JaxprEqn, arguments: list[Value]) -> tuple[Jaxpr, Sequence[Any], list[Value]] | None:
+    """The program that an equation calls, its constants, and its arguments."""
+    name = equation.primitive.name
+    if name == "cond" and isinstance(arguments[0], Constant):
+        branch = equation.params["branches"][int(arguments[0].value)]
+        return branch.jaxpr, branch.consts, arguments[1:]
+    for value in equation.params.values() if name in _CALLS else ():
         if isinstance(value, ClosedJaxpr):
-            return value.jaxpr, value.consts
+            return value.jaxpr, value.consts, arguments
         if isinstance(value, Jaxpr):
-            return value, ()
+            return value, (), arguments
     return None
 
 
@@ -318,24 +240,24 @@ def _of_constants(equation: JaxprEqn, arguments: list[Constant]) -> list[Value]:
     if first is not None and isinstance(first.value, np.ndarray):
         if name == "convert_element_type":
             return [Constant(first.value.astype(equation.params["new_dtype"]), first.origin, first.factor)]
-        if name in _VIEWS:
-            return [first.view(_view(equation, arguments[1:]))]
-        if name in _INDEXED and first.origin is not None:
-            origin = _view(equation, arguments[1:])(first.origin)
-            value = np.asarray(_bind(equation, *(a.value for a in arguments)))
+        if name in VIEWS:
+            return [first.view(view_of(equation, arguments[1:]))]
+        if name in INDEXED and first.origin is not None:
+            origin = view_of(equation, arguments[1:])(first.origin)
+            value = np.asarray(bind(equation, *(a.value for a in arguments)))
             return [Constant(value, None if np.any(origin < 0) else origin, first.factor)]
         if name == "concatenate" and all(a.origin is not None and a.factor == first.factor for a in arguments):
             axis = equation.params["dimension"]
             return [
                 Constant(
                     np.concatenate([a.value for a in arguments], axis),
-                    np.concatenate([_known(a.origin) for a in arguments], axis),
+                    np.concatenate([known(a.origin) for a in arguments], axis),
                     first.factor,
                 )
             ]
     if not equation.outvars:
         return []
-    found = _bind(equation, *(a.value for a in arguments))
+    found = bind(equation, *(a.value for a in arguments))
     values = [_plain(x) for x in (found if equation.primitive.multiple_results else [found])]
     return [Constant(values[0], *_times(name, arguments)), *map(Constant, values[1:])]
 
@@ -352,229 +274,3 @@ def _times(name: str, arguments: list[Constant]) -> tuple[np.ndarray | None, flo
     if number is None or number == 0:
         return None, 1.0
     return arguments[0].origin, arguments[0].factor * (number if name == "mul" else 1 / number)
-
-
-def _known(array: np.ndarray | None) -> np.ndarray:
-    assert array is not None
-    return array
-
-
-# Where entries go, given the equation's parameters.
-_VIEWS: dict[str, Callable[[np.ndarray, dict[str, Any]], np.ndarray]] = {
-    "reshape": lambda x, p: x.reshape(p["new_sizes"]),
-    "transpose": lambda x, p: np.transpose(x, p["permutation"]),
-    "squeeze": lambda x, p: np.squeeze(x, p["dimensions"]),
-    "expand_dims": lambda x, p: np.expand_dims(x, p["dimensions"]),
-    "slice": lambda x, p: x[tuple(map(slice, p["start_indices"], p["limit_indices"], p["strides"] or [1] * x.ndim))],
-    "rev": lambda x, p: np.flip(x, p["dimensions"]),
-    "copy": lambda x, p: x,
-    "copy_p": lambda x, p: x,
-    "name": lambda x, p: x,
-    "sharding_constraint": lambda x, p: x,
-    "broadcast_in_dim": lambda x, p: _broadcast(x, p["shape"], p["broadcast_dimensions"]),
-}
-
-# Moves whose index JAX computes.
-_INDEXED = frozenset(("gather", "dynamic_slice", "pad"))
-
-
-def _broadcast(x: np.ndarray, shape: tuple[int, ...], axes: tuple[int, ...]) -> np.ndarray:
-    ones = [1] * len(shape)
-    for axis, size in zip(axes, x.shape, strict=True):
-        ones[axis] = size
-    return np.broadcast_to(x.reshape(ones), shape)
-
-
-def _view(equation: JaxprEqn, rest: list[Constant]) -> Callable[[np.ndarray], np.ndarray]:
-    name, params = equation.primitive.name, equation.params
-    if name in _VIEWS:
-        return lambda x: _VIEWS[name](x, params)
-    if name == "pad":
-        return lambda x: _padded(x, params["padding_config"])
-    # Indices are shifted, so that 0 stands for what lies outside.
-    return lambda x: np.asarray(_bind(equation, jnp.asarray(x) + 1, *(a.value for a in rest))) - 1
-
-
-def _fills(equation: JaxprEqn, arguments: list[Value]) -> bool:
-    """Whether an equation pads with anything but zeros on the outside."""
-    if equation.primitive.name != "pad":
-        return False
-    filled, config = arguments[1], equation.params["padding_config"]
-    zeros = isinstance(filled, Constant) and filled.number == 0
-    return not zeros or any(inside or min(low, high) < 0 for low, high, inside in config)
-
-
-def _padded(x: np.ndarray, config: Sequence[tuple[int, int, int]]) -> np.ndarray:
-    return np.pad(x, [(low, high) for low, high, _ in config], constant_values=-1)
-
-
-def moved(whole: Step, change: Callable[[np.ndarray], np.ndarray], name: str, place: str) -> Step:
-    """The value of a step with its entries in other places."""
-    index = change(np.arange(whole.size).reshape(whole.shape))
-    if index.shape == whole.shape and np.array_equal(index.ravel(), np.arange(whole.size)):
-        return whole
-    if index.size < whole.size:
-        part = _selected(whole, index)
-        if part is not None:
-            return part
-    return _move(whole, index, name, place)
-
-
-def _move(whole: Step, index: np.ndarray, name: str, place: str) -> Step:
-    if whole.kind == "move":
-        before = _known(whole.index).ravel()
-        index = np.where(index < 0, -1, before[np.maximum(index, 0)])
-        (whole,) = whole.inputs
-        if index.shape == whole.shape and np.array_equal(index.ravel(), np.arange(whole.size)):
-            return whole
-
-    key = index.shape, index.tobytes()
-    if key in whole.moves:
-        return whole.moves[key]
-
-    def apply(x: Any) -> Any:
-        return np.where(index < 0, 0, np.ravel(x)[np.maximum(index, 0)])
-
-    whole.moves[key] = Step("move", name, (whole,), index.shape, whole.dtype, place, apply, index=index)
-    return whole.moves[key]
-
-
-def _selected(whole: Step, index: np.ndarray) -> Step | None:
-    """Some units of a dense layer, or of functions of their entries, as a layer of fewer units."""
-    key = "selected", index.shape, index.tobytes()
-    if key not in whole.moves:
-        part = _selected_anew(whole, index)
-        if part is None:
-            return None
-        whole.moves[key] = part
-    return whole.moves[key]
-
-
-def _selected_anew(whole: Step, index: np.ndarray) -> Step | None:
-    if whole.kind == "entries":
-        parts: list[Value] = []
-        for argument in whole.arguments:
-            if isinstance(argument, Step):
-                part = argument if argument.shape == () else _selected(argument, index)
-                if part is None:
-                    return None
-                parts.append(part)
-            else:
-                parts.append(argument.view(lambda x: np.broadcast_to(x, whole.shape).ravel()[index]))
-        return dataclasses.replace(whole, arguments=tuple(parts), shape=index.shape)
-    if whole.kind != "dense":
-        return None
-    layer = Dense.of(whole)
-    units = layer.index.reshape(-1, layer.num_out)
-    kept = np.isin(units, index.ravel())
-    if not np.all(kept == kept[:1]) or np.count_nonzero(kept) != index.size:
-        return None
-    weight = layer.weight.view(lambda x: x[kept[0]])
-    rows, order = units[:, kept[0]], np.empty(whole.size, int)
-    order[rows.ravel()] = np.arange(rows.size)
-    first: Value = layer.source if layer.rows is None else _move(layer.source, layer.rows, "reshape", "")
-    some = Step(
-        "dense",
-        whole.name,
-        (first, weight),
-        rows.shape,
-        whole.dtype,
-        whole.place,
-        lambda x, w: x @ w.T,
-        {"dimension_numbers": (((1,), (1,)), ((), ()))},
-    )
-    return _move(some, order[index], "slice", whole.place)
-
-
-@dataclasses.dataclass
-class Dense:
-    """A matrix that acts on some axes of a value, at each place along the others.
-
-    - `weight`: of shape `(num_out, num_in)`.
-    - `rows`: `(places, num_in)`, which entries of `source` come in; None where these are all in their order.
-    - `index`: `(places, num_out)`, where these stand in the value.
-    """
-
-    source: Step
-    weight: Constant
-    rows: np.ndarray | None
-    index: np.ndarray
-
-    @property
-    def num_out(self) -> int:
-        return self.weight.value.shape[0]
-
-    @staticmethod
-    def of(step: Step) -> "Dense":
-        (contracted, batched) = step.params["dimension_numbers"]
-        assert not any(map(len, batched))
-        first = isinstance(step.arguments[0], Step)  # whether the input comes first
-        source, weight = step.arguments if first else step.arguments[::-1]
-        axes, weight_axes = contracted if first else contracted[::-1]
-        assert isinstance(source, Step)
-        assert isinstance(weight, Constant)
-        matrix = weight.view(lambda w: _matrix(w, weight_axes))
-        entries = _matrix(np.arange(source.size).reshape(source.shape), axes)
-        places = entries.shape[0]
-        out = np.arange(step.size)
-        index = out.reshape(places, -1) if first else out.reshape(-1, places).T
-        whole = np.array_equal(entries.ravel(), np.arange(source.size)) and source.shape == entries.shape
-        return Dense(source, matrix, None if whole else entries, index)
-
-
-def _matrix(x: np.ndarray, axes: Sequence[int]) -> np.ndarray:
-    """With these axes last, as one."""
-    x = np.moveaxis(x, axes, range(x.ndim - len(axes), x.ndim))
-    return x.reshape(-1, math.prod(x.shape[x.ndim - len(axes) :]))
-
-
-def _concatenated(arguments: list[Value], axis: int, place: str) -> Step | None:
-    """Pieces of one value, and zeros."""
-    pieces, base = [], None
-    for argument in arguments:
-        if isinstance(argument, Constant):
-            if argument.number != 0:
-                return None
-            pieces.append(np.full(np.shape(argument.value), -1))
-            continue
-        own, index = argument, np.arange(argument.size).reshape(argument.shape)
-        if argument.kind == "move":
-            (own,), index = argument.inputs, _known(argument.index)
-        if base is not None and own is not base:
-            return None
-        base = own
-        pieces.append(index)
-    assert base is not None
-    index = np.concatenate(pieces, axis)
-    if index.shape == base.shape and np.array_equal(index.ravel(), np.arange(base.size)):
-        return base
-    return _move(base, index, "concatenate", place)
-
-
-# Ahead of the name of a scope that tells the place itself.
-GIVEN = "@"
-
-# What is said of a place must be the reader's own code.
-_LIBRARIES = (
-    sysconfig.get_paths()["purelib"],
-    sysconfig.get_paths()["stdlib"],
-    os.path.dirname(os.path.dirname(__file__)),
-)
-
-
-def _place(equation: JaxprEqn, call: _Call) -> str:
-    """Where in the model's source an equation comes from, to be printed behind its name. What a library's function does
-    is found where it is called; what JAX remembers of its inside is an earlier call.
-    """
-    stack = str(equation.source_info.name_stack)
-    if GIVEN in stack:
-        return stack.rpartition(GIVEN)[2]
-    traceback = equation.source_info.traceback
-    within = f" in {stack}" if stack else ""
-    for frame in () if traceback is None else traceback.frames:
-        if frame.file_name.startswith(_LIBRARIES) or frame.file_name.startswith("<frozen"):
-            continue
-        if call.place and frame.function_name.split(".")[-1] != call.name:
-            return call.place
-        return f" at {os.path.basename(frame.file_name)}:{frame.line_num}, {frame.function_name}{within}"
-    return call.place or within

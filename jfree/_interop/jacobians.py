@@ -14,8 +14,8 @@ from .._networks.abstract import AbstractNetwork
 from .._numerics.arrays import inexact_asarray
 from .._numerics.checks import check, integer, is_finite, positive, scalar
 from .._numerics.memory import check_memory
-from .graph import Unreadable
 from .model import Model
+from .steps import Unreadable
 from .torch import examples_of, is_torch, parameters_of_torch
 
 if TYPE_CHECKING:

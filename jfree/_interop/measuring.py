@@ -22,8 +22,8 @@ from .._layers.measured import (
 from .._layers.scale import Scale
 from .._layers.weights import Gaussian
 from .._networks.branches import Parallel, Residual
-from .graph import Step
 from .parts import Function, Norm, Part, Sum, Times, Weights
+from .steps import Step
 
 # Slopes that differ by less than this share are one number: those of norms are told from values.
 _ONE = 1e-3

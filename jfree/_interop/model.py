@@ -15,10 +15,11 @@ from jaxtyping import Array, ArrayLike
 from .._layers.layer import AbstractLayer
 from .._layers.weights import AbstractWeights, as_weights
 from .._networks.network import Network
-from .graph import Step, steps_of, Unreadable
+from .graph import steps_of
 from .measuring import measured
 from .parts import all_weights, Part, Slot, Times
 from .reading import Reader
+from .steps import Step, Unreadable
 
 Model = Callable[..., Any]
 

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from .graph import Constant, Step
 from .parts import Norm
+from .steps import Constant, Step
 from .weights import Layout
 
 # Steps are compared with norms at so many vectors of about this size, next to which what norms add to the variance is

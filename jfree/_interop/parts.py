@@ -21,7 +21,7 @@ from .._layers.scale import Scale
 from .._layers.weights import AbstractWeights, Gaussian, Orthogonal
 from .._networks.branches import Parallel, Residual
 from ..activations._base import AbstractActivation
-from .graph import Constant, Step
+from .steps import Constant, Step
 
 # By which share of their mean gains may differ, and offsets by which share of the gain. Such gains would add 0.01 to
 # the relative variance of a spectrum, to which Gaussian weights add 1.

@@ -14,9 +14,9 @@ from ..activations._base import AbstractActivation
 from ..activations._two_slopes import Linear
 from .factors import is_mask, is_scale, largest, rate_of, times_of, with_rates
 from .functions import known_function
-from .graph import Constant, Step, Unreadable, Value
 from .norms import is_whole, norm_of, with_parameters
 from .parts import Function, Gate, Mask, Norm, Part, Sum, Times, Weights
+from .steps import Constant, Step, Unreadable, Value
 from .weights import incomplete, Layout, read_convolution, read_dense
 
 # What is said of steps that mix units, after their names.

@@ -18,8 +18,9 @@ from jaxtyping import Array, ArrayLike
 
 from .._layers.weights import AbstractWeights
 from .._networks.network import Network
-from .graph import GIVEN, Unreadable
 from .model import Parameters, read_as
+from .source import GIVEN
+from .steps import Unreadable
 from .writing import warn_left, write, Written
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .graph import Constant, Dense, Step, Unreadable
+from .moves import MatrixOnAxes
 from .parts import Weights
+from .steps import Constant, Step, Unreadable
 
 
 @dataclasses.dataclass
@@ -45,7 +46,7 @@ class Read(NamedTuple):
 
 
 def read_dense(step: Step, layout: Layout) -> Read:
-    dense = Dense.of(step)
+    dense = MatrixOnAxes.of(step)
     rows = np.arange(dense.source.size).reshape(dense.index.shape[0], -1) if dense.rows is None else dense.rows
     number, weight = rows.shape[0], dense.weight
     stride = 1 if layout.positions is None or number == 1 else _stride(step, layout, rows)
