@@ -1,58 +1,20 @@
 """Sums of branches as an operation; a residual block is one."""
 
 from functools import partial, reduce
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Complex, Float
+from jaxtyping import Array, Float
 
-from .._numerics.complex import (
-    exponential,
-    log_lower,
-    log_upper,
-    logarithm,
-    magnitude,
-    mirrored,
-    reciprocal,
-    scaled,
-    squared,
-)
-from .._numerics.implicit import at_extremum, bisect, of_correction, with_slope
+from .._numerics.complex import exponential, log_lower, log_upper, logarithm, magnitude, mirrored, reciprocal, scaled
+from .._numerics.implicit import at_extremum, bisect, with_slope
 from .atoms import Atoms
 from .curve import Curve
 from .operation import AbstractOperation, Moments, Step
 from .point import Point, Signs
-
-# A change of the largest share that Newton's method makes in one step is trusted below this, in logarithms.
-_NEAR = 0.157
-
-# Radius of the disk in which a function has an inverse, over that in which it is known to be analytic (Smale).
-_SMALE = 0.17
-
-
-class _Shares(eqx.Module):
-    """`m` as the sum of `parts`, which are to the first as `ratios`; `ones` are 1 more. Both keep their digits, however
-    different the parts are.
-    """
-
-    parts: tuple[Complex[Array, " lanes"], ...]
-    ones: tuple[Complex[Array, " lanes"], ...]
-    ratios: tuple[Complex[Array, " lanes"], ...]
-
-    @staticmethod
-    def of(m: Array, one: Array, ratios: Array | list[Array]) -> "_Shares":
-        each = (jnp.ones_like(m), *ratios)
-        whole = reciprocal(sum(each[1:], each[0]))
-        first = m * whole
-        ones = [(ratio * one + rest) * whole for ratio, rest in zip(each, _without_each(each), strict=True)]
-        return _Shares((first, *(ratio * first for ratio in each[1:])), tuple(ones), each[1:])
-
-
-def _without_each(terms: tuple[Array, ...]) -> list[Array]:
-    """Sums of all but one."""
-    zero = jnp.zeros_like(terms[0])
-    return [sum((x for j, x in enumerate(terms) if j != k), zero) for k in range(len(terms))]
+from .shares import closeness_of, HalfPlanes, NewtonOfShares, Shares, Term
 
 
 class _Looked(eqx.Module):
@@ -74,30 +36,13 @@ class _Looked(eqx.Module):
         return _Looked(seen.signs & step.signs, correction, mismatch, closeness, roughness)
 
 
-class _Term(eqx.Module):
-    """One of the terms at its own `s`: one over the `t` that all have in common, how `s` changes with `log t`, and
-    `1 + side s`, what `1 + s` is on the other side.
-    """
+class _Folded(NamedTuple):
+    """All terms, what was seen on the way through the branches, and their own unknowns, corrected, with tangents."""
 
-    inverse: Complex[Array, " lanes"]
-    per_log_t: Complex[Array, " lanes"]
-    other: Complex[Array, " lanes"]
-    side: Float[Array, ""]
-
-    @staticmethod
-    def identity(s: Array, one: Array) -> "_Term":
-        """`t = s (1 + s)`."""
-        product = s * one
-        return _Term(reciprocal(product), product * reciprocal(s + one), one, jnp.ones_like(s.real[0]))
-
-    @staticmethod
-    def of_branch(s: Array, one: Array, end: Point) -> "_Term":
-        """`t = (1 + s) (1 + side s) / z`, where the branch ends."""
-        other, per_one = end.one_plus(1), reciprocal(one)
-        per_other = reciprocal(other)
-        slope = per_one + scaled(end.side, per_other) - end.dz * reciprocal(s)
-        inverse = end.z * jnp.exp(end.log_scale) * per_one * per_other
-        return _Term(inverse, reciprocal(slope), other, end.side)
+    terms: list[Term]
+    looked: list[_Looked]
+    unknowns: list[Array]
+    tangents: list[Array]
 
 
 def _start(s: Array, one: Array) -> Point:
@@ -113,19 +58,6 @@ def _start(s: Array, one: Array) -> Point:
         side=unit,
         log_scale=0 * unit,
     )
-
-
-def _changes(
-    missing: tuple[Array, ...], terms: tuple[tuple[Array, ...], tuple[Array, ...]]
-) -> tuple[list[Array], Array]:
-    """Relative changes of all shares, `m` being what it is, for which `log t` of the first gains so much on the others,
-    and that of `log t` itself.
-    """
-    parts, per_log_t = terms
-    gained = sum((x * per for x, per in zip(missing, per_log_t[1:], strict=True)), jnp.zeros_like(per_log_t[0]))
-    log_t = gained * reciprocal(sum(per_log_t[1:], per_log_t[0]))
-    changes = log_t * per_log_t[0], *((log_t - x) * per for x, per in zip(missing, per_log_t[1:], strict=True))
-    return [change * reciprocal(part) for change, part in zip(changes, parts, strict=True)], log_t
 
 
 class SumOfBranches(AbstractOperation):
@@ -207,42 +139,23 @@ class SumOfBranches(AbstractOperation):
     def advance(self, point: Point, unknowns: Array) -> Step:
         # Where there is no block, its equations need not have a solution that is right: they are asked for nothing.
         there = jnp.broadcast_to(self.count > 0, point.z.shape)
-        inner, skips = self._of_branches(unknowns), self.ratio is None
+        skips = self.ratio is None
         m, dm, one = point.on_side()
         ratios = jnp.where(there, unknowns[: self._num_ratios], 1)  # they must not go astray elsewhere
-        old = _Shares.of(m, one, ratios)
-
-        zero = jnp.zeros_like(m.real)
-        looked: list[_Looked] = []
-        tangents: list[Array] = []
-        terms = [_Term.identity(old.parts[0], old.ones[0])] if skips else []
-        for k, branch in enumerate(self.branches):
-            start = _start(old.parts[k + skips], old.ones[k + skips])
-            seen = _Looked(start.own_signs(), zero, zero, zero, zero)
-            end, seen, (inner[k], tangent) = branch.fold(_Looked.visit, seen, start, inner[k])
-            terms.append(_Term.of_branch(start.m, start.n, end))
-            looked.append(seen)
-            tangents.append(tangent)
-
-        newton = _Newton.step(old, terms)
-        # Next to an atom s is the rank, and the others, all that count, hardly feel its rounding.
-        felt = jnp.maximum(self.count, 1) * magnitude(jax.lax.stop_gradient(newton.log_t))
-        correction = mismatch = zero
-        for size, steep in zip(newton.sizes, newton.steep, strict=True):
-            correction = jnp.maximum(correction, jnp.where(steep, jnp.minimum(size, felt), size))
-            mismatch = jnp.maximum(mismatch, size)
-        for seen in looked:
-            correction, mismatch = jnp.maximum(correction, seen.correction), jnp.maximum(mismatch, seen.mismatch)
+        old = Shares.of(m, one, ratios)
+        folded = self._folded(old, self._of_branches(unknowns))
+        terms, looked = folded.terms, folded.looked
+        newton = NewtonOfShares.step(old, terms)
+        correction, mismatch = self._errors(newton, looked)
         found = [ratio * exponential(step) for ratio, step in zip(ratios, newton.ratios, strict=True)]
         inner = [
             known * exponential(tangent * step)
-            for known, tangent, step in zip(inner, tangents, newton.shares[skips:], strict=True)
+            for known, tangent, step in zip(folded.unknowns, folded.tangents, newton.shares[skips:], strict=True)
         ]
 
-        new = _Shares.of(m, one, found)
+        new = Shares.of(m, one, found)
         per_log_t = [term.per_log_t for term in terms]
-        whole = sum(per_log_t[1:], per_log_t[0])
-        d_log_t = dm * reciprocal(whole)
+        d_log_t = dm * reciprocal(sum(per_log_t[1:], per_log_t[0]))
         rates = [d_log_t * per * reciprocal(part) for per, part in zip(per_log_t, new.parts, strict=True)]
         d_one = dm * reciprocal(one)
         if self.ratio is None:
@@ -253,25 +166,24 @@ class SumOfBranches(AbstractOperation):
             t = reciprocal(terms[0].inverse) * exponential(newton.log_t)
         growth = m * other * reciprocal(t) * jnp.exp(-self._log_mean)
         slope = point.rate + d_other - d_log_t
-
         power = logarithm(growth)
         after = point.multiplied(
             jnp.where(self.count == 1, growth, exponential(self.count * power)),
             self.count * slope,
             self.count * self._log_mean,
         )
+
         signs = self._signs(
             *jax.lax.stop_gradient((point, after, (one, other, t), (d_one, d_other, d_log_t), power)),
             *jax.lax.stop_gradient((terms, old, new, rates, looked)),
         )
-        closeness = _closeness(
-            *jax.lax.stop_gradient((m, terms, new.parts)), [seen.closeness for seen in looked], skips
-        )
+        near = [seen.closeness for seen in looked]
+        closeness = closeness_of(*jax.lax.stop_gradient((m, terms, new.parts)), near, skips)
         # Where t has a pole it is singular, too, but known as long as its distance from there is.
         closeness = jnp.where(newton.near, closeness, jnp.inf)
         closeness = jnp.where(there, closeness, 0)
         outer = [rate - rates[0] for rate in rates[1:]]
-        inner_rates = [tangent * rate for tangent, rate in zip(tangents, rates[skips:], strict=True)]
+        inner_rates = [tangent * rate for tangent, rate in zip(folded.tangents, rates[skips:], strict=True)]
         roughness = reduce(jnp.maximum, [seen.roughness for seen in looked])
         return Step(
             point=after,
@@ -282,9 +194,38 @@ class SumOfBranches(AbstractOperation):
             mismatch=jnp.where(there, mismatch, 0),
             closeness=closeness,
             curvature=self.count * closeness,
-            closeness_to_zeros=zero,
+            closeness_to_zeros=jnp.zeros_like(closeness),
             roughness=jnp.where(there, roughness, 0),
         )
+
+    def _folded(self, shares: Shares, unknowns: list[Array]) -> "_Folded":
+        """All terms at their shares, given the branches' own unknowns."""
+        skips = self.ratio is None
+        terms = [Term.identity(shares.parts[0], shares.ones[0])] if skips else []
+        looked, corrected, tangents = [], [], []
+        for branch, part, one, own in zip(
+            self.branches, shares.parts[skips:], shares.ones[skips:], unknowns, strict=True
+        ):
+            start, zero = _start(part, one), jnp.zeros_like(part.real)
+            seen = _Looked(signs=start.own_signs(), correction=zero, mismatch=zero, closeness=zero, roughness=zero)
+            end, seen, (new, tangent) = branch.fold(_Looked.visit, seen, start, own)
+            terms.append(Term.of_branch(part, one, end))
+            looked.append(seen)
+            corrected.append(new)
+            tangents.append(tangent)
+        return _Folded(terms=terms, looked=looked, unknowns=corrected, tangents=tangents)
+
+    def _errors(self, newton: NewtonOfShares, looked: list[_Looked]) -> tuple[Array, Array]:
+        """Correction and mismatch, the sum's own and those of the branches."""
+        # Next to an atom s is the rank, and the others, all that count, hardly feel its rounding.
+        felt = jnp.maximum(self.count, 1) * magnitude(jax.lax.stop_gradient(newton.log_t))
+        correction = mismatch = jnp.zeros_like(felt)
+        for size, steep in zip(newton.sizes, newton.steep, strict=True):
+            correction = jnp.maximum(correction, jnp.where(steep, jnp.minimum(size, felt), size))
+            mismatch = jnp.maximum(mismatch, size)
+        for seen in looked:
+            correction, mismatch = jnp.maximum(correction, seen.correction), jnp.maximum(mismatch, seen.mismatch)
+        return correction, mismatch
 
     def _signs(
         self,
@@ -293,9 +234,9 @@ class SumOfBranches(AbstractOperation):
         ends: tuple[Array, Array, Array],
         slopes: tuple[Array, Array, Array],
         power: Array,
-        terms: list[_Term],
-        old: _Shares,
-        new: _Shares,
+        terms: list[Term],
+        old: Shares,
+        new: Shares,
         rates: list[Array],
         looked: list[_Looked],
     ) -> Signs:
@@ -310,7 +251,7 @@ class SumOfBranches(AbstractOperation):
         # In a branch of another sum all may lie below the axis: half planes are told of what is seen in it.
         below = point.z.imag < 0
         d_one, d_other, turn, ones, moves = jax.tree.map(lambda x: mirrored(x, below), (*slopes, ones, moves))
-        planes = _HalfPlanes.of(*(mirrored(x, below) for x in ends), rectangular=not skips)
+        planes = HalfPlanes.of(*(mirrored(x, below) for x in ends), rectangular=not skips)
         signs, negative = planes.signs(point, d_one, d_other, turn, ones, moves, self.ratio)
         for seen, own, move in zip(looked, ones[skips:], moves[skips:], strict=True):
             # The z of Y Y^T and all before it lie in the lower half plane together with that of the branch. On the
@@ -329,14 +270,14 @@ class SumOfBranches(AbstractOperation):
         ratio m)`, less those of the terms, times `1 - 1 / ratio` comes to it.
         """
         m, one, skips = before.side * before.m, before.one_plus(1), self.ratio is None
-        shares = _Shares.of(m, one, list(step.unknowns[: self._num_ratios]))
+        shares = Shares.of(m, one, list(step.unknowns[: self._num_ratios]))
         zero = jnp.zeros_like(m.real)
         if self.ratio is None:
             other, others, t = one, shares.ones, shares.parts[0] * shares.ones[0]
         else:
             other, others = before.one_plus(self.ratio), [1 + self.ratio * s for s in shares.parts]
             t = m * other * before.z * reciprocal(step.point.z) * jnp.exp(-self._log_mean)
-        planes = _HalfPlanes.of(one, other, t, not skips)
+        planes = HalfPlanes.of(one, other, t, not skips)
         below = [planes.in_lower(*ones) for ones in zip(shares.ones, others, strict=True)]
         log_t = log_lower(one) + log_lower(other) - log_upper(one * other * reciprocal(t))
 
@@ -421,113 +362,9 @@ class SumOfBranches(AbstractOperation):
         return eqx.tree_at(lambda b: b.count, self, jnp.zeros_like(self.count))
 
 
-class _Newton(eqx.Module):
-    """A step of Newton's method for the shares, of which the sum is kept, in logarithms: the steps of all `shares` and
-    `ratios`, and of `log_t`, shortened where they are long. `sizes` are those of the ratios' steps before that, `steep`
-    where `t` of a term is near a pole, at its rank, and `near` where all equations nearly hold.
-    """
-
-    shares: list[Complex[Array, " lanes"]]
-    ratios: list[Complex[Array, " lanes"]]
-    log_t: Complex[Array, " lanes"]
-    sizes: list[Float[Array, " lanes"]]
-    steep: list[Bool[Array, " lanes"]]
-    near: Bool[Array, " lanes"]
-
-    @staticmethod
-    def step(old: _Shares, terms: list[_Term]) -> "_Newton":
-        per_log_t = tuple(term.per_log_t for term in terms)
-        whole = reciprocal(sum(old.parts[1:], old.parts[0]))
-        missing, steep, near = [], [], jnp.ones(whole.shape, bool)
-        for k, (rest, rest_per) in enumerate(zip(_without_each(old.parts), _without_each(per_log_t), strict=True)):
-            if k == 0:
-                continue
-            quotient = terms[k].inverse * reciprocal(terms[0].inverse)
-            steepness = old.parts[k] * rest * whole * (reciprocal(per_log_t[k]) + reciprocal(rest_per))
-            steep.append(magnitude(steepness) > 4)
-            change = jnp.where(steep[-1], 1 - reciprocal(quotient), logarithm(quotient))
-            near = near & (magnitude(change) < _NEAR)
-            missing.append(-change)
-        shares, log_t = of_correction(_changes, tuple(missing), (old.parts, per_log_t))
-        ratios = [share - shares[0] for share in shares[1:]]
-        sizes = [magnitude(jax.lax.stop_gradient(step)) for step in ratios]
-        largest = reduce(jnp.maximum, sizes, jnp.ones_like(whole.real))
-        shares, ratios, log_t = jax.tree.map(lambda x: scaled(1 / largest, x), (shares, ratios, log_t))
-        return _Newton(shares, ratios, log_t, sizes, steep, near)
-
-
 def _rows(ratios: list[Array], inner: list[Array], like: Array) -> Array:
     rows = [x.reshape(-1, like.shape[-1]) for x in inner]
     return jnp.concatenate([jnp.stack(ratios), *rows] if ratios else rows)
-
-
-class _HalfPlanes(eqx.Module):
-    """`z` of the sum, and one over `g_1 = (1 + m) / zeta` and `g_2 = (1 + ratio m) / zeta`, `zeta^2` being that. A term
-    has the subordination points `(1 + s) / g_1` and `(1 + ratio s) / g_2`, and its `z` is their product. All of them
-    lie in the upper half plane (Belinschi, Mai and Speicher 2017); where no widths change the two are one.
-    """
-
-    z: Complex[Array, " lanes"]
-    first: Complex[Array, " lanes"]
-    second: Complex[Array, " lanes"]
-
-    @staticmethod
-    def of(one: Array, other: Array, t: Array, rectangular: bool) -> "_HalfPlanes":
-        z = one * other * reciprocal(t)
-        zeta = exponential(log_upper(z) / 2)
-        first = zeta * reciprocal(one)
-        return _HalfPlanes(z, first, zeta * reciprocal(other) if rectangular else first)
-
-    def in_lower(self, one: Array, other: Array) -> Bool[Array, " lanes"]:
-        """Where `z` of a term lies below the axis, by more than rounding."""
-        first, second = one * self.first, other * self.second
-        turned = log_upper(first).imag + log_upper(second).imag
-        return turned > (1 + 32 * jnp.finfo(turned.dtype).eps) * jnp.pi
-
-    def signs(
-        self,
-        point: Point,
-        d_one: Array,
-        d_other: Array,
-        d_log_t: Array,
-        ones: list[tuple[Array, Array]],
-        moves: list[Array],
-        ratio: Array | None,
-    ) -> tuple[Signs, Bool[Array, " lanes"]]:
-        """Of all these, `moves` being the tangents of all `s`; and where `z` is negative."""
-        d_z = d_one + d_other - d_log_t
-        sides = [(self.first, d_z / 2 - d_one, jnp.ones_like(point.side), [own[0] for own in ones])]
-        if ratio is not None:
-            sides.append((self.second, d_z / 2 - d_other, ratio, [own[1] for own in ones]))
-        negative = (self.z.imag == 0) & (self.z.real < 0)
-        signs, inside = Signs.none(point.z), negative
-        for inverse, slope, side, of_terms in sides:
-            signs, inside = signs & point.signs(inverse, slope), inside & (inverse.imag > 0)
-            for one, move in zip(of_terms, moves, strict=True):
-                place = one * inverse
-                inside = inside & (place.imag > 0)
-                signs = signs & point.signs(place, scaled(side, move * reciprocal(one)) + slope)
-        # On the negative axis zeta is imaginary, and so are the others, inside their half planes.
-        signs = Signs.known(inside, point.z.real.dtype).where(negative, signs)
-        return signs & point.signs(self.z, d_z), negative
-
-
-def _closeness(m: Array, terms: list[_Term], parts: tuple[Array, ...], near: list[Array], skips: bool) -> Array:
-    """`m` is an analytic function of `t` up to a singularity of a term: where `1 + 2 s = 0` for the identity, and for a
-    branch where it has its own, `near` being one over their squared distance in units of `s`. Its inverse is so in a
-    disk of Smale's radius; and so is `s` of a branch, but for one of them, which may stand for `t`.
-    """
-    whole = reciprocal(sum((term.per_log_t for term in terms[1:]), terms[0].per_log_t))
-    spread = sum((magnitude(term.per_log_t) for term in terms[1:]), magnitude(terms[0].per_log_t))
-    closest, others = jnp.zeros_like(spread), jnp.zeros_like(spread)
-    for term, part, distance in zip(terms[skips:], parts[skips:], near, strict=True):
-        own = jnp.sqrt(distance) * magnitude(term.per_log_t) / magnitude(part)
-        closest, others = jnp.maximum(closest, own), jnp.maximum(others, jnp.minimum(closest, own))
-    closest = jnp.maximum(closest, others / _SMALE)
-    if skips:
-        double = 1 + 2 * parts[0]
-        closest = jnp.maximum(closest, 4 * magnitude(parts[0]) * magnitude(1 + parts[0]) / squared(double))
-    return squared(m) * jnp.square(spread * squared(whole) * closest / _SMALE)
 
 
 def _of_sum(most: Array | float, first: Atoms, second: Atoms) -> Atoms:

@@ -1,6 +1,7 @@
 """Edges of spectra: critical points of the real curve."""
 
 import math
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -103,7 +104,18 @@ _FAR = 0.01  # the longest step of the secant method
 _AT_EDGE = 1e-3
 
 
+# How far beyond all singularities marches start.
+_FAR_OFF = 100
+
+
 _FIRST, _MARCH, _JUMP, _CRITICAL, _ENDED = range(5)
+
+
+class _SlopeAt(eqx.Module):
+    """The slope of `log z` at places on the ways."""
+
+    s: Float[Array, " 2"]
+    slope: Float[Array, " 2"]
 
 
 class _March(eqx.Module):
@@ -119,128 +131,185 @@ class _March(eqx.Module):
     s: Float[Array, " 2"]
     stride: Float[Array, " 2"]
     place: _Place
-    before: tuple[Float[Array, " 2"], Float[Array, " 2"]]
-    here: tuple[Float[Array, " 2"], Float[Array, " 2"]]
+    before: _SlopeAt
+    here: _SlopeAt
     beyond: Float[Array, " 2"]
     critical: _Place
     trial: Complex[Array, "layers unknowns places"]
     corrected: Int[Array, " 2"]
     secants: Int[Array, " 2"]
 
+    @staticmethod
+    def start(curve: Curve) -> "_March":
+        """Far from all singularities, on both sides."""
+        dtype, number = curve.rank.dtype, _num_places(curve)
+        zero, count = jnp.zeros(2, dtype), jnp.zeros(2, int)
+        omega = jnp.full(2, -curve.reach()).astype(complex_dtype(dtype))
+        nothing = jnp.zeros((curve.num_layers, curve.num_unknowns, 2), omega.dtype)
+        no = count > 0
+        none = _Place(
+            omega=omega,
+            unknowns=nothing,
+            tangents=nothing,
+            log_z=zero,
+            slope=zero,
+            positive=no,
+            settled=no,
+            outside=no,
+        )
+        return _March(
+            phase=count + _FIRST,
+            way=jnp.asarray([_NEGATIVE, _DOWN]),
+            s=jnp.full(2, -jnp.log(_FAR_OFF * curve.reach()), dtype),
+            stride=zero,
+            place=none,
+            before=_SlopeAt(zero, zero),
+            here=_SlopeAt(zero, zero),
+            beyond=zero,
+            critical=none,
+            trial=jnp.zeros((curve.num_layers, curve.num_unknowns, 2 * number), omega.dtype),
+            corrected=count,
+            secants=count,
+        )
 
-def _secant(before: tuple[Array, Array], here: tuple[Array, Array], first: Array, precision: float) -> Array:
+    @property
+    def way_ahead(self) -> Int[Array, " 2"]:
+        return jnp.where(self.phase == _JUMP, _UP, self.way)
+
+    @property
+    def last(self) -> Float[Array, " 2"]:
+        """The end of the way ahead, in `s`."""
+        half = _way_to_zero(self.s.dtype)
+        return jnp.where(self.way_ahead == _NEGATIVE, half, 1.5 * half).astype(self.s.dtype)
+
+    def ahead(self, number: int) -> Float[Array, "2 places"]:
+        """Where to look next, in `s`: along the stride, across 0, or where the secant method leads."""
+        marching, jumping, ending = (self.phase == p for p in (_MARCH, _JUMP, _CRITICAL))
+        shares = jnp.arange(1, number + 1, dtype=self.s.dtype) / number
+        s = self.s[:, None] + jnp.where(marching, self.stride, 0)[:, None] * shares
+        s = jnp.where(ending[:, None], (self.here.s + self.beyond)[:, None], s)
+        s = jnp.where(jumping[:, None], -_way_to_zero(self.s.dtype), s)
+        return jnp.minimum(s, self.last[:, None])
+
+
+class _Seen(eqx.Module):
+    """What was ahead: whether it is looked at `again`, as unknowns are not settled; the last `place` outside the
+    support, at `s`; whether that is `taken`, and whether the `whole` stride was outside.
+    """
+
+    again: Bool[Array, " 2"]
+    place: _Place
+    s: Float[Array, " 2"]
+    taken: Bool[Array, " 2"]
+    whole: Bool[Array, " 2"]
+
+
+def _num_places(curve: Curve) -> int:
+    return 1 if curve.num_unknowns else _NUM_PLACES
+
+
+def _way_to_zero(dtype: DTypeLike) -> float:
+    """How far marches go down the negative axis, and from how near to 0 they come up, in `s`."""
+    return -0.5 * math.log(float(jnp.finfo(dtype).eps))
+
+
+def _where(which: Bool[Array, " 2"], new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda x, y: jnp.where(which, x, y), new, old)
+
+
+def _secant(before: _SlopeAt, here: _SlopeAt, first: Array, precision: float) -> Array:
     """The step from `s` here to where the slope vanishes; a long one where the slope does not change, and a `first` one
     where there are no two places.
     """
-    (s, slope), (old, old_slope) = here, before
-    apart = (s != old) & (slope != old_slope)
-    step = jnp.clip(-slope * (s - old) / jnp.where(apart, slope - old_slope, 1), -_FAR, _FAR)
-    ended = (slope == 0) | (jnp.abs(s - old) < _AT_EDGE * precision)
-    other = jnp.where(first & (s == old), precision, jnp.where(ended, 0, _FAR))
+    distance = here.s - before.s
+    apart = (distance != 0) & (here.slope != before.slope)
+    step = jnp.clip(-here.slope * distance / jnp.where(apart, here.slope - before.slope, 1), -_FAR, _FAR)
+    ended = (here.slope == 0) | (jnp.abs(distance) < _AT_EDGE * precision)
+    other = jnp.where(first & (distance == 0), precision, jnp.where(ended, 0, _FAR))
     return jnp.where(apart, step, other)
 
 
 def _marched(curve: Curve, total: Array) -> _March:
     """The last places below and above the support that are outside it, and the critical points beyond them."""
-    dtype, num_unknowns = total.dtype, curve.num_unknowns
-    eps, precision = float(jnp.finfo(dtype).eps), _precision(dtype)
-    half = -0.5 * math.log(eps)  # so far down the negative axis, and up from 0
-    number = 1 if num_unknowns else _NUM_PLACES
-    shares = jnp.arange(1, number + 1, dtype=dtype) / number
-    first = jnp.full(2, -jnp.log(100 * curve.reach()), dtype)
 
     def step(state: tuple[Array, _March]) -> tuple[Array, _March]:
         k, march = state
-        marching, jumping, ending = (march.phase == p for p in (_MARCH, _JUMP, _CRITICAL))
-        way = jnp.where(jumping, _UP, march.way)
-        last = jnp.where(way == _NEGATIVE, half, 1.5 * half).astype(dtype)
-        ahead = march.s[:, None] + jnp.where(marching, march.stride, 0)[:, None] * shares
-        ahead = jnp.where(
-            jumping[:, None], -half, jnp.where(ending[:, None], (march.here[0] + march.beyond)[:, None], ahead)
-        )
-        ahead = jnp.minimum(ahead, last[:, None])
-        omega = _on_way(way[:, None], ahead).ravel().astype(complex_dtype(dtype))
-        unknowns = _carried(curve, march, omega, number) if num_unknowns else march.trial
-        there = _place(curve, total, jnp.repeat(way == _DOWN, number), omega, unknowns)
+        s = march.ahead(_num_places(curve))
+        there = _places(curve, total, march, s)
+        return k + 1, _moved_on(march, _seen(march, s, there), there.unknowns)
 
-        # Until its unknowns are settled a place is looked at again.
-        most = jnp.where(march.phase == _FIRST, _MOST_AT_FIRST, _MOST_CORRECTED)
-        again = ~jnp.all(there.settled.reshape(2, number), 1) & (march.corrected < most) & (num_unknowns > 0)
-        outside = there.outside.reshape(2, number)
-        count = jnp.where(jnp.all(outside, 1), number, jnp.argmin(outside, 1))
-        lane = jnp.maximum(count - 1, 0) + number * jnp.arange(2)
-        here = jax.tree.map(lambda x: x[..., lane], there)
-        taken = ~again & (count > 0) & (~jumping | here.positive) & ~ending & (march.phase != _ENDED)
-        s = jnp.where(taken, ahead.ravel()[lane], march.s)
-        place = jax.tree.map(lambda new, old: jnp.where(taken, new, old), here, march.place)
-
-        whole = count == number
-        longer = march.stride * jnp.where(whole, max(number, 2), 1 / max(number, 4))
-        fresh = last - s if number > 1 else jnp.minimum(1, last - s)
-        stride = jnp.where(marching, jnp.minimum(longer, last - s), fresh)
-        stride = jnp.where(again, march.stride, stride)
-        before, latest = march.before, march.here
-        moved = taken | (ending & ~again)
-        before = jax.tree.map(lambda x, y: jnp.where(moved, x, y), latest, before)
-        now = jnp.where(ending, march.here[0] + march.beyond, s), here.slope
-        latest = jax.tree.map(lambda x, y: jnp.where(moved, x, y), now, latest)
-        critical = jax.tree.map(lambda new, old: jnp.where(ending & ~again, new, old), here, march.critical)
-
-        secants = march.secants + (ending & ~again)
-        beyond = _secant(before, latest, secants == 0, precision)
-        at_edge = (secants >= _MOST_SECANTS) | ((secants > 1) & (jnp.abs(beyond) < _AT_EDGE * precision))
-        at_support = stride <= precision
-        onward = jnp.where((march.way == _NEGATIVE) & (s > half - precision), _JUMP, _CRITICAL)
-        phase = jnp.select(
-            [again, march.phase == _FIRST, marching & at_support, jumping, at_edge],
-            [march.phase, jnp.where(taken, _MARCH, _ENDED), onward, jnp.where(taken, _MARCH, _CRITICAL), _ENDED],
-            march.phase,
-        )
-        return k + 1, _March(
-            phase=phase,
-            way=jnp.where(jumping & taken, _UP, march.way),
-            s=s,
-            stride=stride,
-            place=place,
-            before=before,
-            here=latest,
-            beyond=beyond,
-            critical=critical,
-            trial=there.unknowns,
-            corrected=jnp.where(again, march.corrected + 1, 0),
-            secants=secants,
-        )
-
-    zero, count = jnp.zeros(2, dtype), jnp.zeros(2, int)
-    omega = jnp.full(2, -curve.reach()).astype(complex_dtype(dtype))
-    nothing = jnp.zeros((curve.num_layers, num_unknowns, 2), omega.dtype)
-    no = count > 0
-    none = _Place(
-        omega=omega,
-        unknowns=nothing,
-        tangents=nothing,
-        log_z=zero,
-        slope=zero,
-        positive=no,
-        settled=no,
-        outside=no,
-    )
-    start = _March(
-        phase=count + _FIRST,
-        way=jnp.asarray([_NEGATIVE, _DOWN]),
-        s=first,
-        stride=zero,
-        place=none,
-        before=(zero, zero),
-        here=(zero, zero),
-        beyond=zero,
-        critical=none,
-        trial=jnp.zeros((curve.num_layers, num_unknowns, 2 * number), omega.dtype),
-        corrected=count,
-        secants=count,
-    )
     unfinished = lambda state: (state[0] < _MOST_STEPS) & jnp.any(state[1].phase != _ENDED)  # noqa: E731
-    return jax.lax.while_loop(unfinished, step, (jnp.asarray(0), start))[1]
+    return jax.lax.while_loop(unfinished, step, (jnp.asarray(0), _March.start(curve)))[1]
+
+
+def _places(curve: Curve, total: Array, march: _March, s: Float[Array, "2 places"]) -> _Place:
+    number = s.shape[1]
+    omega = _on_way(march.way_ahead[:, None], s).ravel().astype(complex_dtype(s.dtype))
+    unknowns = _carried(curve, march, omega, number) if curve.num_unknowns else march.trial
+    return _place(curve, total, jnp.repeat(march.way_ahead == _DOWN, number), omega, unknowns)
+
+
+def _seen(march: _March, s: Float[Array, "2 places"], there: _Place) -> _Seen:
+    number, num_unknowns = s.shape[1], march.trial.shape[1]
+    most = jnp.where(march.phase == _FIRST, _MOST_AT_FIRST, _MOST_CORRECTED)
+    again = ~jnp.all(there.settled.reshape(2, number), 1) & (march.corrected < most) & (num_unknowns > 0)
+    outside = there.outside.reshape(2, number)
+    count = jnp.where(jnp.all(outside, 1), number, jnp.argmin(outside, 1))
+    lane = jnp.maximum(count - 1, 0) + number * jnp.arange(2)
+    place = jax.tree.map(lambda x: x[..., lane], there)
+    moving = (march.phase != _CRITICAL) & (march.phase != _ENDED)
+    taken = ~again & (count > 0) & ((march.phase != _JUMP) | place.positive) & moving
+    return _Seen(again=again, place=place, s=s.ravel()[lane], taken=taken, whole=count == number)
+
+
+def _moved_on(march: _March, seen: _Seen, trial: Array) -> _March:
+    """The marches after a look ahead."""
+    number, precision = trial.shape[-1] // 2, _precision(march.s.dtype)
+    s = jnp.where(seen.taken, seen.s, march.s)
+    rest = march.last - s
+    # Of several places those behind the first that is inside are few; a single one is nearer next time.
+    longer = march.stride * jnp.where(seen.whole, max(number, 2), 1 / max(number, 4))
+    fresh = rest if number > 1 else jnp.minimum(1, rest)
+    stride = jnp.where(march.phase == _MARCH, jnp.minimum(longer, rest), fresh)
+    stride = jnp.where(seen.again, march.stride, stride)
+
+    at_critical = (march.phase == _CRITICAL) & ~seen.again
+    now = _SlopeAt(jnp.where(march.phase == _CRITICAL, march.here.s + march.beyond, s), seen.place.slope)
+    moved = seen.taken | at_critical
+    before, here = _where(moved, march.here, march.before), _where(moved, now, march.here)
+    secants = march.secants + at_critical
+    beyond = _secant(before, here, secants == 0, precision)
+    at_edge = (secants >= _MOST_SECANTS) | ((secants > 1) & (jnp.abs(beyond) < _AT_EDGE * precision))
+    return _March(
+        phase=_next_phase(march, seen, s, stride <= precision, at_edge),
+        way=jnp.where(seen.taken, march.way_ahead, march.way),
+        s=s,
+        stride=stride,
+        place=_where(seen.taken, seen.place, march.place),
+        before=before,
+        here=here,
+        beyond=beyond,
+        critical=_where(at_critical, seen.place, march.critical),
+        trial=trial,
+        corrected=jnp.where(seen.again, march.corrected + 1, 0),
+        secants=secants,
+    )
+
+
+def _next_phase(march: _March, seen: _Seen, s: Array, at_support: Array, at_edge: Array) -> Int[Array, " 2"]:
+    """A march starts, goes to the support, or to 0 and from there to the support, and ends at a critical point."""
+    at_zero = (march.way == _NEGATIVE) & (s > _way_to_zero(s.dtype) - _precision(s.dtype))
+    return jnp.select(
+        [seen.again, march.phase == _FIRST, (march.phase == _MARCH) & at_support, march.phase == _JUMP, at_edge],
+        [
+            march.phase,
+            jnp.where(seen.taken, _MARCH, _ENDED),
+            jnp.where(at_zero, _JUMP, _CRITICAL),
+            jnp.where(seen.taken, _MARCH, _CRITICAL),
+            _ENDED,
+        ],
+        march.phase,
+    )
 
 
 def _carried(curve: Curve, march: _March, omega: Array, number: int) -> Array:

@@ -81,7 +81,7 @@ class Stream(AbstractModel):
         gap = log_y - log_p[:, None]
         py = jnp.exp(jnp.where(later.T > 0, gap, -gap)) * jnp.where(later.T > 0, one_plus, m)
 
-        # Of one neuron: expectations over it, scattering once, twice, and on and on.
+        # Expectations over one neuron: `phi` at one end of a scattering, at both; `local` is what it does by itself.
         local = 1 + one_plus * v
         phi, Dk = layers.phi, layers.slope * layers.k
         phi_mean, once, twice = expect(phi), expect(phi * v), expect(jnp.square(phi) * v)
