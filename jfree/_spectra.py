@@ -34,12 +34,12 @@ def jacobian_spectrum(net: AbstractNetwork, side: Literal["input", "output"] = "
 def fisher_spectrum(net: AbstractNetwork) -> Spectrum:
     """The limiting spectrum of the dual Fisher information per sample, `(1/N_L) J_theta J_theta^T`, `N_L x N_L`.
 
-    `theta` are all weights of an MLP; the loss is `|f - y|^2 / (2 N_L)` (Hayase and Karakida 2021, Section 3; Collins
+    `theta` are all weights; the loss is `|f - y|^2 / (2 N_L)` (Hayase and Karakida 2021, Section 3; Collins
     and Hayase 2021, Corollary 5.2). Eigenvalues are in units of the mean square of the input's entries, `q0`.
 
-    **Arguments:** an `MLP`.
+    **Arguments:** an `MLP`, or a `Network` without skip connections, whose weights are all `Dense`.
 
-    **Raises:** `ValueError` if `net` is not an `MLP`.
+    **Raises:** `ValueError` if `net` is neither.
     """
     return _fisher_spectrum(_padded(net))
 

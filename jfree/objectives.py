@@ -57,11 +57,11 @@ def condition_number(net: AbstractNetwork) -> Float[Array, ""]:
 
 
 def fisher_condition(net: AbstractNetwork) -> Float[Array, ""]:
-    """Largest over smallest nonzero eigenvalue of the Fisher information of an MLP, at least 1.
+    """Largest over smallest nonzero eigenvalue of the Fisher information, at least 1.
 
     Where the bulk reaches down to 0 it would be infinite, and is the square root of the largest float, constant.
 
-    **Raises:** `ValueError` if `net` is not an `MLP`.
+    **Raises:** `ValueError` as `jfree.fisher_spectrum`.
     """
     return _edge_ratio(fisher_spectrum(net))
 

@@ -1,6 +1,8 @@
 """Activations by name, and their laws, against an independent integration."""
 
 import itertools
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +49,12 @@ def expect(fn, q, knots):
             density = np.exp(-x * x / (2 * q)) / np.sqrt(2 * np.pi * q)
             total = total + np.sum(half * slope * density * np.asarray(fn(jnp.asarray(x))))
     return total
+
+
+@pytest.mark.parametrize("path", ["docs/api/activations.md", "jfree/cli/_network.py"])
+def test_names_are_told(path):
+    words = re.findall(r"\w+", (Path(__file__).parent.parent / path).read_text())
+    assert set(BY_NAME) <= set(words)
 
 
 @pytest.mark.parametrize("name", BY_NAME)
