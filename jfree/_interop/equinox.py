@@ -32,7 +32,7 @@ from .._networks.resnet import ResNet
 from .._numerics.arrays import common_dtype, is_concrete
 from .._numerics.checks import cast, check, positive
 from ..activations._base import AbstractActivation
-from ..activations._two_slopes import Linear
+from ..activations._linear_pieces import Linear
 from .functions import activation_of, Function, function_of
 from .parts import ALIKE
 from .residual_mlp import linears_of, ResidualMLP

@@ -13,12 +13,12 @@ from jaxtyping import Array
 
 from ..activations._base import AbstractActivation
 from ..activations._from_function import FromFunction
+from ..activations._linear_pieces import LeakyReLU, Linear
 from ..activations._names import BY_NAME
 from ..activations._periodic import Sine
 from ..activations._piecewise import ELU
 from ..activations._smooth import GELU, GELUTanh
 from ..activations._stretched import CELU, Swish
-from ..activations._two_slopes import LeakyReLU, Linear
 
 Function = Callable[[Array], Array]
 

@@ -14,9 +14,9 @@ from .._networks.abstract import AbstractNetwork
 from .._numerics.arrays import inexact_asarray
 from .._numerics.checks import check, integer, is_finite, positive, scalar
 from .._numerics.memory import check_memory
-from .model import Model
+from .model import is_torch, Model
 from .steps import Unreadable
-from .torch import examples_of, is_torch, parameters_of_torch
+from .torch import examples_of, parameters_of_torch
 
 if TYPE_CHECKING:
     import torch

@@ -1,6 +1,7 @@
 """Models of any library that JAX can trace, as networks."""
 
 import functools
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -117,7 +118,15 @@ def _width(source: Step, reader: Reader, parts: list[Part]) -> int:
     return source.size if reader.whole else first.weight.value.shape[1]
 
 
+def is_torch(model: Any) -> bool:
+    """Whether it is a module of PyTorch, which is not loaded for the answer."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(model, torch.nn.Module)
+
+
 def parameters_of(model: Any) -> Parameters:
+    if is_torch(model):
+        raise ValueError("`model` is a PyTorch module, which `jfree.from_torch` reads.")
     if not callable(model):
         raise ValueError(f"`model` must be a function of one example, got {type(model).__name__}.")
     is_partial = type(model) is functools.partial

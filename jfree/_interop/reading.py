@@ -11,29 +11,14 @@ import numpy as np
 from jaxtyping import Array
 
 from ..activations._base import AbstractActivation
-from ..activations._two_slopes import Linear
+from ..activations._linear_pieces import Linear
 from .factors import is_mask, is_scale, largest, rate_of, times_of, with_rates
 from .functions import known_function
 from .norms import is_whole, norm_of, with_parameters
 from .parts import Function, Gate, Mask, Norm, Part, Sum, Times, Weights
+from .reasons import READABLE, why_unread
 from .steps import Constant, Step, Unreadable, Value
 from .weights import incomplete, Layout, read_convolution, read_dense
-
-# What is said of steps that mix units, after their names.
-_REASONS = {
-    "dot_general": "multiplies two values that depend on the input, as attention does: these are not free",
-    "concatenate": "puts different values side by side; what can be read adds them up",
-    "reduce_max": "takes a maximum, as softmax and pooling do",
-    "reduce_window": "is pooling, which can't be read; patches, convolutions whose stride is their kernel, can",
-    "reduce_window_max": "is pooling, which can't be read; patches, convolutions whose stride is their kernel, can",
-    "reduce_window_sum": "is pooling, which can't be read; patches, convolutions whose stride is their kernel, can",
-    "reduce_sum": "sums or averages units, and is no layer norm or RMS norm; pooling can't be read",
-    "sort": "sorts units",
-    "stop_gradient": "has no gradient, so that the Jacobian is not that of the values",
-    "while": "is a loop whose number of turns is not known; a `scan` or a Python loop can be read",
-    "cond": "depends on a condition that depends on the input",
-}
-
 
 _WEIGHTS = ("dense", "convolution")
 
@@ -429,11 +414,7 @@ def _num_out(weights: Weights) -> int:
 
 def _mixes(steps: list[Step]) -> Unreadable:
     culprit = next((step for step in steps if step.kind == "mixing"), steps[-1])
-    reason = _REASONS.get(culprit.name, "mixes units in a way that can't be read")
-    return Unreadable(
-        f"`model`: {culprit} {reason}. What can be read: weights, functions of every entry, layer and RMS norms, "
-        "dropout, gates, sums of branches, scales, circular convolutions and patches."
-    )
+    return Unreadable(f"`model`: {culprit} {why_unread(culprit.name)}. {READABLE}")
 
 
 def _added(bias: Constant | None, more: Constant) -> Constant:

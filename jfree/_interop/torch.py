@@ -6,7 +6,6 @@ import importlib
 import logging
 import os
 import re
-import sys
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, TYPE_CHECKING
 
@@ -19,6 +18,7 @@ from jaxtyping import Array, ArrayLike
 from .._layers.weights import AbstractWeights
 from .._networks.network import Network
 from .model import Parameters, read_as
+from .reasons import READABLE, why_unread
 from .source import GIVEN
 from .steps import Unreadable
 from .writing import warn_left, write, Written
@@ -140,12 +140,6 @@ class _Function:
         raise AssertionError("an exported program has an output")
 
 
-def is_torch(model: Any) -> bool:
-    """Whether it is a module of PyTorch, which is not loaded for the answer."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(model, torch.nn.Module)
-
-
 def parameters_of_torch(module: Any) -> Parameters:
     torch = _torch()
     if not isinstance(module, torch.nn.Module):
@@ -184,10 +178,7 @@ def _call(node: Any, arguments: Sequence[Any], options: dict[str, Any]) -> Any:
     if name != _name(node) and getattr(node.args[0], "op", "") == "call_function" and _name(node.args[0]) in _PARTS:
         raise Unreadable(f"`model`: `{_name(node)}`{_place(node)} changes a view in place, which can't be read.")
     if name not in _STEPS:
-        raise Unreadable(
-            f"`model`: `{name}`{_place(node)} can't be read. What can be: linear layers, circular convolutions, "
-            "patches, activations, layer and RMS norms, dropout, gates, and sums."
-        )
+        raise Unreadable(f"`model`: `{name}`{_place(node)} {why_unread(name)}. {READABLE}")
     options = {key: value for key, value in options.items() if key not in _IGNORED}
     return _STEPS[name](*arguments, **options)
 

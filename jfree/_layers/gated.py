@@ -19,9 +19,9 @@ from .._numerics.complex import complex_dtype
 from .._numerics.quadrature import gaussian_density, graded_nodes, panel_nodes
 from .._numerics.show import name_of, number
 from ..activations._base import AbstractActivation, limited
+from ..activations._linear_pieces import LeakyReLU, Linear, ReLU
 from ..activations._names import as_activation, BY_NAME as ACTIVATIONS
 from ..activations._smooth import AbstractSmooth
-from ..activations._two_slopes import LeakyReLU, Linear, ReLU
 from .dense import linear
 from .layer import AbstractLayer, Change, checked_number, checked_positive, Entries, sampled_size, Signal
 from .weights import Gaussian

@@ -15,8 +15,8 @@ from .._numerics.arrays import common_dtype
 from .._numerics.checks import check, floats, is_finite, several
 from .._numerics.show import counted, number, runs, Table
 from ..activations._base import AbstractActivation
+from ..activations._linear_pieces import Linear
 from ..activations._names import as_activation
-from ..activations._two_slopes import Linear
 from .abstract import AbstractNetwork
 from .network import Network
 
@@ -31,7 +31,13 @@ class MeasuredMLP(AbstractNetwork):
         field = self.network.propagate()
         weights, slopes = (jax.tree.map(lambda x, first=first: x[first::2], field) for first in (0, 1))
         chi_q = slopes.chi_q * jnp.append(weights.chi_q[1:], weights.chi_q[-1:])
-        return MeanField(slopes.q, slopes.phi2, weights.chi * slopes.chi, chi_q, elasticities(slopes.q, chi_q))
+        return MeanField(
+            q=slopes.q,
+            phi2=slopes.phi2,
+            chi=weights.chi * slopes.chi,
+            chi_q=chi_q,
+            elasticity=elasticities(slopes.q, chi_q),
+        )
 
     def jacobian_curve(self, side: str) -> Curve:
         return self.network.jacobian_curve(side)

@@ -130,7 +130,13 @@ class MLP(AbstractNetwork):
         following = jnp.concatenate([weights[1:], weights[-1:]])
         chi_q = (following @ activations)[:, 0, 0]
         slopes = Kinds.of(self.activations).every(lambda phi, q: phi.slope_moment(q))(in_range(q))
-        return MeanField(q, phi2, jnp.square(self.scales[0]) * slopes, chi_q, elasticities(q, chi_q))
+        return MeanField(
+            q=q,
+            phi2=phi2,
+            chi=jnp.square(self.scales[0]) * slopes,
+            chi_q=chi_q,
+            elasticity=elasticities(q, chi_q),
+        )
 
     def ritz_values(self) -> Float[Array, "2"]:
         return self._stacked().ritz_values()

@@ -18,7 +18,7 @@ from .._numerics.arrays import common_dtype, is_concrete
 from .._numerics.checks import cast, mean_of_input, positive, scalar, square_of_input
 from .._numerics.show import counted, number, runs, Table
 from ..activations._base import AbstractActivation
-from ..activations._two_slopes import Linear
+from ..activations._linear_pieces import Linear
 from .abstract import AbstractNetwork
 from .mlp import MLP
 from .stacked import joined, StackedNetwork, unrolled

@@ -9,7 +9,7 @@ from .._layers.kinds import Kinds
 from .._meanfield.moments import in_range
 from .._numerics.quadrature import gaussian_measure
 from ..activations._base import AbstractActivation
-from ..activations._two_slopes import Linear
+from ..activations._linear_pieces import Linear
 from .mlp import MLP
 from .network import Network
 from .stacked import joined

@@ -32,8 +32,8 @@ from .._numerics.checks import (
 )
 from .._numerics.show import counted, name_of, number, runs, Table
 from ..activations._base import AbstractActivation
+from ..activations._linear_pieces import LeakyReLU, Linear, ReLU
 from ..activations._names import as_activation, BY_NAME as ACTIVATIONS
-from ..activations._two_slopes import LeakyReLU, Linear, ReLU
 from .abstract import AbstractNetwork, num_padded_layers
 from .branches import Residual
 from .stacked import StackedNetwork
@@ -147,8 +147,8 @@ class ResNet(AbstractNetwork):
         found = jax.vmap(_of_block)(place.members[0], stream)
         q, phi2, slopes = (x.ravel() for x in found)
         chi = jnp.square(self.scales[0].ravel()) * slopes
-        per_layer = (jnp.repeat(x, self.layers_per_block) for x in (chi_q, elasticities(stream.square, chi_q)))
-        return MeanField(q, phi2, chi, *per_layer)
+        chi_q, elasticity = (jnp.repeat(x, self.layers_per_block) for x in (chi_q, elasticities(stream.square, chi_q)))
+        return MeanField(q=q, phi2=phi2, chi=chi, chi_q=chi_q, elasticity=elasticity)
 
     def ritz_values(self) -> Float[Array, "2"]:
         return self._stacked().ritz_values()

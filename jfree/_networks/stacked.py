@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -23,13 +23,16 @@ from .._layers.kinds import Kinds, stacked, where_layers
 from .._layers.layer import AbstractLayer, Change, log_growth, Signal
 from .._meanfield.mean_field import MeanField
 from .._numerics.arrays import HostArray
-from .._numerics.implicit import instantiated
 from .abstract import AbstractNetwork, curve_of, num_padded_layers
 from .factors import over_layers
 from .outliers import extremes_of_chain, extremes_of_stream
+from .rounds import after_round, after_rounds, all_forward, along_basis, parts_of, signal_of, state_of
 
 # So many layers are compiled one by one, if not more than one of them is costly, rather than as rounds of a loop.
 _FEW = 8
+
+# Times the points of a law that is the only one: nothing else smooths its quadrature, and it costs little.
+_REFINED = 4
 
 # More atoms of a Fisher spectrum than this lie below rounding.
 _MAX_ATOMS = 48
@@ -79,13 +82,12 @@ class StackedNetwork(AbstractNetwork):
         depth = rounds + 1
         number_of_rounds = num_padded_layers(depth) if pad else depth
         table: list[list[AbstractLayer | None]] = [[None] * number_of_rounds for _ in classes]
-        for layer, (one, mine) in zip(layers, order, strict=True):
-            table[mine][one] = layer
+        for layer, (own_round, place) in zip(layers, order, strict=True):
+            table[place][own_round] = layer
         entering: list[list[Array]] = [[] for _ in classes]
-        for one in range(number_of_rounds):
-            for mine in range(len(classes)):
-                entering[mine].append(width)
-                layer = table[mine][one]
+        for layers_of_round in zip(*table, strict=True):
+            for place, layer in enumerate(layers_of_round):
+                entering[place].append(width)
                 width = width if layer is None else layer.width_behind(width)
         return StackedNetwork.made(
             places=tuple(map(Kinds.of, table)),
@@ -112,7 +114,7 @@ class StackedNetwork(AbstractNetwork):
         positions: int = 1,
     ) -> "StackedNetwork":
         """With what follows from its places."""
-        refine = refine or (4 if sum(map(_num_laws, places)) == 1 else 1)
+        refine = refine or (_REFINED if sum(map(_num_laws, places)) == 1 else 1)
         if depth is None:  # not to be compiled at once: custom rules take no constants of the host
             places, widths, q0, mean0 = jax.tree.map(jnp.asarray, (places, widths, q0, mean0))
         return StackedNetwork(
@@ -134,23 +136,23 @@ class StackedNetwork(AbstractNetwork):
         start = jnp.stack([self.q0, self.mean0]) if self.reads_mean else self.q0[None]
         states = start[None]
         if self.places[0].kind.size > 1:
-            states = jnp.concatenate([states, _after_rounds(self.places, start)[:-1]])
-        found = [jax.vmap(_signal)(states, self.widths[0])]
+            states = jnp.concatenate([states, after_rounds(self.places, start)[:-1]])
+        found = [jax.vmap(signal_of)(states, self.widths[0])]
         for place, width in zip(self.places[:-1], self.widths[1:], strict=True):
-            found.append(eqx.tree_at(lambda s: s.width, _all_forward(place, found[-1]), width))
+            found.append(eqx.tree_at(lambda s: s.width, all_forward(place, found[-1]), width))
         return tuple(found)
 
     def after_rounds(self, signals: tuple[Signal, ...]) -> Signal:
         """What goes out of every round, but for the widths."""
-        return _all_forward(self.places[-1], signals[-1])
+        return all_forward(self.places[-1], signals[-1])
 
     def end(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """Mean square and mean of the network's output, whether a layer reads the mean or not."""
         start = jnp.stack([self.q0, self.mean0])
         if self.places[0].kind.size == 1:
-            square, mean = _after_round(start, jax.tree.map(lambda x: x[0], self.places))
+            square, mean = after_round(start, jax.tree.map(lambda x: x[0], self.places))
         else:
-            square, mean = _after_rounds(self.places, start)[-1]
+            square, mean = after_rounds(self.places, start)[-1]
         return square, mean
 
     def change(self, change: Change) -> Change:
@@ -235,19 +237,19 @@ class StackedNetwork(AbstractNetwork):
         square, log_gain = (jnp.stack(x, 1)[rows] for x in ([s.square for s in signals], log_gains))
         phi2 = jnp.append(square[1:], self.after_rounds(signals).square[-1])
         elasticity = onwards[rows] * square / phi2[-1]
-        return MeanField(square, phi2, jnp.exp(log_gain), slopes[rows][:, 0, 0], elasticity)
+        return MeanField(q=square, phi2=phi2, chi=jnp.exp(log_gain), chi_q=slopes[rows][:, 0, 0], elasticity=elasticity)
 
     def slopes(self, signals: tuple[Signal, ...]) -> Float[Array, "rounds places moments moments"]:
         """Derivatives of mean square, and mean if it is read, behind all places with respect to those before."""
         found = []
         for place, signal in zip(self.places, signals, strict=True):
-            states = jax.vmap(_state)(signal)
+            states = jax.vmap(state_of)(signal)
 
             def behind(states: Array, place: Kinds[AbstractLayer] = place, signal: Signal = signal) -> Array:
-                return jax.vmap(_state)(_all_forward(place, jax.vmap(_signal)(states, signal.width)))
+                return jax.vmap(state_of)(all_forward(place, jax.vmap(signal_of)(states, signal.width)))
 
             basis = jnp.eye(states.shape[1], dtype=states.dtype)
-            found.append(_along(behind, states, basis))
+            found.append(along_basis(behind, states, basis))
         return jnp.stack(found, 1)
 
     def coarse(self) -> "StackedNetwork":
@@ -279,19 +281,7 @@ class StackedNetwork(AbstractNetwork):
         there = self.places[place].there
         amount = jnp.where(there, signals[place].width / self.last_width * signals[place].square, 0)
 
-        # What the first weights add to the mean may be less than a rounding of it: the last of these start it all, with
-        # half of what they add as a multiple of the identity, to which they add the other half.
-        gains = [jax.lax.stop_gradient(_log_gain(found, amount)) for found in operations]
-        behind = sum(gains[place + 1 :], jnp.zeros_like(amount))
-        total = sum(gains[1:], gains[0])
-        later = jnp.cumsum(total[::-1])[::-1] - total
-        frozen = jax.lax.stop_gradient(amount)
-        log_share = jnp.where(frozen > 0, jnp.log(jnp.where(frozen > 0, frozen, 1)) + behind + later, -jnp.inf)
-        log_share = jax.lax.cumlogsumexp(log_share)
-        first = jnp.sum(log_share < log_share[-1] + 2 * jnp.log(jnp.finfo(amount.dtype).eps))
-        last_weights = jnp.max(jnp.where(there, jnp.arange(amount.size), 0))
-        first = jnp.minimum(first, last_weights)
-
+        first = self._first_that_counts(operations, place, amount)
         rounds = jnp.arange(amount.size)
         half = amount / 2
         unit = half[first]
@@ -305,6 +295,23 @@ class StackedNetwork(AbstractNetwork):
         rounds_there = amount.size if self.depth is not None else num_padded_layers(amount.size)
         num_atoms = max(*(operation.num_atoms for operation in found), min(rounds_there, _MAX_ATOMS))
         return Curve(tuple(found), (point_mass(unit),), jnp.ones_like(self.q0), num_atoms, self.depth)
+
+    def _first_that_counts(
+        self, operations: list[tuple[AbstractOperation, ...]], place: int, amount: Float[Array, " rounds"]
+    ) -> Array:
+        """The first round to start with: what earlier weights add to the mean may be less than a rounding of it. Half
+        of what its own add is a multiple of the identity, which starts it all, and to that comes the other half.
+        """
+        gains = [jax.lax.stop_gradient(_log_gain(found, amount)) for found in operations]
+        behind = sum(gains[place + 1 :], jnp.zeros_like(amount))
+        total = sum(gains[1:], gains[0])
+        later = jnp.cumsum(total[::-1])[::-1] - total
+        frozen = jax.lax.stop_gradient(amount)
+        log_share = jnp.where(frozen > 0, jnp.log(jnp.where(frozen > 0, frozen, 1)) + behind + later, -jnp.inf)
+        log_share = jax.lax.cumlogsumexp(log_share)
+        first = jnp.sum(log_share < log_share[-1] + 2 * jnp.log(jnp.finfo(amount.dtype).eps))
+        last_weights = jnp.max(jnp.where(self.places[place].there, jnp.arange(amount.size), 0))
+        return jnp.minimum(first, last_weights)
 
 
 def check_fisher(layers: Sequence[AbstractLayer]) -> None:
@@ -346,84 +353,13 @@ def _of_place(place: Kinds[AbstractLayer], signals: Signal, refine: float) -> tu
     def given(layer: AbstractLayer, *at: Array) -> tuple[AbstractOperation | None, ...]:
         return layer.operations(Signal(*at), refine)
 
-    return over_layers(place, given, *_parts(signals))
+    return over_layers(place, given, *parts_of(signals))
 
 
 def _num_laws(place: Kinds[AbstractLayer]) -> int:
     """How many laws without an elementary S-transform all layers of a place bring."""
     first = (jax.tree.map(lambda x: x[0], member) for member in place.members)
     return sum(layer.num_laws * int(np.sum(place.kind == k)) for k, layer in enumerate(first))
-
-
-def _parts(signal: Signal) -> tuple[Array, ...]:
-    return tuple(jax.tree.leaves(signal))
-
-
-def _state(signal: Signal) -> Float[Array, " moments"]:
-    return jnp.stack(_parts(signal)[1:])
-
-
-def _signal(state: Float[Array, " moments"], width: Array) -> Signal:
-    return Signal(width, *state)
-
-
-def _all_forward(place: Kinds[AbstractLayer], signals: Signal) -> Signal:
-    """All rounds at once."""
-    new = place.every(lambda layer, *at: layer.forward(Signal(*at)))(*_parts(signals))
-    return where_layers(place.there, new, signals) if place.gaps else new
-
-
-def _after_round(state: Array, places: tuple[Kinds[AbstractLayer], ...]) -> Float[Array, " moments"]:
-    for place in places:
-        at = _parts(_signal(state, jnp.ones_like(state[0])))
-        new = _state(place.here(lambda layer, *at: layer.forward(Signal(*at)))(*at))
-        state = jnp.where(place.there, new, state) if place.gaps else new
-    return state
-
-
-@eqx.filter_custom_jvp
-def _after_rounds(places: tuple[Kinds[AbstractLayer], ...], start: Array) -> Float[Array, "rounds moments"]:
-    def one(state: Array, places: tuple[Kinds[AbstractLayer], ...]) -> tuple[Array, Array]:
-        state = _after_round(state, places)
-        return state, state
-
-    return jax.lax.scan(one, start, places)[1]
-
-
-@_after_rounds.def_jvp
-def _after_rounds_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
-    """All rounds' own derivatives at once: the loop that is transposed has nothing but their products."""
-    places, start = primals
-    after = _after_rounds(places, start)
-    before = jnp.concatenate([start[None], after[:-1]])
-    dynamic, static = eqx.partition(places, eqx.is_inexact_array)
-
-    def all_after(before: Array, dynamic: Any) -> Array:
-        states = before
-        for place in eqx.combine(dynamic, static):
-            signals = jax.vmap(_signal)(states, jnp.ones_like(states[:, 0]))
-            states = jax.vmap(_state)(_all_forward(place, signals))
-        return states
-
-    slopes = _along(lambda before: all_after(before, dynamic), before, jnp.eye(start.size, dtype=start.dtype))
-    change, start_change = instantiated((dynamic, start), tuple(tangents))
-    first = jnp.zeros_like(before).at[0].set(start_change)
-    _, direct = jax.jvp(all_after, (before, dynamic), (first, change))
-
-    def onwards(tangent: Array, step: tuple[Array, Array]) -> tuple[Array, Array]:
-        tangent = step[0] @ tangent + step[1]
-        return tangent, tangent
-
-    return after, jax.lax.scan(onwards, jnp.zeros_like(start), (slopes, direct))[1]
-
-
-def _along(fn: Callable[[Array], Array], at: Array, basis: Array) -> Float[Array, "rounds moments moments"]:
-    """Row by row, all derivatives; `fn` is traced once."""
-
-    def one(direction: Array) -> Array:
-        return jax.jvp(fn, (at,), (jnp.broadcast_to(direction, at.shape),))[1]
-
-    return jax.vmap(one, out_axes=-1)(basis)
 
 
 def _log_gain(operations: tuple[AbstractOperation, ...], like: Float[Array, " rounds"]) -> Float[Array, " rounds"]:

@@ -2,6 +2,15 @@
 
 from ._base import AbstractActivation as AbstractActivation
 from ._from_function import FromFunction as FromFunction
+from ._linear_pieces import (
+    Clip as Clip,
+    HardSine as HardSine,
+    HardTanh as HardTanh,
+    LeakyReLU as LeakyReLU,
+    Linear as Linear,
+    ReLU as ReLU,
+    ShiftedReLU as ShiftedReLU,
+)
 from ._periodic import Sine as Sine
 from ._piecewise import (
     ELU as ELU,
@@ -24,12 +33,3 @@ from ._smooth import (
     Tanh as Tanh,
 )
 from ._stretched import CELU as CELU, Swish as Swish
-from ._two_slopes import (
-    Clip as Clip,
-    HardSine as HardSine,
-    HardTanh as HardTanh,
-    LeakyReLU as LeakyReLU,
-    Linear as Linear,
-    ReLU as ReLU,
-    ShiftedReLU as ShiftedReLU,
-)

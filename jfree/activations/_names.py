@@ -3,11 +3,11 @@
 from collections.abc import Callable
 
 from ._base import AbstractActivation
+from ._linear_pieces import Clip, HardSine, HardTanh, LeakyReLU, Linear, ReLU
 from ._periodic import Sine
 from ._piecewise import ELU, HardSiLU, ReLUSquared, Softsign, SparsePlus
 from ._smooth import Erf, GELU, GELUTanh, LogSigmoid, Mish, Sigmoid, SiLU, Softplus, Squareplus, Tanh
 from ._stretched import CELU, Swish
-from ._two_slopes import Clip, HardSine, HardTanh, LeakyReLU, Linear, ReLU
 
 # Of self-normalising networks, in which variance 1 is a fixed point (Klambauer et al. 2017).
 _SELU_ALPHA, _SELU_SCALE = 1.6732632423543772848170429916717, 1.0507009873554804934193349852946

@@ -12,10 +12,10 @@ from .._numerics.compile import quickly
 from .._numerics.implicit import bisect
 from .._numerics.quadrature import gaussian_density, gaussian_measure, panel_nodes
 from ._base import AbstractActivation, AbstractManySlopes, finite, positive
+from ._linear_pieces import Clip, HardTanh
 from ._names import as_activation
 from ._smooth import AbstractSmooth
 from ._stretched import Swish
-from ._two_slopes import Clip, HardTanh
 
 _NUM_NODES = 400
 

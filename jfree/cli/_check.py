@@ -98,8 +98,8 @@ def _parameters(model: str) -> "Parameters":
     finally:
         sys.path.pop(0)
 
-    from .._interop.model import parameters_of
-    from .._interop.torch import is_torch, parameters_of_torch
+    from .._interop.model import is_torch, parameters_of
+    from .._interop.torch import parameters_of_torch
 
     return parameters_of_torch(made) if is_torch(made) else parameters_of(made)
 

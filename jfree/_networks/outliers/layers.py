@@ -15,7 +15,7 @@ from ..._layers.weights import Gaussian, Orthogonal
 from ..._meanfield.moments import in_range
 from ..._numerics.quadrature import gaussian_density, piece_nodes
 from ...activations._base import AbstractActivation
-from ...activations._two_slopes import Linear
+from ...activations._linear_pieces import Linear
 
 # Nodes in all, and at least between two breaks: to 1e-9 for activations with structure of size 1.
 _NUM_NODES, _FEWEST = 192, 64
