@@ -153,8 +153,8 @@ def least_operations(net: jfree.AbstractNetwork, x: Any) -> tuple[float, float]:
     unknowns = jnp.zeros((curve.num_layers, 0, *x.shape), z.dtype)
 
     def certified(z):
-        newton, _, code = certify(curve, z, z, unknowns, real)
-        return newton.step, code
+        verdict = certify(curve, z, z, unknowns, real)
+        return verdict.newton.step, verdict.code
 
     def count(program):
         jaxpr = jax.make_jaxpr(program)(z).jaxpr

@@ -116,7 +116,7 @@ def slow_solve(curve, x, steps_per_decade=16):
 
     def newton(z, state, limit):
         omega, unknowns, _ = state
-        found = certify(curve, z, omega, unknowns, z.imag < 0).newton
+        found = certify(curve, z, omega, unknowns, jnp.zeros(z.shape, bool)).newton
         step = found.step * jnp.minimum(1, limit / jnp.maximum(magnitude(found.step), 1e-30))
         return omega * jnp.exp(step), found.unknowns * jnp.exp(found.tangents * step), found.size
 

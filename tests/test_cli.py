@@ -103,7 +103,7 @@ except ImportError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("The command line needs tyro: pip install 'jfree[cli]'.\n", "")
+    assert done.stdout == "The command line needs tyro: pip install 'jfree[cli]'.\n", done.stderr
 
 
 def test_output_side_and_infinity(capsys):

@@ -15,7 +15,7 @@ class Factor(AbstractOperation):
     """Free multiplication by a law with `S(m) = (1 + a m) / (mean (1 + b m))`.
 
     Gaussian weights have `a = 0`, orthogonal ones `a = b = 0` or `a = 1`, two atoms `{0, gamma}` have `a = 1`,
-    `b = 1/alpha`: all of these are of this form.
+    `b = 1/alpha`.
     """
 
     mean: Float[Array, "*layers"]

@@ -47,7 +47,7 @@ def squared_singular_values(
 ) -> Float[Array, "samples N"]:
     """Of Jacobians of sampled networks, as many as `size`, ascending."""
     if isinstance(net, Network):
-        return _squared_singular_values(_jacobians_of_layers(net, widths, keys), size)
+        return _squares_of(_jacobians_of_layers(net, widths, keys), size)
     return _of_dense_layers(with_all_scales(net), tuple(widths), size, keys)
 
 
@@ -59,7 +59,7 @@ def fisher_eigenvalues_of_layers(net: Network, widths: list[int], keys: Keys) ->
 @quickly(eqx.filter_jit)
 def _of_dense_layers(net: MLP | ResNet, widths: tuple[int, ...], size: int, keys: Keys) -> Float[Array, "samples N"]:
     jacobians = _jacobians_of_blocks(net, widths, keys) if isinstance(net, ResNet) else _jacobians(net, widths, keys)
-    return _squared_singular_values(jacobians, size)
+    return _squares_of(jacobians, size)
 
 
 @quickly(eqx.filter_jit)
@@ -275,7 +275,7 @@ def _random_inputs(
     return x * jnp.sqrt(net.q0 - jnp.square(net.mean0)) + net.mean0
 
 
-def _squared_singular_values(jacobians: Array, size: int) -> Array:
+def _squares_of(jacobians: Array, size: int) -> Array:
     return squared(jnp.linalg.svd(jacobians, compute_uv=False), size)
 
 

@@ -65,14 +65,14 @@ def _at(equation: JaxprEqn, call: _Call) -> _Call:
 
 
 def _run(jaxpr: Jaxpr, constants: Sequence[Value], arguments: Sequence[Value], call: _Call) -> list[Value]:
-    known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *arguments], strict=True))
+    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *arguments], strict=True))
 
     def read(var: Any) -> Value:
-        return Constant(np.asarray(var.val)) if isinstance(var, Literal) else known[var]
+        return Constant(np.asarray(var.val)) if isinstance(var, Literal) else values[var]
 
     for equation in jaxpr.eqns:
         found = _equation(equation, [read(var) for var in equation.invars], _at(equation, call))
-        known.update(zip(equation.outvars, found, strict=True))
+        values.update(zip(equation.outvars, found, strict=True))
     return [read(var) for var in jaxpr.outvars]
 
 
@@ -148,9 +148,9 @@ def _check_gradient(equation: JaxprEqn, arguments: list[Value], call: _Call) -> 
     ]
 
     def gradients(program: ClosedJaxpr, named: Sequence[int]) -> list[Array]:
-        def at(*moved: Array) -> list[Array]:
-            given = dict(enumerate(tried)) | dict(zip(moving, moved, strict=True))
-            outputs = jaxpr_as_fun(program)(*(given[k] for k in named))
+        def at(*given: Array) -> list[Array]:
+            all_given = dict(enumerate(tried)) | dict(zip(moving, given, strict=True))
+            outputs = jaxpr_as_fun(program)(*(all_given[k] for k in named))
             return [y for y in outputs if jnp.issubdtype(y.dtype, jnp.floating)]
 
         outputs, back = jax.vjp(at, *(tried[k] for k in moving))

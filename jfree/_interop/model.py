@@ -126,7 +126,9 @@ def is_torch(model: Any) -> bool:
 
 def parameters_of(model: Any) -> Parameters:
     if is_torch(model):
-        raise ValueError("`model` is a PyTorch module, which `jfree.from_torch` reads.")
+        raise ValueError(
+            "`model` is a PyTorch module: `jfree.from_torch`, `reinitialize_torch_` and `initialize_torch_` take these."
+        )
     if not callable(model):
         raise ValueError(f"`model` must be a function of one example, got {type(model).__name__}.")
     is_partial = type(model) is functools.partial

@@ -28,6 +28,6 @@ READABLE = (
 )
 
 
-def why_unread(name: str) -> str:
+def why_unread(name: str, otherwise: str = "mixes units in a way that can't be read") -> str:
     kinds = (reason for kind, reason in _REASONS_OF_KINDS.items() if kind in name)
-    return _REASONS.get(name) or next(kinds, "mixes units in a way that can't be read")
+    return _REASONS.get(name) or next(kinds, otherwise)

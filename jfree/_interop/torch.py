@@ -178,7 +178,8 @@ def _call(node: Any, arguments: Sequence[Any], options: dict[str, Any]) -> Any:
     if name != _name(node) and getattr(node.args[0], "op", "") == "call_function" and _name(node.args[0]) in _PARTS:
         raise Unreadable(f"`model`: `{_name(node)}`{_place(node)} changes a view in place, which can't be read.")
     if name not in _STEPS:
-        raise Unreadable(f"`model`: `{name}`{_place(node)} {why_unread(name)}. {READABLE}")
+        reason = why_unread(name, otherwise="is not known")
+        raise Unreadable(f"`model`: `{name}`{_place(node)} {reason}. {READABLE}")
     options = {key: value for key, value in options.items() if key not in _IGNORED}
     return _STEPS[name](*arguments, **options)
 

@@ -20,7 +20,7 @@ Member = TypeVar("Member", bound=eqx.Module)
 
 
 class Kinds(eqx.Module, Generic[Member]):
-    """One of all layers, or of their activations or weight laws, of every structure, its leaves over all layers; and
+    """Layers, or their activations or weight laws, by structure: one member of each, its leaves over all layers; and
     which kind each layer is of, -1 where there is none.
     """
 

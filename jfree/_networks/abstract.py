@@ -89,7 +89,8 @@ def propagate(net: AbstractNetwork) -> MeanField:
 
     **Returns:** of shape `(layers,)` each, dimensionless: the variance `q` of the preactivations, or the mean square of
     what enters a layer of a `Network`; `phi2 = E phi(h)^2`; `chi = sigma_w^2 E phi'(h)^2`, which is 1 at the edge of
-    chaos; `chi_q`, by which a layer passes changes of the variance on; and the `elasticity` of the last variance.
+    chaos; `chi_q`, by which a layer passes changes of the variance on; and the `elasticity` of the last
+    variance, of a `Network` that of its output.
 
     **Raises:** `ValueError` if `net` is not a network.
     """

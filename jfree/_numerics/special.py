@@ -34,6 +34,6 @@ def faddeeva(z: Complex[Array, "..."]) -> Complex[Array, "..."]:
 def complex_ndtr(x: Complex[Array, "..."]) -> Complex[Array, "..."]:
     """The normal distribution function continued to complex `x` near the real axis."""
     right = x.real > 0
-    y = jnp.where(right, -x, x)  # Re y <= 0, where erfc is small
+    y = jnp.where(right, -x, x)  # Re y <= 0, where the distribution function is small
     tail = 0.5 * jnp.exp(-jnp.square(y) / 2) * faddeeva(-1j * y / math.sqrt(2))
     return jnp.where(right, 1 - tail, tail)

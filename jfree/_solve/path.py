@@ -246,7 +246,7 @@ class _Route(eqx.Module):
             real=path.real & ~there,
         )
 
-    def on_way(self, path: _Path) -> _Target:
+    def ahead(self, path: _Path) -> _Target:
         """Ahead on the arc, or where the lane is."""
         ahead = jnp.where(path.phase == _ARC, jnp.maximum(path.ahead - path.stride, 0), path.ahead)
         step = _ahead((ahead - path.ahead) * self.turn, path.lanes.slope, path.curvature)
@@ -297,7 +297,7 @@ def _polished(path: _Path, target: _Target, newton: Newton) -> _Progress:
     )
 
 
-def _ending(path: _Path, verdict: Verdict, as_good_as_real: Bool[Array, " lanes"]) -> _Ending:
+def _ending(path: _Path, verdict: Verdict, nearly_real: Bool[Array, " lanes"]) -> _Ending:
     """At `z` the root is polished until Newton's method ends, without the imaginary part where that is rounding. At the
     end of a path it may still be far from the root, next to an edge.
     """
@@ -307,7 +307,7 @@ def _ending(path: _Path, verdict: Verdict, as_good_as_real: Bool[Array, " lanes"
     num_polished = path.polished + close
     ended = verdict.settled & ((code != NO_ROOT) | (num_polished > _REFUSED_AFTER))
     ended |= (num_polished > _CERTIFIED_AFTER) & (code == OK)
-    strip = (ended | (num_polished > _STRIPPED_AFTER)) & ~path.real & as_good_as_real
+    strip = (ended | (num_polished > _STRIPPED_AFTER)) & ~path.real & nearly_real
     ended = ended & ~strip & close
     return _Ending(
         done=ended | (num_polished >= _MOST_POLISHED),
@@ -324,7 +324,7 @@ def walk(curve: Curve, z: Complex[Array, " lanes"], lanes: Lanes, search: Bool[A
     def advance(state: tuple[Array, _Path]) -> tuple[Array, _Path]:
         least, path = state[0], route.begun(state[1])
         lanes, active, on_way = path.lanes, path.phase != _DONE, least < _POLISH
-        target = jax.lax.cond(on_way, lambda: route.on_way(path), lambda: route.at_end(path))
+        target = jax.lax.cond(on_way, lambda: route.ahead(path), lambda: route.at_end(path))
         omega, unknowns = moved(lanes.omega, lanes.unknowns, lanes.tangents, target.step)
         verdict = certify(curve, target.z, omega, unknowns, path.real)
         newton = verdict.newton

@@ -209,7 +209,7 @@ def _num_places(curve: Curve) -> int:
 
 
 def _way_to_zero(dtype: DTypeLike) -> float:
-    """How far marches go down the negative axis, and from how near to 0 they come up, in `s`."""
+    """How near marches come to 0 on the negative axis, and where they go on beyond it, in `s`."""
     return -0.5 * math.log(float(jnp.finfo(dtype).eps))
 
 
@@ -235,14 +235,14 @@ def _marched(curve: Curve, total: Array) -> _March:
     def step(state: tuple[Array, _March]) -> tuple[Array, _March]:
         k, march = state
         s = march.ahead(_num_places(curve))
-        there = _places(curve, total, march, s)
+        there = _looked_at(curve, total, march, s)
         return k + 1, _moved_on(march, _seen(march, s, there), there.unknowns)
 
     unfinished = lambda state: (state[0] < _MOST_STEPS) & jnp.any(state[1].phase != _ENDED)  # noqa: E731
     return jax.lax.while_loop(unfinished, step, (jnp.asarray(0), _March.start(curve)))[1]
 
 
-def _places(curve: Curve, total: Array, march: _March, s: Float[Array, "2 places"]) -> _Place:
+def _looked_at(curve: Curve, total: Array, march: _March, s: Float[Array, "2 places"]) -> _Place:
     number = s.shape[1]
     omega = _on_way(march.way_ahead[:, None], s).ravel().astype(complex_dtype(s.dtype))
     unknowns = _carried(curve, march, omega, number) if curve.num_unknowns else march.trial
@@ -267,7 +267,7 @@ def _moved_on(march: _March, seen: _Seen, trial: Array) -> _March:
     number, precision = trial.shape[-1] // 2, _precision(march.s.dtype)
     s = jnp.where(seen.taken, seen.s, march.s)
     rest = march.last - s
-    # Of several places those behind the first that is inside are few; a single one is nearer next time.
+    # The support begins within a share of the stride of several places; a single place is tried nearer.
     longer = march.stride * jnp.where(seen.whole, max(number, 2), 1 / max(number, 4))
     fresh = rest if number > 1 else jnp.minimum(1, rest)
     stride = jnp.where(march.phase == _MARCH, jnp.minimum(longer, rest), fresh)

@@ -213,7 +213,10 @@ def _data(given: dict[str, Any], labelled: bool) -> Data:
         return Data(x.reshape(len(x), -1), y, source, given["data"])
     if "q0" in given and not labelled:
         return Data(None, None, "given")
-    from sklearn.datasets import load_digits
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError("The digits need scikit-learn: pip install 'jfree[cli]'.") from error
 
     x, y = load_digits(return_X_y=True)
     x = np.asarray(x, np.float64)

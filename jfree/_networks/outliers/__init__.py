@@ -47,8 +47,8 @@ from .layers import layers_of
 from .search import extremes
 from .stream import Stream
 
-# The factor of layers that are missing. Where `omega = 2` they have `t = 1 / (_NEUTRAL omega) = 2` and `b = 1`: a root,
-# which does not count.
+# `sigma_w^2` of layers that are missing. Where `omega = 2` they have `t = 1 / (_NEUTRAL omega) = 2` and `b = 1`: a
+# root, which does not count.
 _NEUTRAL = 0.25
 
 
