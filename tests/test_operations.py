@@ -160,7 +160,7 @@ def sum_of(branches, ratio=None, count=1):
 
     curves = tuple(Curve(one_layer(branch), (), jnp.ones(()), NUM_ATOMS) for branch in branches)
     width = None if ratio is None else jnp.asarray(ratio)
-    return Act(SumOfBranches(curves, jnp.asarray(float(count)), width, (1,) * len(curves)), sample)
+    return Act(SumOfBranches(curves, jnp.asarray(float(count)), width, (1,) * len(curves), many=count > 1), sample)
 
 
 def universal(theta, num_blocks=100):

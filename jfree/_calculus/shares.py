@@ -7,12 +7,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Complex, Float
 
-from .._numerics.complex import exponential, log_upper, logarithm, magnitude, reciprocal, scaled, squared
+from .._numerics.complex import logarithm, magnitude, reciprocal, scaled, sqrt_upper, squared
 from .._numerics.implicit import of_correction
 from .point import Point, Signs
 
 # A change of the largest share that Newton's method makes in one step is trusted below this, in logarithms.
 _NEAR = 0.157
+
+# Arguments that differ from pi by no more roundings are on the axis.
+_AXIS = 100
 
 # Radius of the disk in which a function has an inverse, over that in which it is known to be analytic (Smale).
 _SMALE = 0.17
@@ -129,15 +132,19 @@ class HalfPlanes(eqx.Module):
     @staticmethod
     def of(one: Array, other: Array, t: Array, rectangular: bool) -> "HalfPlanes":
         z = one * other * reciprocal(t)
-        zeta = exponential(log_upper(z) / 2)
+        zeta = sqrt_upper(z)
         first = zeta * reciprocal(one)
         return HalfPlanes(z, first, zeta * reciprocal(other) if rectangular else first)
 
     def in_lower(self, one: Array, other: Array) -> Bool[Array, " lanes"]:
-        """Where `z` of a term lies below the axis, by more than rounding."""
-        first, second = one * self.first, other * self.second
-        turned = log_upper(first).imag + log_upper(second).imag
-        return turned > (1 + 32 * jnp.finfo(turned.dtype).eps) * jnp.pi
+        """Where `z` of a term lies below the axis, by more than rounding: its factors' arguments, from 0 to pi, add up
+        to more than pi.
+        """
+        ends = one * self.first, other * self.second
+        first, second = (jax.lax.complex(x.real, jnp.maximum(x.imag, 0)) for x in ends)
+        z = first * second
+        beyond = z.imag < -_AXIS * float(jnp.finfo(z.real.dtype).eps) * jnp.abs(z.real)
+        return beyond | ((first.real < 0) & (second.real < 0) & (z.real > 0))
 
     def signs(
         self,

@@ -1,5 +1,6 @@
 """Sums of branches as an operation; a residual block is one."""
 
+import dataclasses
 from functools import partial, reduce
 from typing import NamedTuple
 
@@ -74,6 +75,7 @@ class SumOfBranches(AbstractOperation):
     count: Float[Array, "*blocks"]
     ratio: Float[Array, "*blocks"] | None
     layers_of_branches: tuple[int, ...] = eqx.field(static=True)
+    many: bool = eqx.field(static=True, default=False)  # whether a count may be more than 1
 
     starts_far = True
     blurs_atoms = True
@@ -166,15 +168,15 @@ class SumOfBranches(AbstractOperation):
             t = reciprocal(terms[0].inverse) * exponential(newton.log_t)
         growth = m * other * reciprocal(t) * jnp.exp(-self._log_mean)
         slope = point.rate + d_other - d_log_t
-        power = logarithm(growth)
-        after = point.multiplied(
-            jnp.where(self.count == 1, growth, exponential(self.count * power)),
-            self.count * slope,
-            self.count * self._log_mean,
-        )
+        log_growth = logarithm(growth) if self.many else None
+        if log_growth is None:
+            growth = jnp.where(there, growth, 1)
+        else:
+            growth = jnp.where(self.count == 1, growth, exponential(self.count * log_growth))
+        after = point.multiplied(growth, self.count * slope, self.count * self._log_mean)
 
         signs = self._signs(
-            *jax.lax.stop_gradient((point, after, (one, other, t), (d_one, d_other, d_log_t), power)),
+            *jax.lax.stop_gradient((point, after, (one, other, t), (d_one, d_other, d_log_t), log_growth)),
             *jax.lax.stop_gradient((terms, old, new, rates, looked)),
         )
         near = [seen.closeness for seen in looked]
@@ -233,15 +235,15 @@ class SumOfBranches(AbstractOperation):
         after: Point,
         ends: tuple[Array, Array, Array],
         slopes: tuple[Array, Array, Array],
-        power: Array,
+        log_growth: Array | None,
         terms: list[Term],
         old: Shares,
         new: Shares,
         rates: list[Array],
         looked: list[_Looked],
     ) -> Signs:
-        """`ends` are `1 + m`, `1 + ratio m` and `t`, with their `slopes`; `power` is the logarithm of the growth of `z`
-        by one block.
+        """`ends` are `1 + m`, `1 + ratio m` and `t`, with their `slopes`. `log_growth`, if there may be many blocks, is
+        the logarithm of what one multiplies `z` by.
         """
         skips = self.ratio is None
         moved = zip(terms, old.parts, new.parts, strict=True)
@@ -259,10 +261,12 @@ class SumOfBranches(AbstractOperation):
             together = (move.real > 0) == (point.dm.real > 0)
             inside = seen.signs.mirrored(below).seen(planes.in_lower(*own) & ~negative, together)
             signs = signs & Signs.known(signs.rising, point.z.real.dtype).where(negative, inside)
-        # Of many blocks together, z must not have turned past the half plane and back into it.
-        turned = log_upper(mirrored(point.z, below)).imag + self.count * mirrored(power, below).imag
-        turned = jax.lax.complex(jnp.zeros_like(turned), jnp.clip(turned, -jnp.pi / 2, 1.5 * jnp.pi))
-        signs = signs & point.signs(exponential(turned), mirrored(after.dz, below))
+        if (
+            log_growth is not None
+        ):  # of many blocks together: z must not have turned past the half plane and back into it
+            turned = log_upper(mirrored(point.z, below)).imag + self.count * mirrored(log_growth, below).imag
+            turned = jax.lax.complex(jnp.zeros_like(turned), jnp.clip(turned, -jnp.pi / 2, 1.5 * jnp.pi))
+            signs = signs & point.signs(exponential(turned), mirrored(after.dz, below))
         return signs.mirrored(below) & after.own_signs()
 
     def potential(self, psi: Array, log_z: Array, before: Point, step: Step) -> tuple[Array, Array]:
@@ -356,7 +360,7 @@ class SumOfBranches(AbstractOperation):
 
     def together(self):
         first = jax.tree.map(lambda x: x[:1], self)
-        return eqx.tree_at(lambda b: b.count, first, jnp.sum(self.count, keepdims=True))
+        return dataclasses.replace(first, count=jnp.sum(self.count, keepdims=True), many=True)
 
     def neutral(self):
         return eqx.tree_at(lambda b: b.count, self, jnp.zeros_like(self.count))

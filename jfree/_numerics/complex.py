@@ -66,6 +66,15 @@ def exponential(z: Array) -> Array:
     return jax.lax.complex(size * jnp.cos(z.imag), size * jnp.sin(z.imag))
 
 
+def sqrt_upper(z: Array) -> Array:
+    """The root in the first quadrant of `z` on the closed upper half plane; rounding below the axis counts as on it."""
+    x, y = z.real, jnp.maximum(z.imag, 0)
+    large = jnp.sqrt((jnp.abs(x) + jnp.sqrt(x * x + y * y)) / 2)
+    small = jnp.where(large > 0, y / (2 * jnp.where(large > 0, large, 1)), 0)
+    right = x >= 0
+    return jax.lax.complex(jnp.where(right, large, small), jnp.where(right, small, large))
+
+
 def logarithm(z: Array) -> Array:
     """The principal `log z`."""
     return _log_with_argument(z, jnp.arctan2(z.imag, z.real))
