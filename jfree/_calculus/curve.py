@@ -6,7 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Complex, Float
+from jaxtyping import Array, ArrayLike, Bool, Complex, Float, Inexact
 
 from .._numerics.complex import exponential, log_lower, logarithm, magnitude, reciprocal, scaled, x_log_x
 from .._numerics.implicit import at_roots, of_correction, without_value
@@ -166,7 +166,7 @@ class Curve(eqx.Module):
         width = jax.lax.stop_gradient(self.moments.relative_variance) ** 0.5
         return jnp.clip(0.01 * width, eps**0.8, far)
 
-    def start(self, omega: Complex[Array, " lanes"]) -> Point:
+    def start(self, omega: Inexact[Array, " lanes"]) -> Point:
         rank = self.rank
         inverse = omega - 1
         m = scaled(rank, reciprocal(inverse))
@@ -184,7 +184,7 @@ class Curve(eqx.Module):
         visit: Callable[[Any, Point, AbstractOperation, Step], Any],
         carry: Any,
         start: Point,
-        unknowns: Complex[Array, "layers unknowns lanes"],
+        unknowns: Inexact[Array, "layers unknowns lanes"],
         own_units: bool = False,
     ) -> tuple[Point, Any, tuple[Array, Array]]:
         """Runs points through all operations; `visit(carry, before, operation, step) -> carry` sees each.
@@ -228,8 +228,8 @@ class Curve(eqx.Module):
         return point, carry, found if known else (unknowns, unknowns)
 
     def settle(
-        self, omega: Complex[Array, " lanes"], weigh: Callable[[Array], Array] = jnp.ones_like
-    ) -> Complex[Array, "layers unknowns lanes"]:
+        self, omega: Inexact[Array, " lanes"], weigh: Callable[[Array], Array] = jnp.ones_like
+    ) -> Inexact[Array, "layers unknowns lanes"]:
         """The unknowns at given `omega`, in order: the equations of the layers' laws, without one for `z`.
 
         One Newton step short of full accuracy, which is taken where the curve is read. NaN where they are not found:
@@ -297,7 +297,7 @@ class Curve(eqx.Module):
         return reach
 
     def point(
-        self, omega: Complex[Array, " lanes"], unknowns: Complex[Array, "layers unknowns lanes"], slopes: bool = False
+        self, omega: Inexact[Array, " lanes"], unknowns: Inexact[Array, "layers unknowns lanes"], slopes: bool = False
     ) -> Point:
         """The point at `omega`, differentiable in it and in the curve, for unknowns that solve their equations; its
         tangents are so only where their `slopes` are asked for.
@@ -305,7 +305,7 @@ class Curve(eqx.Module):
         return at_roots(_point, _corrected, slopes, self, (omega,), (unknowns,))
 
     def log_size(
-        self, omega: Complex[Array, " lanes"], unknowns: Complex[Array, "layers unknowns lanes"]
+        self, omega: Inexact[Array, " lanes"], unknowns: Inexact[Array, "layers unknowns lanes"]
     ) -> Float[Array, " lanes"]:
         """`log |z|`, also where `z` is out of the range of floats; differentiable like the point at `omega`."""
         return at_roots(_log_size, _corrected, False, self, (omega,), (unknowns,))

@@ -16,9 +16,9 @@ _LOG_TOLERANCE = 1e-5
 class Transform(eqx.Module):
     """Sums over a law at `w`: `m = M(w)`, `g = G(w)`, `slope = -M'(w)`, and what the certificate asks for."""
 
-    m: Complex[Array, " lanes"]
-    g: Complex[Array, " lanes"]
-    slope: Complex[Array, " lanes"]
+    m: Inexact[Array, " lanes"]
+    g: Inexact[Array, " lanes"]
+    slope: Inexact[Array, " lanes"]
     total: Float[Array, " lanes"]
     distance: Float[Array, " lanes"]
     roughness: Float[Array, " lanes"]
@@ -106,7 +106,9 @@ class Law(eqx.Module):
             Atoms(atoms.rank * keep, atoms.log_locations - 2 * jnp.log(keep), atoms.masses * keep),
         )
 
-    def transform(self, w: Complex[Array, " lanes"]) -> Transform:
+    def transform(self, w: Inexact[Array, " lanes"]) -> Transform:
+        if jnp.iscomplexobj(self.points) and not jnp.iscomplexobj(w):
+            return self._transform_on_axis(w)
         inverse = reciprocal(w - self.points[:, None])
         size = squared(lax.stop_gradient(inverse))
         unresolved, sizes = lax.stop_gradient((self.unresolved, self.sizes))
@@ -121,6 +123,30 @@ class Law(eqx.Module):
             total=total,
             distance=lax.rsqrt(jnp.max(size * (self.weights[:, None] != 0), 0)),
             roughness=lax.stop_gradient(squared(rough) / squared(m)),
+        )
+
+    def _transform_on_axis(self, w: Float[Array, " lanes"]) -> Transform:
+        """In real numbers, of points `x + iy`: `1 / (w - x - iy) = (w - x + iy) r`."""
+        x, y = self.points.real, self.points.imag
+        r = reciprocal(jnp.square(w - x[:, None]) + jnp.square(y)[:, None])
+
+        def linear(weights: Array) -> Array:
+            """The real part of the sum of `weights / (w - points)`."""
+            rising, level = _sums(jnp.stack([weights.real, weights.real * x + weights.imag * y]), r)
+            return w * rising - level
+
+        a, b = self.weighted.real, self.weighted.imag
+        squares = jnp.stack([a, -2 * (a * x + b * y), a * (x * x - y * y) + 2 * b * x * y])
+        rising, linearly, level = _sums(squares, r * r)
+        m = linear(self.weighted)
+        unresolved, size, sizes = lax.stop_gradient((self.unresolved, r, self.sizes))
+        return Transform(
+            m=m,
+            g=linear(self.weights),
+            slope=w * (w * rising + linearly) + level,
+            total=_sums(sizes[None], size)[0],
+            distance=lax.rsqrt(jnp.max(size * (self.weights[:, None] != 0), 0)),
+            roughness=lax.stop_gradient(squared(linear(unresolved)) / squared(m)),
         )
 
     def mean_log(self) -> Float[Array, ""]:
@@ -149,4 +175,4 @@ def _sums(weights: Array, values: Array) -> Array:
 
 
 def _real_where(real: Array, z: Array) -> Array:
-    return lax.complex(z.real, jnp.where(real, 0, z.imag))
+    return lax.complex(z.real, jnp.where(real, 0, z.imag)) if jnp.iscomplexobj(z) else z

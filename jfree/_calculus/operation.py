@@ -6,7 +6,7 @@ from typing import ClassVar
 import equinox as eqx
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Complex, Float
+from jaxtyping import Array, Complex, Float, Inexact
 
 from .atoms import Atoms
 from .point import like, Point, Signs
@@ -24,8 +24,8 @@ class Step(eqx.Module):
     """
 
     point: Point
-    unknowns: Complex[Array, "unknowns lanes"]
-    tangents: Complex[Array, "unknowns lanes"]
+    unknowns: Inexact[Array, "unknowns lanes"]
+    tangents: Inexact[Array, "unknowns lanes"]
     signs: Signs
     correction: Float[Array, " lanes"]
     mismatch: Float[Array, " lanes"]
@@ -58,7 +58,7 @@ class Step(eqx.Module):
         )
 
 
-def no_unknowns(like: Complex[Array, "*layers lanes"]) -> Complex[Array, "*layers 0 lanes"]:
+def no_unknowns(like: Inexact[Array, "*layers lanes"]) -> Inexact[Array, "*layers 0 lanes"]:
     return jnp.zeros((*like.shape[:-1], 0, like.shape[-1]), like.dtype)
 
 
@@ -117,12 +117,12 @@ class AbstractOperation(eqx.Module):
         """A radius of `omega` that singularities of the unknowns hardly exceed."""
         return 0.0
 
-    def guess(self, point: Point) -> Complex[Array, "unknowns lanes"]:
+    def guess(self, point: Point) -> Inexact[Array, "unknowns lanes"]:
         """The unknowns at infinity."""
         return no_unknowns(point.z)
 
     @abc.abstractmethod
-    def advance(self, point: Point, unknowns: Complex[Array, "unknowns lanes"]) -> Step:
+    def advance(self, point: Point, unknowns: Inexact[Array, "unknowns lanes"]) -> Step:
         """Maps points, given the current guess of the operation's unknowns."""
 
     @abc.abstractmethod

@@ -4,9 +4,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, ArrayLike, Bool, Complex, Float
+from jaxtyping import Array, ArrayLike, Bool, Float, Inexact
 
-from .._numerics.complex import magnitude, reciprocal, scaled
+from .._numerics.complex import magnitude, reciprocal, scaled, shifted
 from .._numerics.implicit import of_correction
 
 
@@ -29,25 +29,28 @@ class Point(eqx.Module):
     - `side`: what `m` is multiplied by on the present side, `J J^T` or `J^T J`: the ratio of their sizes.
     - lanes: many points at once, the last axis. Arrays over layers have those first.
 
+    All of them are complex. Where they are real, as on the negative axis, they may be given as real numbers, which cost
+    less.
+
     In units of its own: the point is `exp(log_scale) z` and `side m`, `n = m + rank`; `dz` is `d log z / du`, `rate` is
     `d log m / du`. A change of side, or of scale, touches no lane.
     """
 
-    z: Complex[Array, " lanes"]
-    m: Complex[Array, " lanes"]
-    n: Complex[Array, " lanes"]
-    dz: Complex[Array, " lanes"]
-    rate: Complex[Array, " lanes"]
+    z: Inexact[Array, " lanes"]
+    m: Inexact[Array, " lanes"]
+    n: Inexact[Array, " lanes"]
+    dz: Inexact[Array, " lanes"]
+    rate: Inexact[Array, " lanes"]
     rank: Float[Array, ""]
     side: Float[Array, ""]
     log_scale: Float[Array, "*lanes"]
 
     @property
-    def dm(self) -> Complex[Array, " lanes"]:
+    def dm(self) -> Inexact[Array, " lanes"]:
         """`dm / du`."""
         return self.m * self.rate
 
-    def one_plus(self, b: ArrayLike) -> Complex[Array, " lanes"]:
+    def one_plus(self, b: ArrayLike) -> Inexact[Array, " lanes"]:
         """`1 + b M(z)`."""
         b = self.side * b
         at_zero = 1 - b * self.rank
@@ -55,9 +58,9 @@ class Point(eqx.Module):
         far = at_zero < -1
         step = scaled(b, jax.lax.select(far, self.m, self.n))
         offset = jax.lax.select(far, jnp.ones_like(at_zero), without_rounding(at_zero))
-        return jax.lax.complex(offset + step.real, step.imag)
+        return shifted(offset, step)
 
-    def on_side(self) -> tuple[Complex[Array, " lanes"], Complex[Array, " lanes"], Complex[Array, " lanes"]]:
+    def on_side(self) -> tuple[Inexact[Array, " lanes"], Inexact[Array, " lanes"], Inexact[Array, " lanes"]]:
         """`m`, `dm` and `1 + m` in units of the side."""
         m = scaled(self.side, self.m)
         return m, m * self.rate, self.one_plus(1.0)
@@ -87,7 +90,7 @@ class Point(eqx.Module):
         scale = self.log_scale + jnp.log(size)
         return eqx.tree_at(lambda p: (p.z, p.log_scale), self, (scaled(1 / size, self.z), scale))
 
-    def signs(self, w: Complex[Array, " lanes"], dw: Complex[Array, " lanes"]) -> "Signs":
+    def signs(self, w: Inexact[Array, " lanes"], dw: Inexact[Array, " lanes"]) -> "Signs":
         """Those of a subordination point `w`, known up to a positive factor, with `dw = d log w / du`; constants to
         derivatives.
         """
@@ -125,7 +128,7 @@ class Signs(eqx.Module):
         return Signs(far, -far, right)
 
     @staticmethod
-    def none(like: Complex[Array, " lanes"]) -> "Signs":
+    def none(like: Inexact[Array, " lanes"]) -> "Signs":
         """Of no points."""
         return Signs.known(jnp.ones(like.shape, bool), like.real.dtype)
 

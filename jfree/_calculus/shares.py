@@ -5,7 +5,7 @@ from functools import reduce
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Complex, Float
+from jaxtyping import Array, Bool, Complex, Float, Inexact
 
 from .._numerics.complex import logarithm, magnitude, reciprocal, scaled, sqrt_upper, squared
 from .._numerics.implicit import of_correction
@@ -26,9 +26,9 @@ class Shares(eqx.Module):
     different the parts are.
     """
 
-    parts: tuple[Complex[Array, " lanes"], ...]
-    ones: tuple[Complex[Array, " lanes"], ...]
-    ratios: tuple[Complex[Array, " lanes"], ...]
+    parts: tuple[Inexact[Array, " lanes"], ...]
+    ones: tuple[Inexact[Array, " lanes"], ...]
+    ratios: tuple[Inexact[Array, " lanes"], ...]
 
     @staticmethod
     def of(m: Array, one: Array, ratios: Array | list[Array]) -> "Shares":
@@ -50,9 +50,9 @@ class Term(eqx.Module):
     `1 + side s`, what `1 + s` is on the other side.
     """
 
-    inverse: Complex[Array, " lanes"]
-    per_log_t: Complex[Array, " lanes"]
-    other: Complex[Array, " lanes"]
+    inverse: Inexact[Array, " lanes"]
+    per_log_t: Inexact[Array, " lanes"]
+    other: Inexact[Array, " lanes"]
     side: Float[Array, ""]
 
     @staticmethod
@@ -77,9 +77,9 @@ class NewtonOfShares(eqx.Module):
     where `t` of a term is near a pole, at its rank, and `near` where all equations nearly hold.
     """
 
-    shares: list[Complex[Array, " lanes"]]
-    ratios: list[Complex[Array, " lanes"]]
-    log_t: Complex[Array, " lanes"]
+    shares: list[Inexact[Array, " lanes"]]
+    ratios: list[Inexact[Array, " lanes"]]
+    log_t: Inexact[Array, " lanes"]
     sizes: list[Float[Array, " lanes"]]
     steep: list[Bool[Array, " lanes"]]
     near: Bool[Array, " lanes"]

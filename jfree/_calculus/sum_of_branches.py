@@ -9,7 +9,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._numerics.complex import exponential, log_lower, log_upper, logarithm, magnitude, mirrored, reciprocal, scaled
+from .._numerics.complex import (
+    as_complex,
+    exponential,
+    log_lower,
+    log_upper,
+    logarithm,
+    magnitude,
+    mirrored,
+    reciprocal,
+    scaled,
+)
 from .._numerics.implicit import at_extremum, bisect, with_slope
 from .atoms import Atoms
 from .curve import Curve
@@ -251,9 +261,10 @@ class SumOfBranches(AbstractOperation):
         ones = list(zip(new.ones, others, strict=True))
         moves = [part * rate for part, rate in zip(new.parts, rates, strict=True)]
         # In a branch of another sum all may lie below the axis: half planes are told of what is seen in it.
-        below = point.z.imag < 0
+        z = as_complex(point.z)
+        below = z.imag < 0
         d_one, d_other, turn, ones, moves = jax.tree.map(lambda x: mirrored(x, below), (*slopes, ones, moves))
-        planes = HalfPlanes.of(*(mirrored(x, below) for x in ends), rectangular=not skips)
+        planes = HalfPlanes.of(*(mirrored(as_complex(x), below) for x in ends), rectangular=not skips)
         signs, negative = planes.signs(point, d_one, d_other, turn, ones, moves, self.ratio)
         for seen, own, move in zip(looked, ones[skips:], moves[skips:], strict=True):
             # The z of Y Y^T and all before it lie in the lower half plane together with that of the branch. On the
@@ -264,7 +275,7 @@ class SumOfBranches(AbstractOperation):
         if (
             log_growth is not None
         ):  # of many blocks together: z must not have turned past the half plane and back into it
-            turned = log_upper(mirrored(point.z, below)).imag + self.count * mirrored(log_growth, below).imag
+            turned = log_upper(mirrored(z, below)).imag + self.count * mirrored(log_growth, below).imag
             turned = jax.lax.complex(jnp.zeros_like(turned), jnp.clip(turned, -jnp.pi / 2, 1.5 * jnp.pi))
             signs = signs & point.signs(exponential(turned), mirrored(after.dz, below))
         return signs.mirrored(below) & after.own_signs()

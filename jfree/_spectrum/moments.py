@@ -164,7 +164,7 @@ def _settled_along(curve: Curve, power: float, low: float, high: float) -> tuple
     first, last = -2 * round(low / (2 * spacing)), 2 * round((high + _ROOM) / (2 * spacing))
     end = jnp.log(curve.reach()) + high
     s = jnp.maximum(spacing, end / last) * jnp.arange(first, last + 1, dtype=end.dtype)
-    omega = jax.lax.complex(-jnp.exp(s), jnp.zeros_like(s))
+    omega = -jnp.exp(s)
 
     def in_variance(log_y: Array) -> Array:
         below = log_y[-1] - log_y
