@@ -362,6 +362,27 @@ def test_tangents_are_derivatives(name, before, where):
     np.testing.assert_allclose(point.n, point.m + point.rank, rtol=1e-12, atol=1e-14)
 
 
+@eqx.filter_jit
+def step_in_real_numbers(made):
+    operation, prefix, curve = made
+    omega = PLACES["negative"](curve).real
+    at = prefix.point(omega, jnp.zeros((1, 0, omega.size)))
+    return operation.advance(at, operation.advance(at, curve.settle(omega)[0]).unknowns)
+
+
+@pytest.mark.parametrize("name", ACTS)
+def test_real_points_may_be_given_in_real_numbers(name):
+    step, real = seen(name, "isometry", "negative").step, jax.device_get(step_in_real_numbers(made(name, "isometry")))
+    for x in jax.tree.leaves((real.point, real.unknowns, real.tangents)):
+        assert not np.iscomplexobj(x)
+    np.testing.assert_array_equal(real.signs.rising, step.signs.rising)
+    np.testing.assert_allclose(real.correction, 0, atol=1e-12)
+    for new, old in zip(jax.tree.leaves(real.point), jax.tree.leaves(step.point), strict=True):
+        np.testing.assert_allclose(new, old, rtol=1e-9)
+    for part in ("unknowns", "tangents", "closeness", "curvature", "closeness_to_zeros"):
+        np.testing.assert_allclose(getattr(real, part), getattr(step, part), rtol=1e-9, atol=1e-12)
+
+
 @at_every_place
 @every_pair
 def test_the_potential_is_an_integral(name, before, where):
