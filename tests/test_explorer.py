@@ -28,6 +28,8 @@ SETTINGS = [
     Settings(depth=7),
     Settings(weights="gaussian", depth=5, ratio=2.0, sigma_w=2.0, sigma_b=0.5),
     Settings("tanh", "gaussian", depth=3, ratio=0.5),
+    Settings("relu", depth=9, ratio=2.0, sigma_w=1.0, kind=_model.BLOCKS, scale=0.7),
+    Settings("tanh", "gaussian", depth=2, ratio=0.5, kind=_model.BLOCKS),
 ]
 
 
@@ -35,13 +37,17 @@ SETTINGS = [
 def test_picture(settings):
     outline, density = _model.picture(settings)
     net = settings.network()
-    spectrum, field = jfree.jacobian_spectrum(net), jfree.propagate(net)
+    spectrum, field = jfree.jacobian_spectrum(net), net.propagate()
     nonzero = 1 - spectrum.mass_at_zero()
     assert np.allclose(10 ** (2 * outline.log_edges), spectrum.edges(), rtol=1e-9)
     assert np.isclose(outline.mass_at_zero, spectrum.mass_at_zero())
     assert np.isclose(outline.isometry, jfree.objectives.isometry(net), rtol=1e-6)
-    assert np.allclose(outline.q, field.q[np.array([0, -1])])
-    assert np.isclose(outline.chi, field.chi[-2])
+    if settings.kind == _model.MLPS:
+        assert np.allclose(outline.q, field.q[np.array([0, -1])])
+        assert np.isclose(outline.chi, field.chi[-2])
+    else:
+        assert np.allclose(outline.q, [field.q[0], field.phi2[-1]])
+        assert np.isclose(outline.chi, field.chi[-1])
     t = 10 ** (2 * outline.x)
     expected = spectrum.density(t) * t * 2 * np.log(10) / nonzero
     assert not np.isnan(density).any()
@@ -97,8 +103,15 @@ def test_gradient_step(both):
     assert (changes[1] != 0) == both
 
 
-def test_sample_is_of_the_spectrum():
-    settings = Settings(weights="gaussian", depth=5, ratio=2.0, sigma_w=2.0, sigma_b=0.5)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings(weights="gaussian", depth=5, ratio=2.0, sigma_w=2.0, sigma_b=0.5),
+        Settings("relu", "gaussian", depth=5, ratio=2.0, sigma_w=1.0, kind=_model.BLOCKS),
+    ],
+    ids=str,
+)
+def test_sample_is_of_the_spectrum(settings):
     sample = _model.sample(settings, seed=0)
     assert abs(sample.x.size - sample.number) < 0.1 * sample.number
     spectrum = jfree.jacobian_spectrum(settings.network())
@@ -210,6 +223,8 @@ def test_in_a_browser(browser, record_property):
         page = watched_page(browser, problems, hosts)
         loads.append(load(page, address))
 
+        assert page.get_by_text("Path").count() == 0  # of where programs are kept
+
         slider = page.get_by_role("slider").nth(2)  # depth, widths, sigma_w, sigma_b
         moves = [move(page, slider) for _ in range(NUM_MOVES)]
         assert slider.get_attribute("aria-valuenow") == f"{1.2 + 0.005 * NUM_MOVES:g}"
@@ -233,6 +248,12 @@ def test_in_a_browser(browser, record_property):
         slider = page.get_by_role("slider").nth(2)
         move(page, slider)  # waits until the phase diagram is compiled
         smooth_moves = [move(page, slider) for _ in range(NUM_MOVES)]
+
+        before = curve(page)
+        page.get_by_label("network").first.select_option(_model.BLOCKS)
+        changed(page, before)
+        move(page, page.get_by_role("slider").nth(4))  # the scale of branches
+        assert page.get_by_text("growth χ of the last block").first.is_visible()
 
         for name in ("loads", "moves", "smooth_moves"):
             record_property(name, [round(t, 3) for t in locals()[name]])

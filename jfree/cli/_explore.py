@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class ExploreCommand:
-    """Opens a page with sliders for depth, widths and scales, and the spectrum, mean field and phase diagram they give.
+    """Opens a page with sliders for depth, widths and scales, of an MLP or of residual blocks, and the spectrum, mean
+    field and phase diagram they give.
 
     It is served to this machine only, until Ctrl-C.
     """

@@ -19,12 +19,19 @@ from jaxtyping import Array, Float, Int
 
 from .. import objectives
 from .._calculus.curve import Curve
+from .._layers.activation import Activation
+from .._layers.dense import Dense
 from .._layers.kinds import Kinds
+from .._layers.normalisation import RMSNorm
+from .._layers.repeat import Repeat
 from .._meanfield.fixed_points import critical_sigma_w, fixed_point
 from .._meanfield.mean_field import MeanField
 from .._meanfield.moments import in_range
 from .._networks.abstract import AbstractNetwork
+from .._networks.branches import Residual
 from .._networks.mlp import MLP
+from .._networks.network import Network
+from .._networks.stacked import joined, StackedNetwork
 from .._spectra import jacobian_spectrum
 from .._spectrum.moments import log_moments
 from .._tune import tune
@@ -32,14 +39,18 @@ from ..activations._base import AbstractActivation, AbstractManySlopes
 from ..activations._names import as_activation
 from ..empirical import jacobian_eigenvalues
 
-SIGMA_W, SIGMA_B = (0.5, 3.0), (0.0, 1.0)
+KINDS = MLPS, BLOCKS = "MLP", "pre-norm blocks"
+
+
+SIGMA_W, SIGMA_B, SCALE = (0.5, 3.0), (0.0, 1.0), (0.0, 2.0)
 
 
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
 
 
-# Layers that are compiled, and points of the density: as many as take no longer than a slider may.
+# Layers or blocks that are compiled, and points of the density: as many as take no longer than a slider may.
 _EXPLICIT, _MANY_SLOPES = (100, 192), (12, 128)
+_EXPLICIT_BLOCKS, _MANY_SLOPES_BLOCKS = (60, 128), (12, 96)
 
 
 _CELLS = (50, 16)  # of the phase diagram
@@ -56,7 +67,11 @@ _SAMPLED_WIDTH = 256
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Where the sliders stand. Widths go from 1 to `ratio` in equal steps of their logarithm; the last is linear."""
+    """Where the sliders stand.
+
+    Widths of an MLP go from 1 to `ratio` in equal steps of their logarithm; the last layer is linear. Of blocks `x <- x
+    + scale W_2 phi(W_1 norm(x) + b)`, `depth` of them, `ratio` is the width inside over that of the stream.
+    """
 
     activation: str = "hard_tanh"
     weights: str = "orthogonal"
@@ -64,48 +79,88 @@ class Settings:
     ratio: float = 1.0
     sigma_w: float = 1.2
     sigma_b: float = 0.1
+    kind: str = MLPS
+    scale: float = 1.0
 
-    def network(self) -> MLP:
+    def network(self) -> MLP | Network:
         """The network, of widths that only have the right ratios."""
+        if self.kind == BLOCKS:
+            return _blocks(
+                self.depth, self.activation, self.weights, self.ratio, self.sigma_w, self.sigma_b, self.scale
+            )
         widths = self.ratio ** (np.arange(self.depth + 1) / self.depth)
         return MLP(widths, self.activation, self.weights, self.sigma_w, self.sigma_b)
 
 
-class PaddedMLP(AbstractNetwork):
-    """The first `depth` layers of an MLP, and a linear activation on the last: of a depth that may be traced.
+def _blocks(depth: int, activation: str, weights: str, ratio: Any, sigma_w: Any, sigma_b: Any, scale: Any) -> Network:
+    inner = Dense(ratio, weights, sigma_w, sigma_b)
+    branch = [RMSNorm(), inner, Activation(activation), Dense(1.0, weights, sigma_w)]
+    return Network(1.0, [Repeat(depth, [Residual(branch, scale=scale)])])
 
-    The layers beyond are there, as the identity.
+
+class Padded(AbstractNetwork):
+    """The network of some settings: its first `depth` layers or blocks, which may be traced, as all numbers may.
+
+    The layers beyond are there, as the identity. The last layer of an MLP is linear.
     """
 
-    net: MLP
+    kind: str = eqx.field(static=True)
+    activation: str = eqx.field(static=True)
+    weights: str = eqx.field(static=True)
     depth: Int[Array, ""]
+    ratio: Float[Array, ""]
+    sigma_w: Float[Array, ""]
+    sigma_b: Float[Array, ""]
+    scale: Float[Array, ""]
 
     @staticmethod
-    def of(settings: Settings) -> "PaddedMLP":
-        layers = deepest(settings.activation)
-        widths = settings.ratio ** (np.minimum(np.arange(layers + 1), settings.depth) / settings.depth)
-        scales = (np.asarray(settings.sigma_w), np.asarray(settings.sigma_b))  # strongly typed, as gradient steps are
-        activation = settings.activation
-        net = MLP(widths, activation, settings.weights, *scales, final_activation=activation)
-        return PaddedMLP(net, jnp.asarray(settings.depth))
+    def of(settings: Settings) -> "Padded":
+        def number(value: float) -> Array:
+            return jnp.asarray(np.asarray(value))  # strongly typed, as what gradient steps make of it
+
+        return Padded(
+            kind=settings.kind,
+            activation=settings.activation,
+            weights=settings.weights,
+            depth=jnp.asarray(settings.depth),
+            ratio=number(settings.ratio),
+            sigma_w=number(settings.sigma_w),
+            sigma_b=number(settings.sigma_b),
+            scale=number(settings.scale),
+        )
+
+    def network(self) -> MLP | Network:
+        """All layers, those beyond the last included."""
+        layers, scales = _sizes(self.kind, self.activation)[0], (self.sigma_w, self.sigma_b)
+        if self.kind == BLOCKS:
+            return _blocks(layers, self.activation, self.weights, self.ratio, *scales, self.scale)
+        widths = self.ratio ** (jnp.minimum(jnp.arange(layers + 1), self.depth) / self.depth)
+        return MLP(widths, self.activation, self.weights, *scales, final_activation=self.activation)
 
     def propagate(self) -> MeanField:
         """Of all layers, those beyond the last included."""
-        return self.net.propagate()
+        return self.network().propagate()
 
     def jacobian_curve(self, side: str) -> Curve:
-        whole, layer = self.net.layers, jnp.arange(self.net.depth)
-        weights, activations = (
-            Kinds(place.members, jnp.where(layer < number, place.kind, -1), gaps=True)
-            for place, number in zip(whole.places, (self.depth, self.depth - 1), strict=True)
+        net = self.network()
+        if isinstance(net, MLP):
+            whole, numbers = net.layers, (self.depth, self.depth - 1)
+        else:
+            whole, numbers = StackedNetwork.of(joined(net.layers), net.width, net.q0, net.mean0), (self.depth,)
+        rounds = jnp.arange(whole.places[0].kind.size)
+        places = tuple(
+            Kinds(place.members, jnp.where(rounds < number, place.kind, -1), gaps=True)
+            for place, number in zip(whole.places, numbers, strict=True)
         )
-        kept = eqx.tree_at(lambda s: s.places, whole, (weights, activations))
+        kept = eqx.tree_at(lambda s: s.places, whole, places)
         return eqx.tree_at(lambda s: s.depth, kept, self.depth, is_leaf=lambda x: x is None).jacobian_curve(side)
 
 
 class Outline(eqx.Module):
     """The numbers that are shown of a network. Logarithms are those of singular values, to base 10, and masses are
-    shares of the singular values that are not 0. NaN where the solver did not certify a number.
+    shares of the singular values that are not 0. `q` is the variance in the first layer and the last, or the stream's
+    before and behind all blocks, `chi` that of the last hidden layer, or block. NaN where the solver did not certify a
+    number, and for fixed points of blocks.
     """
 
     x: Float[Array, " points"]
@@ -132,14 +187,14 @@ def _jit(fun: Callable[..., Any]) -> Callable[..., Any]:
     """`fun` of a network, compiled as everything is, or with some care where many slopes make it worth the while."""
     compiled, with_care = jax.jit(fun), jax.jit(fun, compiler_options={_OPTIMISATION: 1})
 
-    def of_network(net: PaddedMLP, *args: Array) -> Any:
-        return (with_care if _has_many_slopes(net.net.activations[0]) else compiled)(net, *args)
+    def of_network(net: Padded, *args: Array) -> Any:
+        return (with_care if _has_many_slopes(net.activation) else compiled)(net, *args)
 
     return of_network
 
 
 @_jit
-def _outline(net: PaddedMLP) -> Outline:
+def _outline(net: Padded) -> Outline:
     spectrum, field = jacobian_spectrum(net), net.propagate()
     lower, upper = spectrum.edges()
     places, masses = spectrum.atoms()
@@ -147,10 +202,14 @@ def _outline(net: PaddedMLP) -> Outline:
     # Where the bulk reaches down to 0 its tail is exponential in x: beyond this there is hardly any of it.
     tail = jnp.exp(mean_log - 6 * jnp.sqrt(log_variance))
     start = jnp.where(lower > 0, lower, jnp.where(tail > 0, tail, 1e-12 * upper))
-    activation, sigma_w, sigma_b = net.net.activations[0], net.net.sigma_w, net.net.sigma_b
-    num_points = _sizes(activation)[1]
+    num_points = _sizes(net.kind, net.activation)[1]
     share = 0.5 - 0.5 * jnp.cos(jnp.pi * (jnp.arange(num_points) + 0.5) / num_points)
-    fixed_q = fixed_point(activation, sigma_w, sigma_b)
+    if net.kind == BLOCKS:
+        last, chi = field.phi2[net.depth - 1], field.chi[net.depth - 1]
+        fixed = jnp.full((3,), jnp.nan, last.dtype)
+    else:
+        last, chi = field.q[net.depth - 1], jnp.where(net.depth > 1, field.chi[net.depth - 2], jnp.nan)
+        fixed = _fixed(as_activation(net.activation), net.sigma_w, net.sigma_b)
     return Outline(
         x=jnp.log10(start) / 2 + share * (jnp.log10(upper) - jnp.log10(start)) / 2,
         log_edges=jnp.log10(jnp.stack([lower, upper])) / 2,
@@ -158,19 +217,25 @@ def _outline(net: PaddedMLP) -> Outline:
         atoms=jnp.log10(places[1:]) / 2,
         masses=masses[1:] / (1 - masses[0]),
         isometry=0.25 * (jnp.square(mean_log) + log_variance),
-        q=field.q[jnp.stack([jnp.zeros_like(net.depth), net.depth - 1])],
-        chi=jnp.where(net.depth > 1, field.chi[net.depth - 2], jnp.nan),
-        fixed_q=fixed_q,
-        fixed_chi=_chi(activation, sigma_w, fixed_q),
-        fixed_chi_q=_chi_q(activation, sigma_w, fixed_q),
+        q=jnp.stack([field.q[0], last]),
+        chi=chi,
+        fixed_q=fixed[0],
+        fixed_chi=fixed[1],
+        fixed_chi_q=fixed[2],
     )
 
 
 @_jit
-def _density(net: PaddedMLP, x: Float[Array, " points"]) -> Float[Array, " points"]:
+def _density(net: Padded, x: Float[Array, " points"]) -> Float[Array, " points"]:
     spectrum = jacobian_spectrum(net)
     t = 10 ** (2 * x)
     return spectrum.density(t) * t * (2 * np.log(10)) / (1 - spectrum.mass_at_zero())
+
+
+def _fixed(activation: AbstractActivation, sigma_w: Array, sigma_b: Array) -> Float[Array, "3"]:
+    """The fixed point, with `chi` and `chi_q` there."""
+    q = fixed_point(activation, sigma_w, sigma_b)
+    return jnp.stack([q, _chi(activation, sigma_w, q), _chi_q(activation, sigma_w, q)])
 
 
 def _chi(activation: AbstractActivation, sigma_w: Array, q: Array) -> Array:
@@ -190,35 +255,41 @@ def _bounded(q: Array) -> Array:
 _compiling = threading.Lock()  # the same program twice at once would take twice as long
 
 
-_compiled: set[tuple[str, str]] = set()
+_compiled: set[tuple[str, str, str]] = set()
+
+
+def _program(settings: Settings) -> tuple[str, str, str]:
+    return settings.kind, settings.activation, settings.weights
 
 
 def is_compiled(settings: Settings) -> bool:
-    return (settings.activation, settings.weights) in _compiled
+    return _program(settings) in _compiled
 
 
 def picture(settings: Settings) -> Picture:
     """What is to be shown, on the host. Its two programs are compiled side by side."""
-    net = PaddedMLP.of(settings)
+    net = Padded.of(settings)
     with _compiling, ThreadPoolExecutor(1) as aside:
         if not is_compiled(settings):
-            aside.submit(_density, net, jnp.zeros(_sizes(net.net.activations[0])[1]))
+            aside.submit(_density, net, jnp.zeros(_sizes(settings.kind, settings.activation)[1]))
         outline = _outline(net)
     density = _density(net, outline.x)
-    _compiled.add((settings.activation, settings.weights))
+    _compiled.add(_program(settings))
     return Picture(*jax.device_get((outline, density)))
 
 
-def deepest(activation: str) -> int:
-    return _sizes(as_activation(activation))[0]
+def deepest(kind: str, activation: str) -> int:
+    return _sizes(kind, activation)[0]
 
 
-def _sizes(activation: AbstractActivation) -> tuple[int, int]:
+def _sizes(kind: str, activation: str) -> tuple[int, int]:
+    if kind == BLOCKS:
+        return _MANY_SLOPES_BLOCKS if _has_many_slopes(activation) else _EXPLICIT_BLOCKS
     return _MANY_SLOPES if _has_many_slopes(activation) else _EXPLICIT
 
 
-def _has_many_slopes(activation: AbstractActivation) -> bool:
-    return isinstance(activation, AbstractManySlopes)
+def _has_many_slopes(activation: str) -> bool:
+    return isinstance(as_activation(activation), AbstractManySlopes)
 
 
 class Phases(eqx.Module):
@@ -278,12 +349,12 @@ _descent = optax.chain(
 )
 
 
-def _sigma_w(net: PaddedMLP) -> Array:
-    return net.net.sigma_w
+def _sigma_w(net: Padded) -> Array:
+    return net.sigma_w
 
 
-def _sigma_w_and_b(net: PaddedMLP) -> tuple[Array, Array]:
-    return net.net.sigma_w, net.net.sigma_b
+def _sigma_w_and_b(net: Padded) -> tuple[Array, Array]:
+    return net.sigma_w, net.sigma_b
 
 
 def gradient_step(settings: Settings, both: bool) -> tuple[Settings, str]:
@@ -291,7 +362,7 @@ def gradient_step(settings: Settings, both: bool) -> tuple[Settings, str]:
     the sliders go and to four decimals, and what to say of it. It is halved until the objective falls; `sigma_b = 0`
     stays.
     """
-    net = PaddedMLP.of(settings)
+    net = Padded.of(settings)
     where = _sigma_w_and_b if both else _sigma_w
     try:
         with _compiling:
@@ -299,8 +370,8 @@ def gradient_step(settings: Settings, both: bool) -> tuple[Settings, str]:
             best: Any = result.net
     except ValueError:
         return settings, "The objective or its gradient is not certified here."
-    sigma_w = round(float(np.clip(best.net.sigma_w, *SIGMA_W)), 4)
-    sigma_b = round(float(np.clip(best.net.sigma_b, *SIGMA_B)), 4)
+    sigma_w = round(float(np.clip(best.sigma_w, *SIGMA_W)), 4)
+    sigma_b = round(float(np.clip(best.sigma_b, *SIGMA_B)), 4)
     before, after = result.history
     note = f"Isometry {before:.4g}, then {after:.4g}." if after < before else f"Isometry {before:.4g}: a minimum."
     return dataclasses.replace(settings, sigma_w=sigma_w, sigma_b=sigma_b), note

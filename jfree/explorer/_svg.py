@@ -10,7 +10,7 @@ from jaxtyping import Array
 from numpy.typing import ArrayLike
 
 if TYPE_CHECKING:
-    from ._model import Phases, Picture, Sample, Settings
+    from ._model import Outline, Phases, Picture, Sample, Settings
 
 _BLUE, _ORANGE, _RED = "#4c8dd6", "#e0853a", "#d1495b"
 
@@ -188,7 +188,7 @@ def _runs(levels: np.ndarray) -> list[tuple[int, int, float]]:
     return [(a, b, float(levels[a])) for a, b in itertools.pairwise(starts) if levels[a]]
 
 
-def numbers(picture: "Picture") -> str:
+def numbers(picture: "Picture", of_blocks: bool = False) -> str:
     """A table of the spectrum's numbers and those of the mean field."""
     o = picture.outline
     lower, upper = (float(e) for e in o.log_edges)
@@ -201,6 +201,22 @@ def numbers(picture: "Picture") -> str:
         ("isometry, mean of log²", _certified(float(o.isometry))),
         ("density", "certified" if not missing else f"not certified here at {missing} of {o.x.size} points"),
         ("&nbsp;", ""),
+        *(_of_stream(o) if of_blocks else _of_layers(o)),
+    ]
+    cells = "".join(f'<tr><td>{name}</td><td style="padding-left: 1.5em">{value}</td></tr>' for name, value in rows)
+    return f'<table id="numbers" style="font-size: 14px; line-height: 1.5">{cells}</table>'
+
+
+def _of_stream(o: "Outline") -> list[tuple[str, str]]:
+    return [
+        ("mean square of the stream", f"{o.q[0]:.4g}"),
+        ("behind the last block", f"{o.q[1]:.4g}"),
+        ("growth χ of the last block", f"{o.chi:.4g}"),
+    ]
+
+
+def _of_layers(o: "Outline") -> list[tuple[str, str]]:
+    return [
         ("variance q, first layer", f"{o.q[0]:.4g}"),
         ("last layer", f"{o.q[1]:.4g}"),
         ("slope χ, last hidden layer", "no hidden layer" if np.isnan(o.chi) else f"{o.chi:.4g}"),
@@ -210,8 +226,6 @@ def numbers(picture: "Picture") -> str:
         ("stability χ_q there", f"{o.fixed_chi_q:.4g}" + (", unstable" if o.fixed_chi_q > 1 + 1e-3 else "")),
         ("depth scale of variances", _depth_scale(abs(float(o.fixed_chi_q)))),
     ]
-    cells = "".join(f'<tr><td>{name}</td><td style="padding-left: 1.5em">{value}</td></tr>' for name, value in rows)
-    return f'<table id="numbers" style="font-size: 14px; line-height: 1.5">{cells}</table>'
 
 
 def _certified(value: float) -> str:

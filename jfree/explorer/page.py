@@ -24,7 +24,7 @@ def _():
     from jfree.activations._names import BY_NAME as ACTIVATIONS
     from jfree.explorer import _model as model, _svg as html
 
-    keep_compiled()
+    _directory = keep_compiled()  # not shown
     return ACTIVATIONS, WEIGHT_LAWS, functools, html, mo, model
 
 
@@ -43,20 +43,26 @@ def _(model, mo):
 @app.cell
 def _(ACTIVATIONS, WEIGHT_LAWS, functools, mo, model, start):
     _button = functools.partial(mo.ui.button, value=0, on_click=lambda count: count + 1)
+    kind = mo.ui.dropdown(model.KINDS, start.kind, label="network")
     activation = mo.ui.dropdown(list(ACTIVATIONS), start.activation, label="activation")
     weights = mo.ui.dropdown(list(WEIGHT_LAWS), start.weights, label="weights")
-    ratio = mo.ui.slider(
-        steps=model.RATIOS, value=start.ratio, label="width, last / first", show_value=True, full_width=True
-    )
     tuned = mo.ui.dropdown(["sigma_w", "sigma_w and sigma_b"], "sigma_w", label="step in")
     take_step = _button(label="Gradient step", tooltip="Downhill on isometry, the mean square of log s")
     draw_sample = _button(label="Sample", tooltip="Singular values of one network, at most 256 wide")
-    return activation, draw_sample, ratio, take_step, tuned, weights
+    return activation, draw_sample, kind, take_step, tuned, weights
 
 
 @app.cell
-def _(model, activation, kept, mo):
-    _deepest = model.deepest(activation.value)
+def _(kind, mo, model, start):
+    _label = "width, last / first" if kind.value == model.MLPS else "width, branch / stream"
+    ratio = mo.ui.slider(steps=model.RATIOS, value=start.ratio, label=_label, show_value=True, full_width=True)
+    scale = mo.ui.slider(*model.SCALE, 0.005, start.scale, label="scale of branches", show_value=True, full_width=True)
+    return ratio, scale
+
+
+@app.cell
+def _(model, activation, kept, kind, mo):
+    _deepest = model.deepest(kind.value, activation.value)
     kept["depth"] = min(kept["depth"], _deepest)
     depth = mo.ui.slider(
         1,
@@ -84,17 +90,25 @@ def _(model, get_step, mo):
 
 
 @app.cell
-def _(activation, depth, draw_sample, mo, note, ratio, sigma_b, sigma_w, take_step, tuned, weights):
-    _scales = [activation, weights, depth, ratio, sigma_w, sigma_b]
+def _(activation, depth, draw_sample, kind, mo, model, note, ratio, scale, sigma_b, sigma_w, take_step, tuned, weights):
+    _of_branches = [scale] if kind.value == model.BLOCKS else []
+    _scales = [kind, activation, weights, depth, ratio, sigma_w, sigma_b, *_of_branches]
     _below = [mo.md("---"), tuned, take_step, *([mo.md(note)] if note else []), mo.md("---"), draw_sample]
     mo.sidebar(mo.vstack([mo.md("## jfree explore"), *_scales, *_below], gap=0.75), width="340px")
     return
 
 
 @app.cell
-def _(model, activation, depth, ratio, sigma_b, sigma_w, weights):
+def _(model, activation, depth, kind, ratio, scale, sigma_b, sigma_w, weights):
     settings = model.Settings(
-        activation.value, weights.value, depth.value, ratio.value, float(sigma_w.value), float(sigma_b.value)
+        activation.value,
+        weights.value,
+        depth.value,
+        ratio.value,
+        float(sigma_w.value),
+        float(sigma_b.value),
+        kind.value,
+        float(scale.value),
     )
     return (settings,)
 
@@ -119,9 +133,11 @@ def _(html, get_sample, mo, picture, settings):
 
 @app.cell
 def _(model, html, mo, picture, settings):
-    _phases = model.phases(settings.activation)
-    _diagram = html.phase_diagram(_phases, settings, model.SIGMA_W, model.SIGMA_B)
-    mo.hstack([mo.Html(_diagram), mo.Html(html.numbers(picture))], justify="start", gap=2, wrap=True)
+    _shown = [mo.Html(html.numbers(picture, settings.kind == model.BLOCKS))]
+    if settings.kind == model.MLPS:
+        _phases = model.phases(settings.activation)
+        _shown.insert(0, mo.Html(html.phase_diagram(_phases, settings, model.SIGMA_W, model.SIGMA_B)))
+    mo.hstack(_shown, justify="start", gap=2, wrap=True)
     return
 
 
