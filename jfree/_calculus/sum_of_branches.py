@@ -178,15 +178,15 @@ class SumOfBranches(AbstractOperation):
             t = reciprocal(terms[0].inverse) * exponential(newton.log_t)
         growth = m * other * reciprocal(t) * jnp.exp(-self._log_mean)
         slope = point.rate + d_other - d_log_t
-        log_growth = logarithm(growth) if self.many else None
-        if log_growth is None:
+        of_one = growth if self.many else None
+        if of_one is None:
             growth = jnp.where(there, growth, 1)
         else:
-            growth = jnp.where(self.count == 1, growth, exponential(self.count * log_growth))
+            growth = jnp.where(self.count == 1, growth, exponential(self.count * logarithm(growth)))
         after = point.multiplied(growth, self.count * slope, self.count * self._log_mean)
 
         signs = self._signs(
-            *jax.lax.stop_gradient((point, after, (one, other, t), (d_one, d_other, d_log_t), log_growth)),
+            *jax.lax.stop_gradient((point, after, (one, other, t), (d_one, d_other, d_log_t), of_one)),
             *jax.lax.stop_gradient((terms, old, new, rates, looked)),
         )
         near = [seen.closeness for seen in looked]
@@ -245,15 +245,15 @@ class SumOfBranches(AbstractOperation):
         after: Point,
         ends: tuple[Array, Array, Array],
         slopes: tuple[Array, Array, Array],
-        log_growth: Array | None,
+        growth: Array | None,
         terms: list[Term],
         old: Shares,
         new: Shares,
         rates: list[Array],
         looked: list[_Looked],
     ) -> Signs:
-        """`ends` are `1 + m`, `1 + ratio m` and `t`, with their `slopes`. `log_growth`, if there may be many blocks, is
-        the logarithm of what one multiplies `z` by.
+        """`ends` are `1 + m`, `1 + ratio m` and `t`, with their `slopes`. `growth`, if there may be many blocks, is what
+        one of them multiplies `z` by.
         """
         skips = self.ratio is None
         moved = zip(terms, old.parts, new.parts, strict=True)
@@ -272,10 +272,9 @@ class SumOfBranches(AbstractOperation):
             together = (move.real > 0) == (point.dm.real > 0)
             inside = seen.signs.mirrored(below).seen(planes.in_lower(*own) & ~negative, together)
             signs = signs & Signs.known(signs.rising, point.z.real.dtype).where(negative, inside)
-        if (
-            log_growth is not None
-        ):  # of many blocks together: z must not have turned past the half plane and back into it
-            turned = log_upper(mirrored(z, below)).imag + self.count * mirrored(log_growth, below).imag
+        if growth is not None:  # of many blocks together: z must not have turned past the half plane and back into it
+            turns = mirrored(logarithm(as_complex(growth)), below).imag
+            turned = log_upper(mirrored(z, below)).imag + self.count * turns
             turned = jax.lax.complex(jnp.zeros_like(turned), jnp.clip(turned, -jnp.pi / 2, 1.5 * jnp.pi))
             signs = signs & point.signs(exponential(turned), mirrored(after.dz, below))
         return signs.mirrored(below) & after.own_signs()

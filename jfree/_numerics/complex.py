@@ -1,7 +1,6 @@
 """Complex arithmetic that neither overflows nor loses digits, and its derivatives.
 
-Real numbers stay real, at a fraction of the cost: all of a curve is real on the negative axis. Of negative ones
-logarithms are NaN.
+Real numbers stay real, at a fraction of the cost: all of a curve is real on the negative axis.
 """
 
 import math
@@ -99,7 +98,11 @@ def sqrt_upper(z: Array) -> Array:
 
 
 def logarithm(z: Array) -> Array:
-    """The principal `log z`."""
+    """The principal `log z`; of a real number that is not positive `z - 1`, which is no number's logarithm: steps of
+    Newton's method lead away from there.
+    """
+    if not jnp.iscomplexobj(z):
+        return jnp.where(z > 0, _log_with_argument(jnp.where(z > 0, z, 1), z), z - 1)
     return _log_with_argument(z, jnp.arctan2(z.imag, z.real))
 
 
