@@ -252,8 +252,8 @@ class SumOfBranches(AbstractOperation):
         rates: list[Array],
         looked: list[_Looked],
     ) -> Signs:
-        """`ends` are `1 + m`, `1 + ratio m` and `t`, with their `slopes`. `growth`, if there may be many blocks, is what
-        one of them multiplies `z` by.
+        """`ends` are `1 + m`, `1 + ratio m` and `t`, with their `slopes`. `growth` is what one block multiplies `z` by,
+        if there may be many.
         """
         skips = self.ratio is None
         moved = zip(terms, old.parts, new.parts, strict=True)
