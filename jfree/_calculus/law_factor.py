@@ -141,16 +141,16 @@ class LawFactor(AbstractOperation):
 
 def _missing(log_w: Array, law: Law, rank: Array) -> Array:
     """By how much the rank exceeds `-M(w)`, `w < 0`."""
-    return rank + law.transform(_negative(log_w)).m[0]
+    return rank + law.transform(_negative(log_w)).m.real[0]
 
 
 def _volume_at(log_w: Array, law: Law, rank: Array) -> Array:
     """`int_0^rank log|w| du` where `w`, at its end, solves `-M(w) = rank`, and is least."""
-    return rank * log_w + law.log_transform(as_complex(_negative(log_w))).real[0]
+    return rank * log_w + law.log_transform(_negative(log_w)).real[0]
 
 
 def _negative(log_w: Array) -> Array:
-    return -jnp.exp(log_w)[None]
+    return as_complex(-jnp.exp(log_w))[None]
 
 
 def _either(sums: Transform, w: Array, m: Array, one: Array) -> tuple[Array, Array]:

@@ -362,8 +362,8 @@ def _read_edges(
     curve: Curve, atoms: Atoms, place: _Place, critical: _Place, is_critical: Bool[Array, " 2"]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     place, critical, now = jax.lax.stop_gradient((place, critical, atoms))
-    there = _where(is_critical, critical, place)
-    omega, unknowns = there.omega.real, there.unknowns.real
+    reach = jax.lax.stop_gradient(-curve.reach())
+    omega, unknowns = (jnp.where(is_critical, x, reach) for x in (critical.omega, critical.unknowns))
     log_edge = at_extremum(_log_z, with_slope(_slope), omega, (curve, unknowns), is_critical)
     log_edge = jnp.where(is_critical, log_edge, place.log_z)
     apart = jnp.where(now.masses > 0, jnp.abs(now.log_locations - place.log_z[:, None]), jnp.inf)
@@ -374,10 +374,10 @@ def _read_edges(
     return lower, upper
 
 
-def _log_z(omega: Float[Array, " lanes"], curve: Curve, unknowns: Array) -> Float[Array, " lanes"]:
+def _log_z(omega: Complex[Array, " lanes"], curve: Curve, unknowns: Array) -> Float[Array, " lanes"]:
     point = curve.point(omega, unknowns)
     return point.log_scale + jnp.log(magnitude(point.z))
 
 
-def _slope(omega: Float[Array, " lanes"], curve: Curve, unknowns: Array) -> Float[Array, " lanes"]:
+def _slope(omega: Complex[Array, " lanes"], curve: Curve, unknowns: Array) -> Complex[Array, " lanes"]:
     return curve.point(omega, unknowns, slopes=True).dz

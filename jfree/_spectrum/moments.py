@@ -16,7 +16,7 @@ from .._calculus.point import Point
 from .._calculus.reader import reader
 from .._numerics.arrays import at_once, is_concrete
 from .._numerics.compile import quickly
-from .._numerics.complex import complex_dtype, exponential, logarithm, reciprocal
+from .._numerics.complex import as_complex, complex_dtype, exponential, logarithm, reciprocal
 from .._solve.solve import find_atoms, find_roots
 
 
@@ -165,6 +165,9 @@ def _settled_along(curve: Curve, power: float, low: float, high: float) -> tuple
     end = jnp.log(curve.reach()) + high
     s = jnp.maximum(spacing, end / last) * jnp.arange(first, last + 1, dtype=end.dtype)
     omega = -jnp.exp(s)
+    # In complex numbers Newton's method finds its way around poles, and squares of squares fit in short floats.
+    if any(operation.starts_far for operation in curve.operations) or omega.dtype != jnp.float64:
+        omega = as_complex(omega)
 
     def in_variance(log_y: Array) -> Array:
         below = log_y[-1] - log_y

@@ -42,7 +42,7 @@ from ..empirical import jacobian_eigenvalues
 KINDS = MLPS, BLOCKS = "MLP", "pre-norm blocks"
 
 
-SIGMA_W, SIGMA_B, SCALE = (0.5, 3.0), (0.0, 1.0), (0.0, 2.0)
+SIGMA_W, SIGMA_B, SCALE = (0.5, 3.0), (0.0, 1.0), (0.005, 2.0)
 
 
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
@@ -368,7 +368,7 @@ def gradient_step(settings: Settings, both: bool) -> tuple[Settings, str]:
         with _compiling:
             result = tune(net, objectives.isometry, where, optimizer=_descent, steps=1, progress=False)
             best: Any = result.net
-    except ValueError:
+    except (ValueError, eqx.EquinoxRuntimeError):
         return settings, "The objective or its gradient is not certified here."
     sigma_w = round(float(np.clip(best.sigma_w, *SIGMA_W)), 4)
     sigma_b = round(float(np.clip(best.sigma_b, *SIGMA_B)), 4)
