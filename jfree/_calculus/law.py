@@ -126,7 +126,9 @@ class Law(eqx.Module):
         )
 
     def _transform_on_axis(self, w: Float[Array, " lanes"]) -> Transform:
-        """In real numbers, of points `x + iy`: `1 / (w - x - iy) = (w - x + iy) r`."""
+        """In real numbers, of points `x + iy`: `1 / (w - x - iy) = (w - x + iy) r`, `r` its squared modulus. It is for
+        `w < 0`: just above the law the sums of powers of `w` would cancel.
+        """
         x, y = self.points.real, self.points.imag
         r = reciprocal(jnp.square(w - x[:, None]) + jnp.square(y)[:, None])
 

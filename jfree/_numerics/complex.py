@@ -39,7 +39,7 @@ def as_complex(z: Array) -> Array:
 
 @jax.custom_jvp
 def reciprocal(z: Array) -> Array:
-    """`1/z` for complex `z` without the overflow guards of a general division, which cost more than all the rest."""
+    """`1/z` without the overflow guards of a general division, which cost more than all the rest."""
     if not jnp.iscomplexobj(z):
         return 1 / z
     x, y = z.real, z.imag
