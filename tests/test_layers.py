@@ -304,6 +304,26 @@ def test_gradients_with_layers_of_two_kinds():
     np.testing.assert_allclose(jax.grad(mean_log)(1.2), difference, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("activation", "weights", "narrow", "scale"),
+    [("hard_tanh", "orthogonal", 0.3, 3.0), ("relu", "gaussian", 0.1, 1.2)],
+)
+def test_logs_of_strong_blocks_in_blocks(activation, weights, narrow, scale):
+    """Their units die, and poles of what their terms share lie close by."""
+    inner = Residual(
+        [Dense(narrow, weights, 1.5, 0.1), Activation(activation), Dense(1.0, weights)],
+        scale=scale,
+    )
+    net = jfree.Network(1.0, [Repeat(3, [Residual([inner, Dense(1.0, weights)], scale=scale)])])
+    spectrum = jfree.jacobian_spectrum(net)
+    x = np.geomspace(1e-16, 1e8, 3000)
+    mass = np.diff(spectrum.cdf(x))
+    log_x = np.log(x[1:] * x[:-1]) / 2
+    mean = np.sum(mass * log_x)
+    np.testing.assert_allclose(spectrum.mean_log(), mean, atol=0.002)
+    np.testing.assert_allclose(spectrum.log_variance(), np.sum(mass * (log_x - mean) ** 2), rtol=0.01)
+
+
 def test_tuning_and_equinox():
     net = jfree.Network(N, [pre_norm(1, "tanh", scale=3.0), pre_norm(1, "tanh", scale=3.0)])
     where = lambda n: [layer.scale for layer in n.layers]  # noqa: E731

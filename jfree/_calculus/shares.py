@@ -88,17 +88,20 @@ class NewtonOfShares(eqx.Module):
     def step(old: Shares, terms: list[Term]) -> "NewtonOfShares":
         per_log_t = tuple(term.per_log_t for term in terms)
         whole = reciprocal(sum(old.parts[1:], old.parts[0]))
-        missing, steep, near = [], [], jnp.ones(whole.shape, bool)
+        missing, weights, steep, near = [], [], [], jnp.ones(whole.shape, bool)
         for k, (rest, rest_per) in enumerate(zip(_without_each(old.parts), _without_each(per_log_t), strict=True)):
             if k == 0:
                 continue
             quotient = terms[k].inverse * reciprocal(terms[0].inverse)
             steepness = old.parts[k] * rest * whole * (reciprocal(per_log_t[k]) + reciprocal(rest_per))
             steep.append(magnitude(steepness) > 4)
-            change = jnp.where(steep[-1], 1 - reciprocal(quotient), logarithm(quotient))
+            # Next to a pole of t, and behind it, where its sign has turned, 1 / t is what changes steadily.
+            pole = steep[-1] | (quotient.real < 0)
+            change = jnp.where(pole, 1 - reciprocal(quotient), logarithm(quotient))
+            weights.append(jnp.where(pole, reciprocal(quotient), 1))
             near = near & (magnitude(change) < _NEAR)
             missing.append(-change)
-        shares, log_t = of_correction(_changes, tuple(missing), (old.parts, per_log_t))
+        shares, log_t = of_correction(_changes, tuple(missing), (old.parts, per_log_t, tuple(weights)))
         ratios = [share - shares[0] for share in shares[1:]]
         sizes = [magnitude(jax.lax.stop_gradient(step)) for step in ratios]
         largest = reduce(jnp.maximum, sizes, jnp.ones_like(whole.real))
@@ -106,16 +109,15 @@ class NewtonOfShares(eqx.Module):
         return NewtonOfShares(shares, ratios, log_t, sizes, steep, near)
 
 
-def _changes(
-    missing: tuple[Array, ...], terms: tuple[tuple[Array, ...], tuple[Array, ...]]
-) -> tuple[list[Array], Array]:
-    """Relative changes of all shares, `m` being what it is, for which `log t` of the first gains so much on the others,
-    and that of `log t` itself.
+def _changes(missing: tuple[Array, ...], terms: tuple[tuple[Array, ...], ...]) -> tuple[list[Array], Array]:
+    """Relative changes of all shares, `m` being what it is, for which `log t` of the first, times a weight, gains so
+    much on the others, and that of `log t` itself.
     """
-    parts, per_log_t = terms
-    gained = sum((x * per for x, per in zip(missing, per_log_t[1:], strict=True)), jnp.zeros_like(per_log_t[0]))
-    log_t = gained * reciprocal(sum(per_log_t[1:], per_log_t[0]))
-    changes = log_t * per_log_t[0], *((log_t - x) * per for x, per in zip(missing, per_log_t[1:], strict=True))
+    parts, per_log_t, weights = terms
+    others = list(zip(missing, weights, per_log_t[1:], strict=True))
+    gained = sum((x * per for x, _, per in others), jnp.zeros_like(per_log_t[0]))
+    log_t = gained * reciprocal(sum((weight * per for _, weight, per in others), per_log_t[0]))
+    changes = log_t * per_log_t[0], *((weight * log_t - x) * per for x, weight, per in others)
     return [change * reciprocal(part) for change, part in zip(changes, parts, strict=True)], log_t
 
 

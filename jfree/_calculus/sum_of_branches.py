@@ -327,11 +327,16 @@ class SumOfBranches(AbstractOperation):
 
     @property
     def adds_logs(self) -> bool:
-        return self.ratio is None and len(self.branches) == 1 and self.branches[0].adds_logs
+        if self.ratio is not None or len(self.branches) > 1:
+            return False
+        (branch,) = self.branches
+        nested = any(isinstance(operation, SumOfBranches) for operation in branch.operations + branch.last)
+        return branch.adds_logs and not nested
 
     def log_volume(self, rank: Array) -> Array:
         """Of a product without mass at 0, and one branch beside the identity: that of `I + Y` is the most that `Y Y^T`
         has up to any rank, as its eigenvalues are spread alike in all directions (Haagerup and Larsen, Theorem 4.4).
+        NaN where that of `Y Y^T` is known at some ranks only, as it is of sums in the branch.
         """
         (branch,) = self.branches
         whole = branch.atoms().rank
@@ -342,13 +347,14 @@ class SumOfBranches(AbstractOperation):
         slope = with_slope(volume)
         falling = with_slope(lambda share, branch: -slope(share, branch)[1])
         frozen, end = jax.lax.stop_gradient((branch, whole))
+        known = ~jnp.isnan(falling(end / 2, frozen)[0])
         share = bisect(lambda share: falling(share, frozen)[0], 0 * end, end)
         nearly = 1 - 64 * jnp.finfo(rank.dtype).eps
         none, all_of_it = share == 0, share > nearly * end
         inside = at_extremum(volume, falling, jnp.where(none, end / 2, share), (branch,), ~(none | all_of_it))
         most = jnp.where(none, 0, jnp.where(all_of_it, volume(whole, branch), inside))
-        known = (rank > nearly) | (self.count == 0)
-        return jnp.where(known, self.count * most, jnp.nan)
+        known &= rank > nearly
+        return jnp.where(known | (self.count == 0), self.count * most, jnp.nan)
 
     @property
     def num_atoms(self):

@@ -165,8 +165,7 @@ def _settled_along(curve: Curve, power: float, low: float, high: float) -> tuple
     end = jnp.log(curve.reach()) + high
     s = jnp.maximum(spacing, end / last) * jnp.arange(first, last + 1, dtype=end.dtype)
     omega = -jnp.exp(s)
-    # In complex numbers Newton's method finds its way around poles, and squares of squares fit in short floats.
-    if any(operation.starts_far for operation in curve.operations) or omega.dtype != jnp.float64:
+    if omega.dtype != jnp.float64:  # squares of squares do not fit in short floats, but for complex numbers
         omega = as_complex(omega)
 
     def in_variance(log_y: Array) -> Array:
