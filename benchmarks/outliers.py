@@ -2,7 +2,8 @@
 
 Residual networks of 100 blocks `x + phi(W x)`, `sigma_w^2 = c / 100`, as Ling, He and Qiu have them: the smallest and
 the largest eigenvalue in the limit beside those of samples, at inputs of mean 0. Then MLPs, and residual networks with
-orthogonal weights or biases. Where none is predicted the limit is the bulk's end, which samples stay within or near.
+orthogonal weights or biases. Where none is predicted the limit is the bulk's end, which samples stay within: they are
+compared with Tracy and Widom's law at their width.
 
 Run: `python -m benchmarks.outliers [--full]`.
 """
@@ -25,6 +26,10 @@ Network = jfree.MLP | jfree.ResNet
 
 _NUM_BLOCKS = 100
 _PUBLISHED = ("tanh", "hard_tanh", "relu", "leaky_relu", "sigmoid", "silu")
+
+
+# Mean and standard deviation of Tracy and Widom's law of real matrices (Bornemann 2010).
+_MEAN, _DEVIATION = -1.2065335745820, 1.6077810345810**0.5
 
 
 class Size(NamedTuple):
@@ -73,8 +78,18 @@ def sampled(net: Network, size: Size) -> Float[np.ndarray, "samples 2"]:
     return np.asarray(found)
 
 
+def at_width(spectrum: jfree.Spectrum, edge: float, inwards: int, width: int) -> tuple[float, float]:
+    """Mean and standard deviation of an extreme eigenvalue beside an edge where the density falls like a root."""
+    near = 1e-5 * edge
+    density = float(spectrum.density(edge + inwards * near))
+    scale = (np.pi * density / near**0.5 * width) ** (-2 / 3)
+    return edge - inwards * _MEAN * scale, _DEVIATION * scale
+
+
 def rows(networks: dict[str, Network], sizes: list[Size]) -> list[Row]:
-    """Both ends of every network at every width; `off` counts standard errors of the samples' mean."""
+    """Both ends of every network at every width; `off` counts standard errors of the samples' mean, of an
+    outlier their own, of a bulk's end those of its law.
+    """
     found = []
     for name, net in networks.items():
         spectrum = jfree.jacobian_spectrum(net)
@@ -86,7 +101,11 @@ def rows(networks: dict[str, Network], sizes: list[Size]) -> list[Row]:
             for k, end in enumerate(("smallest", "largest")):
                 value, bulk = float(getattr(limit, end)), float(limit.bulk[k])
                 row |= {f"{end}_of_bulk": bulk, end: value, f"sampled_{end}": float(mean[k])}
-                row[f"{end}_off"] = float((mean[k] - value) / error[k]) if value != bulk else None
+                own = error[k]
+                if value == bulk:
+                    value, deviation = at_width(spectrum, bulk, (1, -1)[k], size.width)
+                    own = deviation / size.samples**0.5
+                row[f"{end}_off"] = float((mean[k] - value) / own) if bulk > 0 else None
             found.append(row | {"first_ms": timing.first, "ms": timing.median})
     return found
 
