@@ -28,7 +28,7 @@ def jacobian_spectrum(net: AbstractNetwork, side: Literal["input", "output"] = "
     """
     if side not in ("input", "output"):
         raise ValueError(f"`side` must be 'input' or 'output', got {side!r}.")
-    return _jacobian_spectrum(_padded(net), side)
+    return _jacobian_spectrum(padded(net), side)
 
 
 def fisher_spectrum(net: AbstractNetwork) -> Spectrum:
@@ -41,10 +41,10 @@ def fisher_spectrum(net: AbstractNetwork) -> Spectrum:
 
     **Raises:** `ValueError` if `net` is neither.
     """
-    return _fisher_spectrum(_padded(net))
+    return _fisher_spectrum(padded(net))
 
 
-def _padded(net: AbstractNetwork) -> AbstractNetwork:
+def padded(net: AbstractNetwork) -> AbstractNetwork:
     """With neutral layers behind the last, where numbers are known. A network that is differentiated has them, too: its
     search for roots is the same program.
     """
@@ -53,7 +53,7 @@ def _padded(net: AbstractNetwork) -> AbstractNetwork:
 
 def coarse_curve(net: AbstractNetwork) -> Curve:
     """Of `J^T J`, for what is read far from the support."""
-    return _coarse_curve(_padded(net))
+    return _coarse_curve(padded(net))
 
 
 @quickly(eqx.filter_jit)

@@ -15,7 +15,8 @@ from jaxtyping import Array, ArrayLike, Float
 from ._networks.abstract import AbstractNetwork, as_network
 from ._numerics.arrays import inexact_asarray, Reals
 from ._numerics.checks import check, floats, positive
-from ._spectra import coarse_curve, fisher_spectrum, jacobian_spectrum
+from ._numerics.compile import with_gradient
+from ._spectra import coarse_curve, fisher_spectrum, jacobian_spectrum, padded
 from ._spectrum.moments import log_moment, log_moments
 from ._spectrum.spectrum import Spectrum
 
@@ -42,6 +43,11 @@ def weighted_isometry(net: AbstractNetwork) -> Float[Array, ""]:
 
 
 def _mean_square_log(net: AbstractNetwork, power: float) -> Float[Array, ""]:
+    return _mean_square_log_of(padded(net), power)
+
+
+@with_gradient
+def _mean_square_log_of(net: AbstractNetwork, power: float) -> Float[Array, ""]:
     # Without weights they are ruled by the smallest eigenvalues, next to the support.
     curve = coarse_curve(net) if power else jacobian_spectrum(net).curve
     mean, variance = log_moments(curve, power)

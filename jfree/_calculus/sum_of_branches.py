@@ -327,11 +327,9 @@ class SumOfBranches(AbstractOperation):
 
     @property
     def adds_logs(self) -> bool:
-        if self.ratio is not None or len(self.branches) > 1:
-            return False
-        (branch,) = self.branches
+        branch, *others = self.branches
         nested = any(isinstance(operation, SumOfBranches) for operation in branch.operations + branch.last)
-        return branch.adds_logs and not nested
+        return self.ratio is None and not others and branch.adds_logs and not nested
 
     def log_volume(self, rank: Array) -> Array:
         """Of a product without mass at 0, and one branch beside the identity: that of `I + Y` is the most that `Y Y^T`

@@ -4,7 +4,10 @@ import functools
 from collections.abc import Callable
 from typing import Any, cast, TypeVar
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
+from jaxtyping import Array
 
 from .arrays import are_concrete, is_staged
 
@@ -40,6 +43,34 @@ def quickly(jit: Callable[..., Any]) -> Callable[[Function], Function]:
         return cast(Function, called)
 
     return compiled
+
+
+def with_gradient(scalar: Callable[..., Array]) -> Callable[..., Array]:
+    """`scalar`, whose value and gradient are one program where it is differentiated outside of others: JAX would make
+    several of it, and give none of them options.
+    """
+    value_and_grad = quickly(eqx.filter_jit)(eqx.filter_value_and_grad(lambda args: scalar(*args)))
+
+    @eqx.filter_custom_jvp
+    def differentiated(*args: Any) -> Array:
+        return scalar(*args)
+
+    @differentiated.def_jvp
+    def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+        value, slope = value_and_grad(primals)
+        parts = jax.tree.map(
+            lambda slope, tangent: None if slope is None or tangent is None else jnp.sum(slope * tangent),
+            slope,
+            tangents,
+            is_leaf=lambda x: x is None,
+        )
+        return value, sum(jax.tree.leaves(parts), jnp.zeros_like(value))
+
+    @functools.wraps(scalar)
+    def called(*args: Any) -> Array:
+        return scalar(*args) if is_staged() or are_concrete(args) else differentiated(*args)
+
+    return called
 
 
 @functools.cache
