@@ -9,7 +9,7 @@ import pytest
 import jfree
 from jfree._numerics import compile as compile_module
 from jfree._numerics.arrays import is_staged
-from jfree._numerics.compile import quickly
+from jfree._numerics.compile import quickly, with_gradient
 
 
 @pytest.fixture
@@ -75,6 +75,48 @@ def test_a_function_may_close_over_what_is_differentiated(jit):
 
     with pytest.raises(ValueError, match="mine"):
         quickly(jit)(wrong)(1.0)
+
+
+def test_value_and_gradient_are_one_program():
+    traced = []
+
+    @with_gradient
+    def size(tree, power):
+        traced.append(tree)
+        return jnp.sum(tree["x"] ** power) * tree["scale"]
+
+    def of(x):
+        return size({"x": x, "scale": 2.0, "number": jnp.asarray(1), "name": "a"}, 3)
+
+    x, ones = jnp.asarray([1.0, 2.0]), jnp.ones(2)
+    for _ in range(2):
+        value, slope = jax.value_and_grad(of)(x)
+        assert value == 18
+        np.testing.assert_array_equal(slope, [6, 24])
+    assert len(traced) == 1
+    assert float(jax.jvp(of, (x,), (ones,))[1]) == 30
+    np.testing.assert_array_equal(jax.jacfwd(of)(x), [6, 24])
+    np.testing.assert_array_equal(jax.hessian(of)(x), [[12, 0], [0, 24]])
+    np.testing.assert_array_equal(jax.vmap(jax.grad(of))(jnp.stack([x, ones])), [[6, 24], [6, 6]])
+    np.testing.assert_array_equal(jax.jit(jax.grad(of))(x), [6, 24])
+    assert len(traced) > 1  # inside other programs it is a part of them
+
+
+def test_a_scalar_may_close_over_what_is_differentiated():
+    def of(a, x):
+        return with_gradient(lambda x: a * jnp.sum(x))(x)
+
+    slopes = jax.grad(of, argnums=(0, 1))(2.0, jnp.ones(2))
+    assert float(slopes[0]) == 2
+    np.testing.assert_array_equal(slopes[1], [2, 2])
+
+
+def test_gradients_keep_the_dtype_of_the_value():
+    @with_gradient
+    def size(x, y):
+        return jnp.sum(x * x).astype(jnp.float32) * y
+
+    assert jax.grad(lambda x: size(x, jnp.float32(3)))(1.0) == 6
 
 
 def test_an_option_that_xla_does_not_know_is_left_out(options, monkeypatch):

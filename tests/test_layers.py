@@ -324,6 +324,15 @@ def test_logs_of_strong_blocks_in_blocks(activation, weights, narrow, scale):
     np.testing.assert_allclose(spectrum.log_variance(), np.sum(mass * (log_x - mean) ** 2), rtol=0.01)
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1e-2])
+def test_logs_of_weak_blocks_in_blocks(scale):
+    """Of a branch's eigenvalues `t`, all of mean `1 + O(t)`, the logarithms vary by twice their mean."""
+    inner = Residual([Dense(1.0)], scale=scale)
+    spectrum = jfree.jacobian_spectrum(jfree.Network(1.0, [Residual([inner, gaussian(1.0)], scale=scale)]))
+    np.testing.assert_allclose(spectrum.mean_log(), 0, atol=1e-10)
+    np.testing.assert_allclose(spectrum.log_variance(), 2 * scale**2 * (1 + scale**2), rtol=5e-5)
+
+
 def test_tuning_and_equinox():
     net = jfree.Network(N, [pre_norm(1, "tanh", scale=3.0), pre_norm(1, "tanh", scale=3.0)])
     where = lambda n: [layer.scale for layer in n.layers]  # noqa: E731

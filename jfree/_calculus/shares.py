@@ -95,7 +95,7 @@ class NewtonOfShares(eqx.Module):
             quotient = terms[k].inverse * reciprocal(terms[0].inverse)
             steepness = old.parts[k] * rest * whole * (reciprocal(per_log_t[k]) + reciprocal(rest_per))
             steep.append(magnitude(steepness) > 4)
-            # Next to a pole of t, and behind it, where its sign has turned, 1 / t is what changes steadily.
+            # Next to a pole of t, and behind it, where the quotient has turned, 1 / t is what changes steadily.
             pole = steep[-1] | (quotient.real < 0)
             change = jnp.where(pole, 1 - reciprocal(quotient), logarithm(quotient))
             weights.append(jnp.where(pole, reciprocal(quotient), 1))

@@ -327,9 +327,7 @@ class SumOfBranches(AbstractOperation):
 
     @property
     def adds_logs(self) -> bool:
-        branch, *others = self.branches
-        nested = any(isinstance(operation, SumOfBranches) for operation in branch.operations + branch.last)
-        return self.ratio is None and not others and branch.adds_logs and not nested
+        return self.ratio is None and len(self.branches) == 1 and self.branches[0].adds_logs
 
     def log_volume(self, rank: Array) -> Array:
         """Of a product without mass at 0, and one branch beside the identity: that of `I + Y` is the most that `Y Y^T`

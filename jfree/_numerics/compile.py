@@ -46,8 +46,8 @@ def quickly(jit: Callable[..., Any]) -> Callable[[Function], Function]:
 
 
 def with_gradient(scalar: Callable[..., Array]) -> Callable[..., Array]:
-    """`scalar`, whose value and gradient are one program where it is differentiated outside of others: JAX would make
-    several of it, and give none of them options.
+    """`scalar`, of which value and gradient are one program where it is differentiated and no program is traced. JAX
+    would compile several, without options. The gradient is that of all arrays, in forward mode, too.
     """
     value_and_grad = quickly(eqx.filter_jit)(eqx.filter_value_and_grad(lambda args: scalar(*args)))
 
@@ -57,18 +57,21 @@ def with_gradient(scalar: Callable[..., Array]) -> Callable[..., Array]:
 
     @differentiated.def_jvp
     def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+        each = functools.partial(jax.tree.map, is_leaf=lambda x: x is None)
+        # Numbers are no arrays, of which there would be no gradient.
+        primals = each(lambda primal, tangent: primal if tangent is None else jnp.asarray(primal), primals, tangents)
         value, slope = value_and_grad(primals)
-        parts = jax.tree.map(
-            lambda slope, tangent: None if slope is None or tangent is None else jnp.sum(slope * tangent),
-            slope,
-            tangents,
-            is_leaf=lambda x: x is None,
-        )
-        return value, sum(jax.tree.leaves(parts), jnp.zeros_like(value))
+        parts = each(lambda slope, tangent: None if tangent is None else jnp.sum(slope * tangent), slope, tangents)
+        return value, sum(jax.tree.leaves(parts), jnp.zeros_like(value)).astype(value.dtype)
 
     @functools.wraps(scalar)
     def called(*args: Any) -> Array:
-        return scalar(*args) if is_staged() or are_concrete(args) else differentiated(*args)
+        if is_staged() or are_concrete(args):
+            return scalar(*args)
+        try:
+            return differentiated(*args)
+        except jax.errors.UnexpectedTracerError:
+            return scalar(*args)  # an argument has closed over what is differentiated
 
     return called
 

@@ -165,7 +165,7 @@ def _settled_along(curve: Curve, power: float, low: float, high: float) -> tuple
     end = jnp.log(curve.reach()) + high
     s = jnp.maximum(spacing, end / last) * jnp.arange(first, last + 1, dtype=end.dtype)
     omega = -jnp.exp(s)
-    if omega.dtype != jnp.float64:  # squares of squares do not fit in short floats, but for complex numbers
+    if omega.dtype != jnp.float64:  # in short floats real numbers overflow where complex ones do not
         omega = as_complex(omega)
 
     def in_variance(log_y: Array) -> Array:
