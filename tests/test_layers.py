@@ -326,7 +326,7 @@ def test_logs_of_strong_blocks_in_blocks(activation, weights, narrow, scale):
 
 @pytest.mark.parametrize("scale", [1e-3, 1e-2])
 def test_logs_of_weak_blocks_in_blocks(scale):
-    """Of a branch's eigenvalues `t`, all of mean `1 + O(t)`, the logarithms vary by twice their mean."""
+    """To leading order `log t` varies by twice the mean square of the branch, here `scale^2 (1 + scale^2)`."""
     inner = Residual([Dense(1.0)], scale=scale)
     spectrum = jfree.jacobian_spectrum(jfree.Network(1.0, [Residual([inner, Dense(1.0, "gaussian")], scale=scale)]))
     np.testing.assert_allclose(spectrum.mean_log(), 0, atol=1e-10)
