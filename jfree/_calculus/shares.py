@@ -192,3 +192,22 @@ def closeness_of(m: Array, terms: list[Term], parts: tuple[Array, ...], near: li
         double = 1 + 2 * parts[0]
         closest = jnp.maximum(closest, 4 * magnitude(parts[0]) * magnitude(1 + parts[0]) / squared(double))
     return squared(m) * jnp.square(spread * squared(whole) * closest / _SMALE)
+
+
+def curvature_beside_identity(
+    m: Array, one: Array, shares: Shares, logarithmic: list[Array], closeness: Array
+) -> Float[Array, " lanes"]:
+    """Bounds the second derivative of `log (m (1 + m)) - log (s (1 + s))`, `s` being the identity's share, as
+    `closeness` is meant: by how far `s` is from `m`. For the other shares are small then, with the derivatives that
+    they have, `logarithmic` ones, those of `log s` by `log m`; and as functions of `1/m` that take no value twice in a
+    disk their second derivatives are bounded by their first (Bieberbach).
+    """
+    rate, *others = logarithmic
+    first, own = shares.parts[0], shares.ones[0]
+    ratio = m * reciprocal(one)
+    inner, outer = rate - 1, first * rate * reciprocal(own) - ratio
+    bent = 2 * magnitude(inner + outer)
+    for change, size in ((magnitude(inner), 1.0), (magnitude(outer), magnitude(ratio))):
+        bent = bent + change * (2 * size + change)
+    moved = sum((magnitude(part * by) for part, by in zip(shares.parts[1:], others, strict=True)), jnp.zeros_like(bent))
+    return bent + (4 * jnp.sqrt(closeness) + 2) * moved * (1 / magnitude(first) + 1 / magnitude(own))

@@ -25,7 +25,7 @@ from .atoms import Atoms
 from .curve import Curve
 from .operation import AbstractOperation, Moments, Step
 from .point import Point, Signs
-from .shares import closeness_of, HalfPlanes, NewtonOfShares, Shares, Term
+from .shares import closeness_of, curvature_beside_identity, HalfPlanes, NewtonOfShares, Shares, Term
 
 
 class _Looked(eqx.Module):
@@ -193,7 +193,11 @@ class SumOfBranches(AbstractOperation):
         closeness = closeness_of(*jax.lax.stop_gradient((m, terms, new.parts)), near, skips)
         # Where t has a pole it is singular, too, but known as long as its distance from there is.
         closeness = jnp.where(newton.near, closeness, jnp.inf)
-        closeness = jnp.where(there, closeness, 0)
+        closeness = curvature = jnp.where(there, closeness, 0)
+        if skips:
+            per_rate = reciprocal(point.rate)
+            seen = m, one, new, [rate * per_rate for rate in rates]
+            curvature = jnp.minimum(curvature, curvature_beside_identity(*jax.lax.stop_gradient(seen), closeness))
         outer = [rate - rates[0] for rate in rates[1:]]
         inner_rates = [tangent * rate for tangent, rate in zip(folded.tangents, rates[skips:], strict=True)]
         roughness = reduce(jnp.maximum, [seen.roughness for seen in looked])
@@ -205,7 +209,7 @@ class SumOfBranches(AbstractOperation):
             correction=jnp.where(there, correction, 0),
             mismatch=jnp.where(there, mismatch, 0),
             closeness=closeness,
-            curvature=self.count * closeness,
+            curvature=self.count * curvature,
             closeness_to_zeros=jnp.zeros_like(closeness),
             roughness=jnp.where(there, roughness, 0),
         )

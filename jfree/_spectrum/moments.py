@@ -1,6 +1,7 @@
 """Moments of a spectrum, and of its logarithm: integrals along the curve, off the support."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import equinox as eqx
@@ -205,24 +206,24 @@ def _read_below_shifts(
     point = curve.point_at(z, omega, unknowns, found, slopes=True)
     log_y = jnp.log(jnp.where(found, -z.real, 1))
     density = (point.side * point.dm * reciprocal(point.dz)).real
-    return _moments_of(_Nodes(s=log_y, log_y=log_y, density=density, found=found), power)
+    return _moments_of(_Nodes(s=log_y, log_y=log_y, density=density, found=found), power, _less_known_noise)
 
 
 @reader
 def _read_along(curve: Curve, omega: Array, unknowns: Array, power: Array) -> tuple[Array, Array]:
-    """Log moments by nodes in `log(-omega)`, where the density is that of the logistic law."""
+    """Log moments by nodes in `s = log(-omega)`, where the density is that of the logistic law, the noise."""
     omega, unknowns = jax.lax.stop_gradient((omega, unknowns))
     # Derivatives divide by fourth powers; of NaN it is no more than false.
-    far = jnp.abs(unknowns.real) > jnp.finfo(curve.rank.dtype).tiny ** 0.2
+    far = jnp.abs(unknowns.real) > jnp.finfo(curve.rank.dtype).tiny ** 0.24
     found = jnp.all(far | (unknowns == 0), axis=(0, 1))  # those of neutral layers are not asked for
     s = jnp.log(-omega.real)
-    middle = jnp.argmin(jnp.abs(s))
-    omega, unknowns = (jnp.where(found, x, x[..., middle, None]) for x in (omega, unknowns))
+    first = jnp.argmax(found)  # stands for those that are not: NaN would spread in derivatives
+    omega, unknowns = (jnp.where(found, x, x[..., first, None]) for x in (omega, unknowns))
     log_y = curve.log_size(omega, unknowns)
-    # It rises: where it is not found it is less than at the next place.
-    next_found = jax.lax.cummin(jax.lax.stop_gradient(jnp.where(found, log_y, jnp.inf)), reverse=True)
-    log_y = jnp.where(found, log_y, next_found)
-    return _moments_of(_Nodes(s=s, log_y=log_y, density=_logistic(s), found=found), power)
+    # It rises at least as fast as s: where it is not found it lies below a line from the next place.
+    above = jax.lax.stop_gradient(jnp.where(found, log_y - s, jnp.inf))
+    log_y = jnp.where(found, log_y, s + jax.lax.cummin(above, reverse=True))
+    return _moments_of(_Nodes(s=s, log_y=log_y, density=_logistic(s), found=found), power, _less_noise_of_nodes)
 
 
 # How far a rule may be from that of half its nodes, which has the root of its error; and the density's fall at the last
@@ -230,38 +231,72 @@ def _read_along(curve: Curve, omega: Array, unknowns: Array, power: Array) -> tu
 _COARSE, _FALL = 1e-3, 1e-4
 
 
-def _moments_of(nodes: _Nodes, power: Array) -> tuple[Array, Array]:
-    """Mean and variance of `log t`, of `log y` less its noise, NaN where they are not resolved."""
+def _moments_of(
+    nodes: _Nodes, power: Array, rule: Callable[[_Nodes, Array], tuple[Array, Array]]
+) -> tuple[Array, Array]:
+    """Mean and variance of `log t`, of `log y` less its noise, by a rule; NaN where they are not resolved."""
     eps = float(jnp.finfo(nodes.s.dtype).eps)
     s, log_y, density, found = nodes
     weight = power * log_y
-    density = density * jnp.exp(weight - jax.lax.stop_gradient(jnp.max(jnp.where(found, weight, -jnp.inf))))
-    lost = jnp.sum(jnp.where(found, 0, density)) / jnp.sum(density)
-    log_y, density = jnp.where(found, log_y, 0), jnp.where(found, density, 0)
-    step = s[-1] - s[-2]
-    expected = (1 - power) * step  # y grows like omega at infinity, and the density falls like y^(power - 1)
-    mean, fine = _mean_and_variance(log_y, density, step, expected)
-    _, coarse = _mean_and_variance(log_y[::2], density[::2], 2 * step, 2 * expected)
-    offset, noise = _of_the_noise(power)
+    weights = density * jnp.exp(weight - jax.lax.stop_gradient(jnp.max(jnp.where(found, weight, -jnp.inf))))
+    lost = jnp.sum(jnp.where(found, 0, weights)) / jnp.sum(weights)
+    mean, fine = rule(nodes, power)
+    _, coarse = rule(jax.tree.map(lambda x: x[::2], nodes), power)
 
-    known = (jnp.abs(fine - coarse) <= max(_COARSE, eps**0.4) * (1 + jnp.abs(fine - noise))) & (lost <= eps**0.5)
-    fall = jax.lax.stop_gradient(jnp.log(density[-2] / density[-1]))
+    known = (jnp.abs(fine - coarse) <= max(_COARSE, eps**0.4) * (1 + jnp.abs(fine))) & (lost <= eps**0.5)
+    # y grows like omega at infinity, and the density falls like y^(power - 1).
+    fall, expected = jax.lax.stop_gradient(jnp.log(weights[-2] / weights[-1])), (1 - power) * (s[-1] - s[-2])
     known &= jnp.abs(fall - expected) <= max(_FALL, eps**0.4) * expected + 8 * eps * jnp.abs(log_y[-1])
-    return jnp.where(known, mean + offset, jnp.nan), jnp.where(known, jnp.maximum(fine - noise, 0), jnp.nan)
+    return jnp.where(known, mean, jnp.nan), jnp.where(known, jnp.maximum(fine, 0), jnp.nan)
 
 
-def _mean_and_variance(x: Array, weights: Array, step: Array, fall: Array) -> tuple[Array, Array]:
-    """Of nodes, and of those that would come after the last in equal steps, with weights that fall by equal ratios: a
-    geometric series.
+def _less_noise_of_nodes(nodes: _Nodes, power: Array) -> tuple[Array, Array]:
+    """The noise is that of the same nodes: what the rule leaves out is left out of both, and of a narrow spectrum no
+    digits cancel.
     """
-    ratio = jnp.exp(-fall)
-    mass, mean, square = ratio / (1 - ratio), 1 / (1 - ratio), (1 + ratio) / jnp.square(1 - ratio)
-    beyond, after, spread = weights[-1] * mass, x[-1] + step * mean, square - jnp.square(mean)
-    total = jnp.sum(weights) + beyond
-    center = (jnp.sum(weights * x) + beyond * after) / total
-    variance = jnp.sum(weights * jnp.square(x - center))
-    variance += beyond * (jnp.square(after - center) + jnp.square(step) * spread)
-    return center, variance / total
+    s, log_y, density, _ = nodes
+    step = s[-1] - s[-2]
+    mass, mean, variance = _beyond(step, power)
+    noise = density * jnp.exp(power * s)
+    noise = jnp.append(noise, noise[-1] * mass)
+    noise = noise / jnp.sum(noise)
+    change = log_y - s
+    s, change = jnp.append(s, s[-1] + step * mean), jnp.append(change, change[-1])
+    middle = jnp.sum(noise * change)
+    change = change - middle
+    tilt = power * change
+    tilt = tilt - jax.scipy.special.logsumexp(tilt, b=noise)
+    weights = noise * jnp.exp(tilt)
+    more = jnp.where(tilt < 1, noise * jnp.expm1(jnp.minimum(tilt, 1)), weights - noise)
+
+    off = change - jnp.sum(weights * change)
+    at_noise, moved = jnp.sum(noise * s), jnp.sum(more * s)
+    square = jnp.sum(weights * off * (off + 2 * (s - (at_noise + moved))))
+    square += jnp.sum(more * jnp.square(s - at_noise)) - jnp.square(moved)
+    return middle + jnp.sum(weights * change) + moved, square + more[-1] * variance
+
+
+def _less_known_noise(nodes: _Nodes, power: Array) -> tuple[Array, Array]:
+    s, log_y, density, found = nodes
+    step = s[-1] - s[-2]
+    mass, mean, variance = _beyond(step, power)
+    weights = jnp.where(found, density * jnp.exp(power * (log_y - log_y[-1])), 0)
+    weights = jnp.append(weights, weights[-1] * mass)
+    weights = weights / jnp.sum(weights)
+    log_y = jnp.append(log_y, log_y[-1] + step * mean)
+    center = jnp.sum(weights * log_y)
+    square = jnp.sum(weights * jnp.square(log_y - center)) + weights[-1] * variance
+    offset, noise = _of_the_noise(power)
+    return center + offset, square - noise
+
+
+def _beyond(step: Array, power: Array) -> tuple[Array, Array, Array]:
+    """Of nodes that would come after the last in equal steps, with weights that fall like `y^(power - 1)`, a geometric
+    series: their weight over that of the last, how many steps after it they are in the mean, and their variance.
+    """
+    ratio = jnp.exp((power - 1) * step)
+    mean = 1 / (1 - ratio)
+    return ratio * mean, mean, ratio * jnp.square(step * mean)
 
 
 def _of_the_noise(power: Array) -> tuple[Array, Array]:
