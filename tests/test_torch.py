@@ -168,6 +168,7 @@ class Called(nn.Module):
         (lambda: nn.Linear(9, 3), (7, 32), r"must take `x`, of shape \(7, 32\)"),
         (lambda: nn.Embedding(9, 3), (7,), "must take `x`"),
         (lambda: 3, (7,), "must be a `torch.nn.Module`"),
+        (lambda: nn.Sequential(nn.Linear(32, 32), nn.AlphaDropout(0.1)), (7, 32), "evaluation mode.*alpha dropout"),
     ],
 )
 def test_what_cannot_be_read_is_named(make, shape, named):
@@ -196,6 +197,15 @@ def test_batch_norms_are_read_after_training():
     (first, *_) = net.layers
     assert isinstance(first, jfree.layers.Dense)
     assert np.isclose(first.sigma_b, float(bias.detach().square().mean().sqrt()), rtol=0.01)
+
+
+def test_what_does_nothing_is_left_out():
+    def function(x):
+        return first(F.alpha_dropout(F.selu(second(x)), 0.1, training=False)).squeeze(-1)
+
+    first, second = nn.Linear(24, 10), nn.Linear(16, 24)
+    net = jfree.from_torch(Called(function), torch.randn(7, 16))
+    assert [type(layer).__name__ for layer in net.layers] == ["Dense", "Activation", "Dense"]
 
 
 def test_parameters_in_other_precisions_and_tied_ones():

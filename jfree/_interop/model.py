@@ -176,7 +176,8 @@ def _program(function: Callable[..., Any], leaves: list[Array], given: Array) ->
             errors.append(error)
     if not programs:
         raise ValueError(
-            f"`model` must take `x`, of shape {given.shape}, or one of several; it raised: {errors[0]}"
+            f"`model` must take `x`, of shape {given.shape}, or one of several, and nothing else: `functools.partial` "
+            f"gives it other arguments. It raised: {errors[0]}"
         ) from errors[0]
     if len(programs) > 1 and programs[0][1] is given:
         many, one = (program.out_avals[0].shape for program, _ in programs[:2])
@@ -265,4 +266,4 @@ def _out_of_place(part: Part, error: ValueError) -> ValueError:
     message = str(error)
     if message.startswith("`model`"):
         return error
-    return ValueError(f"`model`: what stands{part.place} is out of place. {message.removeprefix('`layers`: ')}")
+    return ValueError(f"`model`: what stands{part.place} is out of place: {message.removeprefix('`layers`: ')}")

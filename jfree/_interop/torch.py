@@ -280,6 +280,21 @@ def _dropout(x: Array, rate: float = 0.5, training: bool = True) -> Array:
     return jnp.where(mask, x / (1 - rate), 0)
 
 
+def _alpha_dropout(x: Array, rate: float = 0.5, training: bool = True) -> Array:
+    if training and rate != 0:
+        raise Unreadable(
+            "`model` must be in evaluation mode, `module.eval()`: in training alpha dropout sets entries to a number "
+            "that is not 0. Plain dropout in its place can be read in both modes."
+        )
+    return x
+
+
+def _squeeze(x: Array, axes: int | Sequence[int] | None = None) -> Array:
+    """Of the axes that are asked for those that have one entry, as PyTorch has it."""
+    asked = range(x.ndim) if axes is None else axes if isinstance(axes, Sequence) else (axes,)
+    return jnp.squeeze(x, tuple(axis for axis in asked if x.shape[axis] == 1))
+
+
 def _gelu(x: Array, approximate: str = "none") -> Array:
     return jax.nn.gelu(x, approximate=approximate == "tanh")
 
@@ -378,6 +393,7 @@ _STEPS: dict[str, Callable[..., Any]] = {
     "addcmul": lambda x, y, z, value=1: x + value * y * z,
     "addmm": _addmm,
     "alias": _self,
+    "alpha_dropout": _alpha_dropout,
     "asinh": jnp.arcsinh,
     "atan": jnp.arctan,
     "batch_norm": _batch_norm,
@@ -406,6 +422,7 @@ _STEPS: dict[str, Callable[..., Any]] = {
     "expand": _expand,
     "expand_as": lambda x, like: jnp.broadcast_to(x, like.shape),
     "expm1": jnp.expm1,
+    "feature_alpha_dropout": _alpha_dropout,
     "feature_dropout": _dropout,
     "flatten": _flatten,
     "gelu": _gelu,
@@ -464,7 +481,7 @@ _STEPS: dict[str, Callable[..., Any]] = {
     "sqrt": jnp.sqrt,
     "square": jnp.square,
     "std": functools.partial(_moment, jnp.std),
-    "squeeze": lambda x, axes=None: jnp.squeeze(x, tuple(axes) if isinstance(axes, Sequence) else axes),
+    "squeeze": _squeeze,
     "sub": functools.partial(_scaled, jnp.subtract),
     "sum": functools.partial(_reduced, jnp.sum),
     "t": jnp.transpose,
