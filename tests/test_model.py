@@ -637,7 +637,7 @@ W, V = normal(16, 16), normal(16, 16, key=jax.random.key(7))
         (eqx.nn.Sequential([conv(padding_mode="CIRCULAR"), eqx.nn.AvgPool2d(2, 2)]), normal(4, 8, 8), "is pooling"),
         (3, normal(16), "must be a function"),
         (lambda t, x: W @ x, normal(16), "functools.partial.*missing 1 required positional argument"),
-        (lambda x: jax.nn.relu(x + W @ jax.nn.relu(V @ x)), normal(16), "out of place: .*can't follow a sum"),
+        (lambda x: jax.nn.relu(x + W @ jax.nn.relu(V @ x)), normal(16), "out of place: .*or stand in a branch"),
     ],
 )
 def test_what_cannot_be_read_is_named(model, x, named):

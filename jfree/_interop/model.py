@@ -266,4 +266,4 @@ def _out_of_place(part: Part, error: ValueError) -> ValueError:
     message = str(error)
     if message.startswith("`model`"):
         return error
-    return ValueError(f"`model`: what stands{part.place} is out of place: {message.removeprefix('`layers`: ')}")
+    return ValueError(f"`model`: the step{part.place} is out of place: {message.removeprefix('`layers`: ')}")

@@ -62,9 +62,8 @@ class AbstractBranches(AbstractLayer):
             for layer in joined(layers):
                 inner = layer.receive(inner)
             ends.append(inner)
-        if self.factors()[0] is None:
-            return Entries(all(end.gaussian for end in ends), any(end.bent for end in ends))
-        return Entries(gaussian=False, bent=entries.bent or any(end.bent for end in ends))
+        terms = ends if self.factors()[0] is None else [entries, *ends]
+        return Entries(all(term.gaussian for term in terms), any(term.bent for term in terms))
 
     def new_width(self) -> Array | None:
         return _widths_of(self.all_branches()[0], None)[-1] if self.factors()[0] is None else None
