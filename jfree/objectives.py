@@ -27,8 +27,9 @@ def isometry(net: AbstractNetwork) -> Float[Array, ""]:
     """Mean square of the logarithms of the nonzero singular values of the Jacobian: 0 if and only if all are 1.
 
     Smooth whatever the spectrum, and the cheapest after `moments`. Mass at zero is left out: it is a matter of widths
-    and dead units. Atoms count like everything else. Good to five digits, mostly to more, or NaN. In deep networks of
-    SiLU, GELU and their like it is ruled by units that are nearly dead; see `weighted_isometry`.
+    and dead units. Atoms count like everything else. Good to five digits, mostly to more, or NaN; next to 0
+    to some roundings, in single precision to 1e-7 or so. In deep networks of SiLU, GELU and their like it is ruled by
+    units that are nearly dead; see `weighted_isometry`.
     """
     return _mean_square_log(net, 0.0)
 

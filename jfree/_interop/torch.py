@@ -292,7 +292,7 @@ def _alpha_dropout(x: Array, rate: float = 0.5, training: bool = True) -> Array:
 def _squeeze(x: Array, axes: int | Sequence[int] | None = None) -> Array:
     """Of the axes that are asked for those that have one entry, as PyTorch has it."""
     asked = range(x.ndim) if axes is None else axes if isinstance(axes, Sequence) else (axes,)
-    return jnp.squeeze(x, tuple(axis for axis in asked if x.shape[axis] == 1))
+    return jnp.squeeze(x, tuple(axis for axis in asked if x.ndim and x.shape[axis] == 1))
 
 
 def _gelu(x: Array, approximate: str = "none") -> Array:

@@ -268,6 +268,7 @@ def _less_noise_of_nodes(nodes: _Nodes, power: Array) -> tuple[Array, Array]:
     tilt = tilt - jax.scipy.special.logsumexp(tilt, b=noise)
     weights = noise * jnp.exp(tilt)
     more = jnp.where(tilt < 1, noise * jnp.expm1(jnp.minimum(tilt, 1)), weights - noise)
+    more = more - noise * jnp.sum(more)  # all together are 0 but for rounding
 
     off = change - jnp.sum(weights * change)
     at_noise, moved = jnp.sum(noise * s), jnp.sum(more * s)
@@ -292,7 +293,8 @@ def _less_known_noise(nodes: _Nodes, power: Array) -> tuple[Array, Array]:
 
 def _beyond(step: Array, power: Array) -> tuple[Array, Array, Array]:
     """Of nodes that would come after the last in equal steps, with weights that fall like `y^(power - 1)`, a geometric
-    series: their weight over that of the last, how many steps after it they are in the mean, and their variance.
+    series: their weight over that of the last, how many steps after it they are in the mean, and their variance, in
+    squares of `s`.
     """
     ratio = jnp.exp((power - 1) * step)
     mean = 1 / (1 - ratio)
