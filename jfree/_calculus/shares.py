@@ -195,19 +195,21 @@ def closeness_of(m: Array, terms: list[Term], parts: tuple[Array, ...], near: li
 
 
 def curvature_beside_identity(
-    m: Array, one: Array, shares: Shares, logarithmic: list[Array], closeness: Array
+    shares: Shares, rates: list[Array], rate: Array, d_one: Array, closeness: Array
 ) -> Float[Array, " lanes"]:
     """Bounds the second derivative of `log (m (1 + m)) - log (s (1 + s))`, `s` being the identity's share, as
     `closeness` is meant: by how far `s` is from `m`. For the other shares are small then, with the derivatives that
-    they have, `logarithmic` ones, those of `log s` by `log m`; and as functions of `1/m` that take no value twice in a
-    disk their second derivatives are bounded by their first (Bieberbach).
+    they have; and as functions of `1/m` that take no value twice in a disk their second derivatives are bounded by
+    their first (Bieberbach). `rates` are the tangents of all `log s`, `rate` and `d_one` those of `log m` and
+    `log (1 + m)`.
     """
-    rate, *others = logarithmic
-    first, own = shares.parts[0], shares.ones[0]
-    ratio = m * reciprocal(one)
-    inner, outer = rate - 1, first * rate * reciprocal(own) - ratio
-    bent = 2 * magnitude(inner + outer)
-    for change, size in ((magnitude(inner), 1.0), (magnitude(outer), magnitude(ratio))):
+    inverse = reciprocal(shares.ones[0])
+    inner, outer = rates[0] - rate, shares.parts[0] * rates[0] * inverse - d_one
+    per_rate = 1 / magnitude(rate)
+    bent = 2 * magnitude(inner + outer) * per_rate
+    for change, size in ((inner, 1.0), (outer, magnitude(d_one) * per_rate)):
+        change = magnitude(change) * per_rate
         bent = bent + change * (2 * size + change)
-    moved = sum((magnitude(part * by) for part, by in zip(shares.parts[1:], others, strict=True)), jnp.zeros_like(bent))
-    return bent + (4 * jnp.sqrt(closeness) + 2) * moved * (1 / magnitude(first) + 1 / magnitude(own))
+    others = zip(shares.parts[1:], rates[1:], strict=True)
+    moved = sum((magnitude(part * by) for part, by in others), jnp.zeros_like(bent)) * per_rate
+    return bent + (4 * jnp.sqrt(closeness) + 2) * moved * (1 / magnitude(shares.parts[0]) + magnitude(inverse))

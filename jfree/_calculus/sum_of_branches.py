@@ -195,9 +195,8 @@ class SumOfBranches(AbstractOperation):
         closeness = jnp.where(newton.near, closeness, jnp.inf)
         closeness = curvature = jnp.where(there, closeness, 0)
         if skips:
-            per_rate = reciprocal(point.rate)
-            shares = m, one, new, [rate * per_rate for rate in rates]
-            curvature = jnp.minimum(curvature, curvature_beside_identity(*jax.lax.stop_gradient(shares), closeness))
+            moves = jax.lax.stop_gradient((new, rates, point.rate, d_one))
+            curvature = jnp.minimum(curvature, curvature_beside_identity(*moves, closeness))
         outer = [rate - rates[0] for rate in rates[1:]]
         inner_rates = [tangent * rate for tangent, rate in zip(folded.tangents, rates[skips:], strict=True)]
         roughness = reduce(jnp.maximum, [seen.roughness for seen in looked])
