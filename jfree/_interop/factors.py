@@ -99,7 +99,7 @@ def with_rates(parts: list[Part]) -> list[Part]:
 
 def _is_no_dropout(mask: Mask) -> Unreadable:
     return Unreadable(
-        f"`model`: what stands{mask.place} sets entries to 0, but does not divide by the share that it keeps, as "
+        f"`model`: the step{mask.place} sets entries to 0, but does not divide by the share that it keeps, as "
         "dropout does."
     )
 

@@ -76,7 +76,7 @@ class _Measuring:
                     layer, square = self._sum(part, square, known)
                 case _:
                     raise ValueError(
-                        f"`model`: what stands{part.place} has no measured law. `weights` may be 'measured' where all "
+                        f"`model`: the step{part.place} has no measured law. `weights` may be 'measured' where all "
                         "are weights, functions of every entry, norms, scales and sums of such branches."
                     )
             layers.append(layer)

@@ -50,8 +50,8 @@ class Activation(AbstractLayer):
         if not entries.gaussian:
             raise ValueError(
                 "`layers`: an `Activation` must follow weights, such as `Dense`, with at most scales, and norms whose "
-                "offset is known to be 0, between them: its input has to be Gaussian of mean 0. It may "
-                "follow a sum whose terms all come out of weights, or stand in a branch, as in `x + W phi(V x)`."
+                "offset is known to be 0, between them: its input has to be Gaussian of mean 0. It may follow "
+                "a sum whose terms all come out of weights, or stand in a branch, as in `x + W phi(V x)`."
             )
         return Entries(gaussian=False, bent=True)
 

@@ -278,6 +278,7 @@ def _less_noise_of_nodes(nodes: _Nodes, power: Array) -> tuple[Array, Array]:
 
 
 def _less_known_noise(nodes: _Nodes, power: Array) -> tuple[Array, Array]:
+    """The noise is the logistic law's, as it is known: for nodes where the spectrum has a density of its own."""
     s, log_y, density, found = nodes
     step = s[-1] - s[-2]
     mass, mean, variance = _beyond(step, power)
