@@ -21,7 +21,7 @@ from ._networks.network import Network
 from ._networks.nonlinearity import too_linear, usual_nonlinearity
 from ._numerics.arrays import inexact_asarray, is_concrete, Reals
 from ._numerics.checks import integer
-from ._numerics.compile import quickly
+from ._numerics.compile import much, quickly
 from ._numerics.show import counted, is_interactive, number, Shown
 
 if TYPE_CHECKING:
@@ -284,7 +284,7 @@ def _started(problem: _Problem, parameters: list[Array], dtype: jnp.dtype) -> _S
     return _State(parameters, problem.optimizer.init(parameters), parameters, none, none, jnp.asarray(False))
 
 
-@quickly(eqx.filter_jit)
+@quickly(eqx.filter_jit, much)
 def _advance(
     problem: _Problem, state: _State, index: Array | np.ndarray, steps: Array | np.ndarray, stop_at: Array
 ) -> tuple[_State, Array]:

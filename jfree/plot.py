@@ -12,7 +12,7 @@ from jaxtyping import Array
 from ._meanfield.fixed_points import critical_points, fixed_point
 from ._meanfield.moments import in_range
 from ._numerics.arrays import inexact_asarray, Reals
-from ._numerics.compile import quickly
+from ._numerics.compile import much, quickly
 from .activations._base import AbstractActivation
 from .activations._names import as_activation
 
@@ -118,7 +118,7 @@ def _log_axis(ax: "Axes", ratio: float) -> None:
         ax.xaxis.set_major_formatter("{x:g}")
 
 
-@quickly(eqx.filter_jit)
+@quickly(eqx.filter_jit, much)
 def _phases(activation: AbstractActivation, sigma_w: Array, sigma_b: Array) -> tuple[Array, Array, Array]:
     """`chi` at the fixed point, a row for every `sigma_b`, and the critical `sigma_w` of each and its stability."""
 

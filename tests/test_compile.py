@@ -9,7 +9,7 @@ import pytest
 import jfree
 from jfree._numerics import compile as compile_module
 from jfree._numerics.arrays import is_staged
-from jfree._numerics.compile import quickly, with_gradient
+from jfree._numerics.compile import much, quickly, with_gradient
 
 
 @pytest.fixture
@@ -29,9 +29,32 @@ def test_only_a_program_of_its_own_has_options(options):
     square = quickly(jit)(lambda x: x * x)
     assert asked == [{}]
     assert float(square(3.0)) == 9
-    assert asked[1:] == [{"compiler_options": compile_module._SOONER}]
+    assert asked[1:] == [{"compiler_options": compile_module._AT_FIRST}]
     assert float(square(4.0)) == 16
     assert len(asked) == 2
+
+
+def test_a_program_is_optimised_when_it_has_been_called_often(options):
+    asked, jit = options
+    total = quickly(jit)(jnp.sum)
+    for _ in range(compile_module._TRIAL):
+        assert float(total(jnp.ones(3))) == 3
+        assert float(total(jnp.ones(4))) == 4
+    assert asked == [{}, {"compiler_options": compile_module._AT_FIRST}]
+    assert float(total(jnp.ones(3))) == 3
+    assert asked[2:] == [{"compiler_options": compile_module._LATER}]
+    assert float(total(jnp.ones(5))) == 5  # another program, which is new
+    assert len(asked) == 3
+
+
+def test_a_program_that_runs_long_is_optimised_at_once(options):
+    asked, jit = options
+    assert float(quickly(jit, much)(jnp.sum)(jnp.ones(3))) == 3
+    assert asked[1:] == [{"compiler_options": compile_module._LATER}]
+    sized = quickly(jit, lambda x: x.size, fused=True)(jnp.sum)
+    assert float(sized(jnp.ones(20))) == 20
+    assert float(sized(jnp.ones(20))) == 20
+    assert asked[3:] == [{"compiler_options": compile_module._AT_FIRST}]  # and then as XLA compiles by itself
 
 
 def test_what_is_traced_is_compiled_as_it_is(options):
@@ -121,13 +144,13 @@ def test_gradients_keep_the_dtype_of_the_value():
 
 def test_an_option_that_xla_does_not_know_is_left_out(options, monkeypatch):
     asked, jit = options
-    monkeypatch.setattr(compile_module, "_SOONER", {"xla_no_such_option": True})
-    compile_module._options.cache_clear()
+    monkeypatch.setattr(compile_module, "_AT_FIRST", {"xla_no_such_option": True})
+    compile_module._has_options.cache_clear()
     try:
         assert float(quickly(jit)(lambda x: x + 1)(1.0)) == 2
-        assert asked[-1] == {"compiler_options": None}
+        assert asked == [{}]
     finally:
-        compile_module._options.cache_clear()
+        compile_module._has_options.cache_clear()
 
 
 def test_staging_is_seen_whatever_is_traced():

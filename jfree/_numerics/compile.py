@@ -1,40 +1,67 @@
 """Programs that are compiled sooner."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, cast, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from .arrays import are_concrete, is_staged
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-# XLA's emitters of fused loops take two fifths of its time on CPUs. Only the search for roots runs faster with them.
-_SOONER = {"xla_cpu_use_fusion_emitters": False}
+# Options of XLA on CPUs. Its emitters of fused loops take two fifths of its time, and what it optimises on the lowest
+# level does as much for a program as what it does on others.
+_AT_FIRST = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0}
+_LATER = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 1}
+
+# Calls until a program is optimised. Before, it takes two to three times as long.
+_TRIAL = 32
 
 
-def quickly(jit: Callable[..., Any]) -> Callable[[Function], Function]:
-    """`jit` in three fifths of the time on CPUs, where the function becomes a program of its own: JAX takes options for
-    no other. What is traced goes into another program, or is differentiated, by `jit` as it is.
+def once(*args: Any, **kwargs: Any) -> float:
+    """The effort of a call that is soon done."""
+    return 1
+
+
+def much(*args: Any, **kwargs: Any) -> float:
+    """The effort of a call that takes longer than to optimise its program."""
+    return math.inf
+
+
+def quickly(
+    jit: Callable[..., Any], effort: Callable[..., float] = once, fused: bool = False
+) -> Callable[[Function], Function]:
+    """`jit`, but on CPUs in a third of the time, where the function becomes a program of its own: JAX takes options for
+    no other. A program is not optimised before it has been called often: as soon as the `effort` of its calls is that
+    of many. If it is `fused`, that is with XLA's emitters of fused loops, which pay for few.
+
+    What is traced goes into another program, or is differentiated, by `jit` as it is.
     """
 
     def compiled(fun: Function) -> Function:
         part = jit(fun)
+        efforts: dict[Any, float] = {}
 
         @functools.cache
-        def whole() -> Callable[..., Any]:
-            return jit(fun, compiler_options=_options())
+        def whole(optimised: bool) -> Callable[..., Any]:
+            options = _AT_FIRST if not optimised else None if fused else _LATER
+            return jit(fun, compiler_options=options) if options and _has_options() else part
 
         @functools.wraps(fun)
         def called(*args: Any, **kwargs: Any) -> Any:
-            if is_staged() or not are_concrete(fun, args, kwargs):
+            leaves, structure = jax.tree.flatten((args, kwargs))
+            if is_staged() or not are_concrete(fun, leaves):
                 return part(*args, **kwargs)
+            program = structure, *map(_kind, leaves)
+            efforts[program] = efforts.get(program, 0) + effort(*args, **kwargs)
             try:
-                return whole()(*args, **kwargs)
+                return whole(efforts[program] > _TRIAL)(*args, **kwargs)
             except ValueError as error:
                 if "compiler_options" not in str(error):
                     raise
@@ -43,6 +70,11 @@ def quickly(jit: Callable[..., Any]) -> Callable[[Function], Function]:
         return cast(Function, called)
 
     return compiled
+
+
+def _kind(leaf: Any) -> Any:
+    """What programs of an argument have in common."""
+    return (leaf.shape, leaf.dtype) if isinstance(leaf, jax.Array | np.ndarray) else type(leaf)
 
 
 def with_gradient(scalar: Callable[..., Array]) -> Callable[..., Array]:
@@ -77,10 +109,12 @@ def with_gradient(scalar: Callable[..., Array]) -> Callable[..., Array]:
 
 
 @functools.cache
-def _options() -> dict[str, Any] | None:
-    """None where XLA knows no such option any more."""
+def _has_options() -> bool:
+    """Not on accelerators, nor where XLA knows no such options any more."""
+    if jax.default_backend() != "cpu":
+        return False
     try:
-        jax.jit(lambda: 0, compiler_options=_SOONER).lower().compile()
+        jax.jit(lambda: 0, compiler_options=_AT_FIRST).lower().compile()
     except jax.errors.JaxRuntimeError:
-        return None
-    return _SOONER
+        return False
+    return True

@@ -176,7 +176,14 @@ def _zeros(shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
         return jnp.zeros(shape, dtype)
 
 
-@partial(jax.jit, static_argnums=4)
+def _effort(curve: Curve, z: Array, *_: Any) -> float:
+    return max(1.0, z.size * curve.num_layers * (1 + curve.num_points) / _MUCH)
+
+
+_MUCH = 1e6  # points of laws, in all layers and lanes: they take a few tenths of a second
+
+
+@quickly(partial(jax.jit, static_argnums=4), _effort, fused=True)
 def _find_roots(curve: Curve, z: Array, guess: Guess, search: Array, platform: str | None) -> Roots:
     """For a platform, or for that which it is lowered for."""
     target, valid = _target(curve, z)

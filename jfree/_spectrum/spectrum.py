@@ -192,9 +192,9 @@ class Spectrum(Shown):
         """
         if self.ritz_values is None:
             raise ValueError("`outliers()` are known of Jacobian spectra, as `jacobian_spectrum` makes them.")
-        ritz_values = quickly(eqx.filter_jit)(self.ritz_values)()
+        ritz_values = _called(self.ritz_values)
         unknown = Extremes.unknown(self._dtype)
-        extremes = unknown if self.extremes is None else quickly(eqx.filter_jit)(self.extremes)()
+        extremes = unknown if self.extremes is None else _called(self.extremes)
         return Outliers.of(self.edges(), ritz_values, self.mass_at_zero() > 0, extremes)
 
     def learning_rate_bound(self) -> Float[Array, ""]:
@@ -242,3 +242,8 @@ class Spectrum(Shown):
 
     def _complex(self, z: ArrayLike | Sequence[complex], allowed: Callable[[Any], Any], message: str) -> Array:
         return check(asarray(z, complex_dtype(self._dtype)), allowed, message)
+
+
+@quickly(eqx.filter_jit)
+def _called(method: Callable[[], Any]) -> Any:
+    return method()

@@ -8,7 +8,7 @@ from jaxtyping import Array, ArrayLike, Float
 from .._calculus.law import Law
 from .._numerics.arrays import are_concrete, asarray, common_dtype
 from .._numerics.checks import check
-from .._numerics.compile import quickly
+from .._numerics.compile import much, quickly
 from .._numerics.implicit import bisect
 from .._numerics.quadrature import gaussian_density, gaussian_measure, panel_nodes
 from ._base import AbstractActivation, AbstractManySlopes, finite, positive
@@ -159,7 +159,7 @@ _FARTHEST, _NUM_SHIFTS = 2.0, 80
 _LOG_SCALES = (-9.0, 3.0)
 
 
-@quickly(eqx.filter_jit)
+@quickly(eqx.filter_jit, much)
 def _stable_shift(base: AbstractSmooth, share: Float[Array, ""]) -> tuple[Array, Array]:
     """Of the possible shifts the least, and whether there is one."""
 
@@ -176,7 +176,7 @@ def _stable_shift(base: AbstractSmooth, share: Float[Array, ""]) -> tuple[Array,
     return bisect(lambda shift: sign * unstable(shift), low[nearest], high[nearest]), jnp.any(crosses)
 
 
-@quickly(eqx.filter_jit)
+@quickly(eqx.filter_jit, much)
 def _scale_at(base: AbstractActivation, share: Float[Array, ""], shift: Float[Array, ""]) -> Array:
     low, high = (jnp.full_like(share, end) for end in _LOG_SCALES)
     return jnp.exp(bisect(lambda log_scale: _shares(base, jnp.exp(log_scale), shift)[0] - share, low, high))
