@@ -20,7 +20,7 @@ from .._networks.network import Network
 from .._networks.resnet import ResNet
 from .._networks.stacked import unrolled
 from .._numerics.arrays import Keys
-from .._numerics.compile import quickly
+from .._numerics.compile import much, quickly
 from ..activations._base import AbstractActivation
 from .sampling import few_threads, laws_of_layers, scale_of, with_all_scales
 
@@ -56,13 +56,13 @@ def fisher_eigenvalues_of_layers(net: Network, widths: list[int], keys: Keys) ->
     return jnp.maximum(jnp.linalg.eigvalsh(_fishers_of_layers(net, widths, keys)), 0)
 
 
-@quickly(eqx.filter_jit)
+@quickly(eqx.filter_jit, much)
 def _of_dense_layers(net: MLP | ResNet, widths: tuple[int, ...], size: int, keys: Keys) -> Float[Array, "samples N"]:
     jacobians = _jacobians_of_blocks(net, widths, keys) if isinstance(net, ResNet) else _jacobians(net, widths, keys)
     return _squares_of(jacobians, size)
 
 
-@quickly(eqx.filter_jit)
+@quickly(eqx.filter_jit, much)
 def fisher_eigenvalues_of_inputs(
     net: MLP, widths: tuple[int, ...], num_inputs: int, block_diagonal: bool, keys: Keys
 ) -> Float[Array, "samples N"]:
@@ -211,7 +211,7 @@ def _through_layers(
     return matrices
 
 
-@quickly(eqx.filter_jit)
+@quickly(eqx.filter_jit, much)
 def _advanced(
     layer: AbstractLayer,
     modules: Callable[..., Array],

@@ -23,7 +23,7 @@ from .._networks.network import Network
 from .._networks.resnet import ResNet
 from .._networks.stacked import unrolled
 from .._numerics.checks import integer
-from .._numerics.compile import quickly
+from .._numerics.compile import much, quickly
 
 _Network = TypeVar("_Network", bound=MLP | ResNet)
 _Any = TypeVar("_Any", bound=AbstractNetwork)
@@ -188,7 +188,7 @@ def with_all_scales(net: _Network) -> _Network:
     return eqx.tree_at(lambda n: (n.sigma_w, n.sigma_b), net, net.scales)
 
 
-@quickly(eqx.filter_jit)
+@quickly(eqx.filter_jit, much)
 def _sample_layer(
     law: AbstractWeights,
     shape: tuple[int, int],

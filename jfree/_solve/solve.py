@@ -184,7 +184,7 @@ _MUCH = 1e6  # points of laws, in all layers and lanes: they take a few tenths o
 
 
 @quickly(partial(jax.jit, static_argnums=4), _effort, fused=True)
-def _find_roots(curve: Curve, z: Array, guess: Guess, search: Array, platform: str | None) -> Roots:
+def _find_roots(curve: Curve, z: Array, guess: Guess, search: Array | bool, platform: str | None) -> Roots:
     """For a platform, or for that which it is lowered for."""
     target, valid = _target(curve, z)
     distance = jnp.where(valid, magnitude(target), 0)

@@ -17,7 +17,7 @@ from .._finite.sampling import sample_weights
 from .._interop.equinox import to_equinox
 from .._networks.mlp import MLP
 from .._networks.network import Network
-from .._numerics.compile import quickly
+from .._numerics.compile import much, quickly
 from ..activations._base import AbstractActivation
 
 Run = tuple[Any, Any, int]  # equal modules in a row: arrays that are stacked, all else, and how many
@@ -155,7 +155,7 @@ def _loss(trained: Any, fixed: Any, rows: Rows, key: PRNGKeyArray | None = None)
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(y, rows[1]))
 
 
-@quickly(eqx.filter_jit)
+@quickly(eqx.filter_jit, much)
 def _train(
     runs: list[Run],
     known: Rows,
