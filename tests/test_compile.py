@@ -125,6 +125,37 @@ def test_value_and_gradient_are_one_program():
     assert len(traced) > 1  # inside other programs it is a part of them
 
 
+def test_derivatives_are_programs_of_their_own(options):
+    asked, jit = options
+
+    @quickly(jit)
+    def scaled(x, scale):
+        return {"scaled": jnp.sin(x) * scale, "sum": jnp.sum(x**3), "count": x.size}
+
+    def of(x):
+        out = scaled(x, 2.0)
+        return jnp.sum(out["scaled"] ** 2) + out["sum"] * out["count"]
+
+    def plain(x):
+        return jnp.sum(4 * jnp.sin(x) ** 2) + 3 * jnp.sum(x**3)
+
+    x, ones = jnp.asarray([0.1, 1.0, 2.0]), jnp.ones(3)
+    want = jax.grad(plain)(x)
+    for derivative in (jax.grad, jax.jacfwd, jax.jacrev):
+        np.testing.assert_allclose(derivative(of)(x), want, rtol=1e-12)
+        np.testing.assert_allclose(jax.jit(derivative(of))(x), want, rtol=1e-12)
+        np.testing.assert_allclose(jax.vmap(derivative(of))(jnp.stack([x, x]))[1], want, rtol=1e-12)
+    assert asked == [{}]  # JAX is asked for parts of other programs only
+    np.testing.assert_allclose(jax.jvp(of, (x,), (ones,))[1], jnp.sum(want), rtol=1e-12)
+    _, change = jax.linearize(of, x)
+    np.testing.assert_allclose(change(ones), jnp.sum(want), rtol=1e-12)
+    np.testing.assert_allclose(jax.jit(change)(ones), jnp.sum(want), rtol=1e-12)
+    np.testing.assert_allclose(jax.jvp(change, (x,), (ones,))[1], jnp.sum(want), rtol=1e-12)
+    np.testing.assert_allclose(jax.vmap(change)(jnp.eye(3)), want, rtol=1e-12)
+    np.testing.assert_allclose(jax.hessian(of)(x), jax.hessian(plain)(x), atol=1e-12)
+    np.testing.assert_allclose(jax.jacrev(jax.grad(of))(x), jax.hessian(plain)(x), atol=1e-12)
+
+
 def test_a_scalar_may_close_over_what_is_differentiated():
     def of(a, x):
         return with_gradient(lambda x: a * jnp.sum(x))(x)

@@ -9,9 +9,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 from .arrays import are_concrete, is_staged
+from .linear import linear
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -41,71 +41,64 @@ def quickly(
     no other. A program is not optimised before it has been called often: as soon as the `effort` of its calls is that
     of many. If it is `fused`, that is with XLA's emitters of fused loops, which pay for few.
 
-    What is traced goes into another program, or is differentiated, by `jit` as it is.
+    Its derivatives are such programs, too. Where a program is traced around it, the function is a part of that, by
+    `jit` as it is.
     """
 
     def compiled(fun: Function) -> Function:
-        part = jit(fun)
-        efforts: dict[Any, float] = {}
-
-        @functools.cache
-        def whole(optimised: bool) -> Callable[..., Any]:
-            options = _AT_FIRST if not optimised else None if fused else _LATER
-            return jit(fun, compiler_options=options) if options and _has_options() else part
+        program = _Program(fun, jit, effort, fused)
 
         @functools.wraps(fun)
         def called(*args: Any, **kwargs: Any) -> Any:
-            leaves, structure = jax.tree.flatten((args, kwargs))
-            if is_staged() or not are_concrete(fun, leaves):
-                return part(*args, **kwargs)
-            program = structure, *map(_kind, leaves)
-            efforts[program] = efforts.get(program, 0) + effort(*args, **kwargs)
             try:
-                return whole(efforts[program] > _TRIAL)(*args, **kwargs)
+                if is_staged() or are_concrete(fun, args, kwargs):
+                    return program(*args, **kwargs)
+                return _derivable(fun, args, kwargs)
+            # The function has closed over what is differentiated.
+            except jax.errors.UnexpectedTracerError:
+                return program.part(*args, **kwargs)
             except ValueError as error:
                 if "compiler_options" not in str(error):
                     raise
-                return part(*args, **kwargs)  # the function has closed over what is differentiated
+                return program.part(*args, **kwargs)
 
         return cast(Function, called)
 
     return compiled
 
 
+class _Program:
+    """A function that is a program of its own where all is known, and else a part of what is traced."""
+
+    def __init__(
+        self,
+        fun: Callable[..., Any],
+        jit: Callable[..., Any] = eqx.filter_jit,
+        effort: Callable[..., float] = once,
+        fused: bool = False,
+    ):
+        self._fun, self._effort = fun, effort
+        self.part = jit(fun)
+        self._at_first = functools.cache(lambda: self._with(_AT_FIRST))
+        self._later = functools.cache(lambda: self.part if fused else self._with(_LATER))
+        self._with = lambda options: jit(fun, compiler_options=options) if _has_options() else self.part
+        self._efforts: dict[Any, float] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        leaves, structure = jax.tree.flatten((args, kwargs))
+        if is_staged() or not are_concrete(self._fun, leaves):
+            return self.part(*args, **kwargs)
+        call = structure, *map(_kind, leaves)
+        self._efforts[call] = self._efforts.get(call, 0) + self._effort(*args, **kwargs)
+        whole = self._later() if self._efforts[call] > _TRIAL else self._at_first()
+        return whole(*args, **kwargs)
+
+
 def _kind(leaf: Any) -> Any:
-    """What programs of an argument have in common."""
-    return (leaf.shape, leaf.dtype) if isinstance(leaf, jax.Array | np.ndarray) else type(leaf)
-
-
-def with_gradient(scalar: Callable[..., Array]) -> Callable[..., Array]:
-    """`scalar`, of which value and gradient are one program where it is differentiated and no program is traced. JAX
-    would compile several, without options. The gradient is that of all arrays, in forward mode, too.
-    """
-    value_and_grad = quickly(eqx.filter_jit)(eqx.filter_value_and_grad(lambda args: scalar(*args)))
-
-    @eqx.filter_custom_jvp
-    def differentiated(*args: Any) -> Array:
-        return scalar(*args)
-
-    @differentiated.def_jvp
-    def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
-        each = functools.partial(jax.tree.map, is_leaf=lambda x: x is None)
-        # Numbers are no arrays, of which there would be no gradient.
-        primals = each(lambda primal, tangent: primal if tangent is None else jnp.asarray(primal), primals, tangents)
-        value, slope = value_and_grad(primals)
-        parts = each(lambda slope, tangent: None if tangent is None else jnp.sum(slope * tangent), slope, tangents)
-        return value, sum(jax.tree.leaves(parts), jnp.zeros_like(value)).astype(value.dtype)
-
-    @functools.wraps(scalar)
-    def called(*args: Any) -> Array:
-        if is_staged() or are_concrete(args):
-            return scalar(*args)
-        try:
-            return differentiated(*args)
-        except jax.errors.UnexpectedTracerError:
-            return scalar(*args)  # an argument has closed over what is differentiated
-
-    return called
+    """What calls of a program have in common of an argument."""
+    if isinstance(leaf, jax.Array | np.ndarray):
+        return leaf.shape, leaf.dtype
+    return leaf if callable(leaf) else type(leaf)
 
 
 @functools.cache
@@ -118,3 +111,75 @@ def _has_options() -> bool:
     except jax.errors.JaxRuntimeError:
         return False
     return True
+
+
+def with_gradient(fun: Function) -> Function:
+    """`fun`, of which value and derivatives are a program of their own where it is differentiated and no program is
+    traced; elsewhere what it calls is compiled by itself.
+    """
+
+    @functools.wraps(fun)
+    def called(*args: Any) -> Any:
+        if is_staged() or are_concrete(args):
+            return fun(*args)
+        try:
+            return _derivable(fun, args, {})
+        except jax.errors.UnexpectedTracerError:
+            return fun(*args)  # an argument has closed over what is differentiated
+
+    return cast(Function, called)
+
+
+@eqx.filter_custom_jvp
+def _derivable(fun: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """`fun(*args, **kwargs)`, of which derivatives are programs. JAX would make those of a program parts of others,
+    without options.
+    """
+    return _evaluated(fun, args, kwargs)
+
+
+@_derivable.def_jvp
+def _(primals: Any, tangents: Any) -> tuple[Any, Any]:
+    moves = jax.tree.map(lambda x, t: t is not None, primals, tangents, is_leaf=lambda x: x is None)
+    moving, fixed = eqx.partition(primals, moves)
+    moving = jax.tree.map(jnp.asarray, moving)  # numbers are no arrays, of which there would be no derivatives
+    if not are_concrete(primals):  # of what is differentiated or batched further
+        out, change, rest = jax.jvp(lambda moving: _read(moving, fixed), (moving,), (tangents,), has_aux=True)
+        return eqx.combine(out, rest), change
+    out, pullback, rest = _forward(moving, fixed)
+    given, structure = eqx.partition((moving, fixed, pullback), eqx.is_array)
+
+    def push(given: Any, tangents: Any) -> Any:
+        moving, fixed, _ = eqx.combine(given, structure)
+        return _push(moving, fixed, tangents)
+
+    def pull(given: Any, cotangents: Any) -> Any:
+        return _pull(eqx.combine(given, structure)[2], cotangents)
+
+    return eqx.combine(out, rest), linear(push, pull, given, tangents, out)
+
+
+@_Program
+def _evaluated(fun: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    return fun(*args, **kwargs)
+
+
+def _read(moving: Any, fixed: Any) -> tuple[Any, Any]:
+    """What a function gives: what has derivatives, and the rest."""
+    fun, args, kwargs = eqx.combine(moving, fixed)
+    return eqx.partition(fun(*args, **kwargs), eqx.is_inexact_array)
+
+
+@_Program
+def _forward(moving: Any, fixed: Any) -> Any:
+    return eqx.filter_vjp(lambda moving: _read(moving, fixed), moving, has_aux=True)
+
+
+@_Program
+def _push(moving: Any, fixed: Any, tangents: Any) -> Any:
+    return jax.jvp(lambda moving: _read(moving, fixed)[0], (moving,), (tangents,))[1]
+
+
+@_Program
+def _pull(pullback: Callable[[Any], Any], cotangents: Any) -> Any:
+    return pullback(cotangents)[0]
