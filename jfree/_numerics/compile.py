@@ -15,8 +15,8 @@ from .linear import linear
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-# Options of XLA on CPUs. Its emitters of fused loops take two fifths of its time, and what it optimises on the lowest
-# level does as much for a program as what it does on others.
+# Options of XLA on CPUs. Its emitters of fused loops take two fifths of its time, and the higher levels of optimisation
+# a third of the rest, and programs are hardly faster for it.
 _AT_FIRST = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0}
 _LATER = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 1}
 
@@ -24,7 +24,7 @@ _LATER = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level"
 _TRIAL = 32
 
 
-def once(*args: Any, **kwargs: Any) -> float:
+def little(*args: Any, **kwargs: Any) -> float:
     """The effort of a call that is soon done."""
     return 1
 
@@ -35,7 +35,7 @@ def much(*args: Any, **kwargs: Any) -> float:
 
 
 def quickly(
-    jit: Callable[..., Any], effort: Callable[..., float] = once, fused: bool = False
+    jit: Callable[..., Any], effort: Callable[..., float] = little, fused: bool = False
 ) -> Callable[[Function], Function]:
     """`jit`, but on CPUs in a third of the time, where the function becomes a program of its own: JAX takes options for
     no other. A program is not optimised before it has been called often: as soon as the `effort` of its calls is that
@@ -74,15 +74,22 @@ class _Program:
         self,
         fun: Callable[..., Any],
         jit: Callable[..., Any] = eqx.filter_jit,
-        effort: Callable[..., float] = once,
+        effort: Callable[..., float] = little,
         fused: bool = False,
     ):
-        self._fun, self._effort = fun, effort
-        self.part = jit(fun)
-        self._at_first = functools.cache(lambda: self._with(_AT_FIRST))
-        self._later = functools.cache(lambda: self.part if fused else self._with(_LATER))
-        self._with = lambda options: jit(fun, compiler_options=options) if _has_options() else self.part
+        self._fun, self._jit, self._effort, self._fused = fun, jit, effort, fused
         self._efforts: dict[Any, float] = {}
+        self.part = jit(fun)
+
+    @functools.cached_property
+    def _at_first(self) -> Callable[..., Any]:
+        return self._jit(self._fun, compiler_options=_AT_FIRST) if _has_options() else self.part
+
+    @functools.cached_property
+    def _later(self) -> Callable[..., Any]:
+        if self._fused or not _has_options():
+            return self.part
+        return self._jit(self._fun, compiler_options=_LATER)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         leaves, structure = jax.tree.flatten((args, kwargs))
@@ -90,7 +97,7 @@ class _Program:
             return self.part(*args, **kwargs)
         call = structure, *map(_kind, leaves)
         self._efforts[call] = self._efforts.get(call, 0) + self._effort(*args, **kwargs)
-        whole = self._later() if self._efforts[call] > _TRIAL else self._at_first()
+        whole = self._later if self._efforts[call] > _TRIAL else self._at_first
         return whole(*args, **kwargs)
 
 
@@ -143,15 +150,17 @@ def _(primals: Any, tangents: Any) -> tuple[Any, Any]:
     moves = jax.tree.map(lambda x, t: t is not None, primals, tangents, is_leaf=lambda x: x is None)
     moving, fixed = eqx.partition(primals, moves)
     moving = jax.tree.map(jnp.asarray, moving)  # numbers are no arrays, of which there would be no derivatives
-    if not are_concrete(primals):  # of what is differentiated or batched further
-        out, change, rest = jax.jvp(lambda moving: _read(moving, fixed), (moving,), (tangents,), has_aux=True)
+    if not are_concrete(primals) or are_concrete(tangents):
+        # Of what is batched or differentiated further, too; there it is a part of that.
+        moved = _push if are_concrete(primals) else _moved
+        out, change, rest = moved(moving, fixed, tangents)
         return eqx.combine(out, rest), change
     out, pullback, rest = _forward(moving, fixed)
     given, structure = eqx.partition((moving, fixed, pullback), eqx.is_array)
 
     def push(given: Any, tangents: Any) -> Any:
         moving, fixed, _ = eqx.combine(given, structure)
-        return _push(moving, fixed, tangents)
+        return _push(moving, fixed, tangents)[1]
 
     def pull(given: Any, cotangents: Any) -> Any:
         return _pull(eqx.combine(given, structure)[2], cotangents)
@@ -170,6 +179,11 @@ def _read(moving: Any, fixed: Any) -> tuple[Any, Any]:
     return eqx.partition(fun(*args, **kwargs), eqx.is_inexact_array)
 
 
+def _moved(moving: Any, fixed: Any, tangents: Any) -> tuple[Any, Any, Any]:
+    """What has derivatives, by how much it moves, and the rest."""
+    return jax.jvp(lambda moving: _read(moving, fixed), (moving,), (tangents,), has_aux=True)
+
+
 @_Program
 def _forward(moving: Any, fixed: Any) -> Any:
     return eqx.filter_vjp(lambda moving: _read(moving, fixed), moving, has_aux=True)
@@ -177,7 +191,7 @@ def _forward(moving: Any, fixed: Any) -> Any:
 
 @_Program
 def _push(moving: Any, fixed: Any, tangents: Any) -> Any:
-    return jax.jvp(lambda moving: _read(moving, fixed)[0], (moving,), (tangents,))[1]
+    return _moved(moving, fixed, tangents)
 
 
 @_Program
