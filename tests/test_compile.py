@@ -156,6 +156,22 @@ def test_derivatives_are_programs_of_their_own(options):
     np.testing.assert_allclose(jax.jacrev(jax.grad(of))(x), jax.hessian(plain)(x), atol=1e-12)
 
 
+@pytest.mark.parametrize("door", [quickly(jax.jit), quickly(eqx.filter_jit), with_gradient])
+def test_derivatives_within_derivatives_and_batches(door):
+    def inner(a):
+        return jax.grad(lambda y: door(lambda x: a * x * x)(y))(1.5)
+
+    assert float(jax.grad(inner)(2.0)) == 3
+    pushed = jax.grad(lambda a: jax.jvp(lambda y: door(lambda x: a * x * x)(y), (1.5,), (1.0,))[1])
+    assert float(pushed(2.0)) == 3
+
+    def chosen(x):
+        return jax.lax.cond(x[0] > 0, lambda: jnp.sum(x), lambda: x[0])
+
+    x = jnp.asarray([[1.0, 2.0], [-1.0, 2.0]])
+    np.testing.assert_array_equal(jax.grad(lambda x: jnp.sum(jax.vmap(door(chosen))(x)))(x), [[1, 1], [1, 0]])
+
+
 def test_a_scalar_may_close_over_what_is_differentiated():
     def of(a, x):
         return with_gradient(lambda x: a * jnp.sum(x))(x)

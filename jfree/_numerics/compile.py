@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .arrays import are_concrete, is_staged
+from .arrays import are_concrete, frozen, is_staged
 from .linear import linear
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -53,7 +53,9 @@ def quickly(
             try:
                 if is_staged() or are_concrete(fun, args, kwargs):
                     return program(*args, **kwargs)
-                return _derivable(fun, args, kwargs)
+                if _is_differentiated(fun, args, kwargs):
+                    return _derivable(fun, args, kwargs)
+                return program.part(*args, **kwargs)
             # The function has closed over what is differentiated.
             except jax.errors.UnexpectedTracerError:
                 return program.part(*args, **kwargs)
@@ -120,6 +122,11 @@ def _has_options() -> bool:
     return True
 
 
+def _is_differentiated(*args: Any) -> bool:
+    """Whether what is traced of them is known but for its derivatives: nothing is batched."""
+    return are_concrete(frozen(eqx.filter(args, eqx.is_inexact_array)))
+
+
 def with_gradient(fun: Function) -> Function:
     """`fun`, of which value and derivatives are a program of their own where it is differentiated and no program is
     traced; elsewhere what it calls is compiled by itself.
@@ -127,12 +134,17 @@ def with_gradient(fun: Function) -> Function:
 
     @functools.wraps(fun)
     def called(*args: Any) -> Any:
-        if is_staged() or are_concrete(args):
+        if is_staged() or are_concrete(args) or not _is_differentiated(args):
             return fun(*args)
         try:
             return _derivable(fun, args, {})
+        # An argument has closed over what is differentiated.
         except jax.errors.UnexpectedTracerError:
-            return fun(*args)  # an argument has closed over what is differentiated
+            return fun(*args)
+        except ValueError as error:
+            if "compiler_options" not in str(error):
+                raise
+            return fun(*args)
 
     return cast(Function, called)
 
@@ -156,6 +168,9 @@ def _(primals: Any, tangents: Any) -> tuple[Any, Any]:
         out, change, rest = moved(moving, fixed, tangents)
         return eqx.combine(out, rest), change
     out, pullback, rest = _forward(moving, fixed)
+    if not are_concrete(out, pullback):  # the function has closed over what is differentiated
+        out, change, rest = _moved(moving, fixed, tangents)
+        return eqx.combine(out, rest), change
     given, structure = eqx.partition((moving, fixed, pullback), eqx.is_array)
 
     def push(given: Any, tangents: Any) -> Any:
