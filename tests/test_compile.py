@@ -13,8 +13,9 @@ from jfree._numerics.compile import much, quickly, with_gradient
 
 
 @pytest.fixture
-def options():
+def options(monkeypatch):
     """What `jit` is given, as often as it is asked."""
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
     asked = []
 
     def jit(fun, **options):
@@ -125,12 +126,17 @@ def test_value_and_gradient_are_one_program():
     assert len(traced) > 1  # inside other programs it is a part of them
 
 
-def test_derivatives_are_programs_of_their_own(options):
-    asked, jit = options
+def test_derivatives_are_programs_of_their_own(monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    asked = []
+
+    def jit(fun, **options):
+        asked.append(options)
+        return eqx.filter_jit(fun, **options)
 
     @quickly(jit)
     def scaled(x, scale):
-        return {"scaled": jnp.sin(x) * scale, "sum": jnp.sum(x**3), "count": x.size}
+        return {"scaled": jnp.sin(x) * scale, "sum": jnp.sum(x**3), "count": x.size, "names": ("a", jnp.sin)}
 
     def of(x):
         out = scaled(x, 2.0)
@@ -187,6 +193,16 @@ def test_gradients_keep_the_dtype_of_the_value():
         return jnp.sum(x * x).astype(jnp.float32) * y
 
     assert jax.grad(lambda x: size(x, jnp.float32(3)))(1.0) == 6
+
+
+def test_what_xla_is_told_stays(options, monkeypatch):
+    asked, jit = options
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=2")
+    assert float(quickly(jit)(jnp.sum)(jnp.ones(3))) == 3
+    assert asked[1:] == [{"compiler_options": {"xla_cpu_use_fusion_emitters": False}}]
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=2 --xla_cpu_use_fusion_emitters=true")
+    assert float(quickly(jit)(jnp.sum)(jnp.ones(3))) == 3
+    assert asked[2:] == [{}]
 
 
 def test_an_option_that_xla_does_not_know_is_left_out(options, monkeypatch):

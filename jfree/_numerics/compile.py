@@ -2,6 +2,7 @@
 
 import functools
 import math
+import os
 from collections.abc import Callable
 from typing import Any, cast, TypeVar
 
@@ -20,7 +21,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 _AT_FIRST = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0}
 _LATER = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 1}
 
-# Calls until a program is optimised. Before, it takes two to three times as long.
+# Calls until a program is optimised. Before, it takes up to three times as long.
 _TRIAL = 32
 
 
@@ -41,8 +42,8 @@ def quickly(
     no other. A program is not optimised before it has been called often: as soon as the `effort` of its calls is that
     of many. If it is `fused`, that is with XLA's emitters of fused loops, which pay for few.
 
-    Its derivatives are such programs, too. Where a program is traced around it, the function is a part of that, by
-    `jit` as it is.
+    What `XLA_FLAGS` say stays as it is. Derivatives are such programs, too. Where a program is traced around it, the
+    function is a part of that, by `jit` as it is.
     """
 
     def compiled(fun: Function) -> Function:
@@ -50,19 +51,13 @@ def quickly(
 
         @functools.wraps(fun)
         def called(*args: Any, **kwargs: Any) -> Any:
-            try:
-                if is_staged() or are_concrete(fun, args, kwargs):
-                    return program(*args, **kwargs)
-                if _is_differentiated(fun, args, kwargs):
-                    return _derivable(fun, args, kwargs)
+            if is_staged():
                 return program.part(*args, **kwargs)
-            # The function has closed over what is differentiated.
-            except jax.errors.UnexpectedTracerError:
-                return program.part(*args, **kwargs)
-            except ValueError as error:
-                if "compiler_options" not in str(error):
-                    raise
-                return program.part(*args, **kwargs)
+            if are_concrete(fun, args, kwargs):
+                return _unless_closed_over(program.whole, program.part, *args, **kwargs)
+            if _is_differentiated(fun, args, kwargs):
+                return _unless_closed_over(_derivatives(fun), program.part, *args, **kwargs)
+            return program.part(*args, **kwargs)
 
         return cast(Function, called)
 
@@ -85,22 +80,27 @@ class _Program:
 
     @functools.cached_property
     def _at_first(self) -> Callable[..., Any]:
-        return self._jit(self._fun, compiler_options=_AT_FIRST) if _has_options() else self.part
+        return self._with(_AT_FIRST)
 
     @functools.cached_property
     def _later(self) -> Callable[..., Any]:
-        if self._fused or not _has_options():
-            return self.part
-        return self._jit(self._fun, compiler_options=_LATER)
+        return self.part if self._fused else self._with(_LATER)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def _with(self, options: dict[str, Any]) -> Callable[..., Any]:
+        told = os.environ.get("XLA_FLAGS", "")
+        options = {name: value for name, value in options.items() if name not in told}
+        return self._jit(self._fun, compiler_options=options) if options and _has_options() else self.part
+
+    def whole(self, *args: Any, **kwargs: Any) -> Any:
         leaves, structure = jax.tree.flatten((args, kwargs))
-        if is_staged() or not are_concrete(self._fun, leaves):
-            return self.part(*args, **kwargs)
         call = structure, *map(_kind, leaves)
         self._efforts[call] = self._efforts.get(call, 0) + self._effort(*args, **kwargs)
-        whole = self._later if self._efforts[call] > _TRIAL else self._at_first
-        return whole(*args, **kwargs)
+        program = self._later if self._efforts[call] > _TRIAL else self._at_first
+        return program(*args, **kwargs)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        whole = not is_staged() and are_concrete(self._fun, args, kwargs)
+        return (self.whole if whole else self.part)(*args, **kwargs)
 
 
 def _kind(leaf: Any) -> Any:
@@ -136,17 +136,29 @@ def with_gradient(fun: Function) -> Function:
     def called(*args: Any) -> Any:
         if is_staged() or are_concrete(args) or not _is_differentiated(args):
             return fun(*args)
-        try:
-            return _derivable(fun, args, {})
-        # An argument has closed over what is differentiated.
-        except jax.errors.UnexpectedTracerError:
-            return fun(*args)
-        except ValueError as error:
-            if "compiler_options" not in str(error):
-                raise
-            return fun(*args)
+        return _unless_closed_over(_derivatives(fun), fun, *args)
 
     return cast(Function, called)
+
+
+def _unless_closed_over(whole: Callable[..., Any], part: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """`whole` of the arguments, or `part` where the function has closed over what is differentiated."""
+    try:
+        return whole(*args, **kwargs)
+    except jax.errors.UnexpectedTracerError:
+        return part(*args, **kwargs)
+    except ValueError as error:
+        if "compiler_options" not in str(error):
+            raise
+        return part(*args, **kwargs)
+
+
+def _derivatives(fun: Callable[..., Any]) -> Callable[..., Any]:
+    def called(*args: Any, **kwargs: Any) -> Any:
+        out, rest = _derivable(fun, args, kwargs)
+        return eqx.combine(out, rest.arrays, rest.others)
+
+    return called
 
 
 @eqx.filter_custom_jvp
@@ -154,7 +166,7 @@ def _derivable(fun: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """`fun(*args, **kwargs)`, of which derivatives are programs. JAX would make those of a program parts of others,
     without options.
     """
-    return _evaluated(fun, args, kwargs)
+    return _evaluated((fun, args, kwargs), None)
 
 
 @_derivable.def_jvp
@@ -165,38 +177,47 @@ def _(primals: Any, tangents: Any) -> tuple[Any, Any]:
     if not are_concrete(primals) or are_concrete(tangents):
         # Of what is batched or differentiated further, too; there it is a part of that.
         moved = _push if are_concrete(primals) else _moved
-        out, change, rest = moved(moving, fixed, tangents)
-        return eqx.combine(out, rest), change
+        return moved(moving, fixed, tangents)
     out, pullback, rest = _forward(moving, fixed)
     if not are_concrete(out, pullback):  # the function has closed over what is differentiated
-        out, change, rest = _moved(moving, fixed, tangents)
-        return eqx.combine(out, rest), change
+        return _moved(moving, fixed, tangents)
     given, structure = eqx.partition((moving, fixed, pullback), eqx.is_array)
 
     def push(given: Any, tangents: Any) -> Any:
         moving, fixed, _ = eqx.combine(given, structure)
-        return _push(moving, fixed, tangents)[1]
+        return _push(moving, fixed, tangents)[1][0]
 
     def pull(given: Any, cotangents: Any) -> Any:
         return _pull(eqx.combine(given, structure)[2], cotangents)
 
-    return eqx.combine(out, rest), linear(push, pull, given, tangents, out)
+    return (out, rest), (linear(push, pull, given, tangents, out), rest.at_rest())
 
 
-@_Program
-def _evaluated(fun: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    return fun(*args, **kwargs)
+class _Rest(eqx.Module):
+    """What a function gives besides what has derivatives."""
+
+    arrays: Any
+    others: Any = eqx.field(static=True)
+
+    def at_rest(self) -> "_Rest":
+        """How it moves."""
+        return jax.tree.map(lambda _: None, self)
 
 
-def _read(moving: Any, fixed: Any) -> tuple[Any, Any]:
+def _read(moving: Any, fixed: Any) -> tuple[Any, _Rest]:
     """What a function gives: what has derivatives, and the rest."""
     fun, args, kwargs = eqx.combine(moving, fixed)
-    return eqx.partition(fun(*args, **kwargs), eqx.is_inexact_array)
+    out, rest = eqx.partition(fun(*args, **kwargs), eqx.is_inexact_array)
+    return out, _Rest(*eqx.partition(rest, lambda x: isinstance(x, jax.Array | np.ndarray)))
 
 
-def _moved(moving: Any, fixed: Any, tangents: Any) -> tuple[Any, Any, Any]:
-    """What has derivatives, by how much it moves, and the rest."""
-    return jax.jvp(lambda moving: _read(moving, fixed), (moving,), (tangents,), has_aux=True)
+_evaluated = _Program(_read)
+
+
+def _moved(moving: Any, fixed: Any, tangents: Any) -> tuple[Any, Any]:
+    """What a function gives, and by how much that moves."""
+    out, change, rest = jax.jvp(lambda moving: _read(moving, fixed), (moving,), (tangents,), has_aux=True)
+    return (out, rest), (change, rest.at_rest())
 
 
 @_Program
@@ -204,9 +225,7 @@ def _forward(moving: Any, fixed: Any) -> Any:
     return eqx.filter_vjp(lambda moving: _read(moving, fixed), moving, has_aux=True)
 
 
-@_Program
-def _push(moving: Any, fixed: Any, tangents: Any) -> Any:
-    return _moved(moving, fixed, tangents)
+_push = _Program(_moved)
 
 
 @_Program

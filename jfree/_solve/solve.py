@@ -176,11 +176,12 @@ def _zeros(shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
         return jnp.zeros(shape, dtype)
 
 
+# Points of laws, in all layers and lanes, that are solved for in a few tenths of a second, the effort of one call.
+_POINTS_PER_CALL = 1e6
+
+
 def _effort(curve: Curve, z: Array, *_: Any) -> float:
-    return max(1.0, z.size * curve.num_layers * (1 + curve.num_points) / _MUCH)
-
-
-_MUCH = 1e6  # points of laws, in all layers and lanes: they take a few tenths of a second
+    return max(1.0, z.size * curve.num_layers * (1 + curve.num_points) / _POINTS_PER_CALL)
 
 
 @quickly(partial(jax.jit, static_argnums=4), _effort, fused=True)
@@ -193,7 +194,7 @@ def _find_roots(curve: Curve, z: Array, guess: Guess, search: Array | bool, plat
     order, back = jax.lax.cond(in_order, lambda: (order, order), lambda: _sorted(distance))
     lanes = eqx.tree_at(lambda lanes: (lanes.omega, lanes.unknowns), Lanes.unknown(curve, valid), guess)
     target, lanes = _take((target, lanes), order)
-    work = curve, target, lanes, jnp.sum(~valid), search
+    work = curve, target, lanes, jnp.sum(~valid), jnp.asarray(search)
     few = z.shape[0] <= _FEW or curve.num_points > _MANY_POINTS
     narrow = partial(_work_through, tile=min(z.shape[0], _SMALL_TILE if few else _TILE))
     wide = partial(_work_through, tile=min(z.shape[0], _WIDE_TILE))
