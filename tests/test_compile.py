@@ -178,6 +178,13 @@ def test_derivatives_within_derivatives_and_batches(door):
     np.testing.assert_array_equal(jax.grad(lambda x: jnp.sum(jax.vmap(door(chosen))(x)))(x), [[1, 1], [1, 0]])
 
 
+def test_what_is_traced_may_not_be_differentiated():
+    square = quickly(eqx.filter_jit)(lambda x: (x * x, "a"))
+    assert float(jax.grad(lambda x: square(jax.lax.stop_gradient(x))[0] * x)(3.0)) == 9
+    np.testing.assert_array_equal(jax.vmap(lambda k: square(k)[0])(jnp.arange(3)), [0, 1, 4])
+    assert float(jax.jvp(lambda x: square(x)[0], (3.0,), (1.0,))[1]) == 6
+
+
 def test_a_scalar_may_close_over_what_is_differentiated():
     def of(a, x):
         return with_gradient(lambda x: a * jnp.sum(x))(x)

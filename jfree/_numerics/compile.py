@@ -166,7 +166,7 @@ def _derivable(fun: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """`fun(*args, **kwargs)`, of which derivatives are programs. JAX would make those of a program parts of others,
     without options.
     """
-    return _evaluated((fun, args, kwargs), None)
+    return _evaluated(fun, args, kwargs)
 
 
 @_derivable.def_jvp
@@ -204,14 +204,17 @@ class _Rest(eqx.Module):
         return jax.tree.map(lambda _: None, self)
 
 
-def _read(moving: Any, fixed: Any) -> tuple[Any, _Rest]:
+def _in_parts(fun: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, _Rest]:
     """What a function gives: what has derivatives, and the rest."""
-    fun, args, kwargs = eqx.combine(moving, fixed)
     out, rest = eqx.partition(fun(*args, **kwargs), eqx.is_inexact_array)
     return out, _Rest(*eqx.partition(rest, lambda x: isinstance(x, jax.Array | np.ndarray)))
 
 
-_evaluated = _Program(_read)
+_evaluated = _Program(_in_parts)
+
+
+def _read(moving: Any, fixed: Any) -> tuple[Any, _Rest]:
+    return _in_parts(*eqx.combine(moving, fixed))
 
 
 def _moved(moving: Any, fixed: Any, tangents: Any) -> tuple[Any, Any]:
